@@ -1,0 +1,26 @@
+"""The one exception for mistakes that a user can mend.
+
+A `UserError` is one sentence: what is wrong, where, and what to do. Entry points print it without a
+traceback and exit with code 2. Everything else that escapes is a bug of ours and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+EXIT_USER_ERROR = 2
+EXIT_WATCHDOG = 75  # EX_TEMPFAIL: the scheduler may requeue the job
+
+
+class UserError(ValueError):
+    """Bad input: the message says what, where and what to do. Nothing was written or lost."""
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """A hint like ``; did you mean 'seed'?``, or the valid names when none is close."""
+    names = sorted(valid)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean '{close[0]}'?"
+    return f"; valid names: {', '.join(names)}" if names else ""
