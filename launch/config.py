@@ -1,0 +1,336 @@
+"""Typed recipes: a YAML file and `--key value` overrides become one checked dataclass.
+
+Every field is declared once, in a dataclass, with its type, its default and a string below it as its
+documentation. Unknown keys and wrong types are errors that name the key, the file and the nearest valid key.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+import inspect
+import textwrap
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+import yaml
+
+from launch.errors import UserError, nearest
+
+T = TypeVar("T")
+
+
+def artefact(default: Any = "") -> Any:
+    """A field that holds the path of an input: its content is hashed into the provenance."""
+    if isinstance(default, list):
+        return dataclasses.field(default_factory=lambda: list(default), metadata={"artefact": True})
+    return dataclasses.field(default=default, metadata={"artefact": True})
+
+
+def operational(default: Any) -> Any:
+    """A field that does not change the result (where to log, how often to save): no part of a run's identity."""
+    if isinstance(default, list):
+        return dataclasses.field(default_factory=lambda: list(default), metadata={"operational": True})
+    return dataclasses.field(default=default, metadata={"operational": True})
+
+
+# ---------------------------------------------------------------------------------------------- reading
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """yaml.SafeLoader that refuses a key written twice (YAML keeps the last one, silently)."""
+
+
+def _construct_mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: set[Any] = set()
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        if key in seen:
+            raise UserError(f"{node.start_mark.name}: line {key_node.start_mark.line + 1}: key '{key}' is given twice; keep one")
+        seen.add(key)
+    return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
+
+
+_StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_mapping)
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML file (safe loading only); UserError names the file, the line and the fault."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        folder = path.parent if path.parent.is_dir() else Path(".")
+        names = [p.name for p in folder.glob("*.y*ml")]
+        raise UserError(f"{path}: no such recipe{nearest(path.name, names)}") from None
+    except (IsADirectoryError, PermissionError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as a UTF-8 recipe ({error}); give a YAML file") from None
+    try:
+        loader = _StrictLoader(text)
+        loader.name = str(path)
+        content = loader.get_single_data()
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else "somewhere"
+        problem = getattr(error, "problem", None) or str(error)
+        raise UserError(f"{path}: {where}: not valid YAML ({problem}); mend that line") from None
+    if content is None:
+        raise UserError(f"{path}: the recipe is empty; write at least one `key: value` line")
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: a recipe is a mapping of keys to values, not a {type(content).__name__}")
+    return content
+
+
+# ---------------------------------------------------------------------------------------------- checking
+
+
+def _type_name(hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        return "one of " + ", ".join(repr(a) for a in get_args(hint))
+    if get_origin(hint) in (Union, types.UnionType):
+        return " or ".join(_type_name(a) for a in get_args(hint))
+    if get_origin(hint) is not None:
+        return f"{get_origin(hint).__name__} of {', '.join(_type_name(a) for a in get_args(hint))}"
+    return {type(None): "null", str: "text", int: "an integer", float: "a number", bool: "true or false"}.get(
+        hint, getattr(hint, "__name__", str(hint))
+    )
+
+
+def _scalar(value: Any, hint: Any) -> Any:
+    """`value` as int, float, bool or str, or TypeError. Text is parsed for numbers: YAML 1.1 reads 3e-4 as text."""
+    if hint is bool:
+        if isinstance(value, bool):
+            return value
+        if isinstance(value, str) and value.lower() in ("true", "false"):
+            return value.lower() == "true"
+    elif hint is int:
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+        if isinstance(value, float) and value.is_integer():
+            return int(value)
+        if isinstance(value, str):
+            number = _parse_float(value.replace("_", ""))
+            if number is not None and number.is_integer():
+                return int(number)
+    elif hint is float:
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            return float(value)
+        if isinstance(value, str) and (number := _parse_float(value)) is not None:
+            return number
+    elif hint is str and isinstance(value, (str, int, float)) and not isinstance(value, bool):
+        return str(value)
+    raise TypeError
+
+
+def _parse_float(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def check_value(value: Any, hint: Any, key: str, where: str) -> Any:
+    """`value` converted to the type `hint`, or a UserError that names the key, the file, the value and the type."""
+    origin, args = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return value
+    if origin in (Union, types.UnionType):
+        if type(None) in args and value in (None, "null", "none", "None"):
+            return None
+        for option in (a for a in args if a is not type(None)):
+            try:
+                return check_value(value, option, key, where)
+            except UserError:
+                continue
+    elif origin is Literal:
+        for option in args:
+            if value == option or str(value) == str(option):
+                return option
+        raise UserError(f"{where}: {key}: {value!r} is not {_type_name(hint)}{nearest(str(value), map(str, args))}")
+    elif origin is list:
+        if isinstance(value, str):  # from the command line: a,b,c or [a, b, c]
+            value = yaml.safe_load(value) if value.strip().startswith("[") else [v for v in value.split(",") if v]
+        if isinstance(value, (list, tuple)):
+            return [check_value(v, args[0], f"{key}[{i}]", where) for i, v in enumerate(value)]
+    elif origin is dict:
+        if isinstance(value, str) and value.strip().startswith("{"):
+            value = yaml.safe_load(value)
+        if isinstance(value, dict):
+            return {str(k): check_value(v, args[1], f"{key}.{k}", where) for k, v in value.items()}
+    elif dataclasses.is_dataclass(hint):
+        if isinstance(value, dict):
+            return build(hint, value, where, prefix=f"{key}.")
+    else:
+        try:
+            return _scalar(value, hint)
+        except TypeError:
+            pass
+    raise UserError(f"{where}: {key}: {value!r} is not {_type_name(hint)}; give {_type_name(hint)}")
+
+
+@functools.cache
+def field_types(cls: type) -> dict[str, Any]:
+    """Field name -> resolved type of a config dataclass."""
+    hints = typing.get_type_hints(cls)
+    return {f.name: hints[f.name] for f in dataclasses.fields(cls)}
+
+
+def build(cls: type[T], values: dict[str, Any], where: str, prefix: str = "") -> T:
+    """A `cls` from a mapping. `where` names the file (or the command line) in errors.
+
+    A config may define `check(self)`, which raises ValueError("key: what is wrong and what to do") on values that
+    do not fit each other.
+    """
+    hints = field_types(cls)
+    for key in values:
+        if key not in hints:
+            raise UserError(f"{where}: unknown key '{prefix}{key}'{nearest(str(key), hints)}")
+    checked = {key: check_value(value, hints[key], prefix + key, where) for key, value in values.items()}
+    missing = [
+        f.name
+        for f in dataclasses.fields(cls)  # type: ignore[arg-type]
+        if f.name not in checked and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise UserError(f"{where}: '{prefix}{missing[0]}' is missing; add `{missing[0]}: ...` or --{prefix}{missing[0]} VALUE")
+    config = cls(**checked)
+    if hasattr(config, "check"):
+        try:
+            config.check()
+        except UserError:
+            raise
+        except ValueError as error:
+            raise UserError(f"{where}: {prefix}{error}") from None
+    return config
+
+
+def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
+    """`--key value`, `--key=value`, `--group.key value` and bare `--flag` (true) as a nested mapping."""
+    nested: dict[str, Any] = {}
+    position = 0
+    while position < len(arguments):
+        word = arguments[position]
+        if not word.startswith("--") or len(word) == 2:
+            raise UserError(f"command line: '{word}' is not an option; write --key value")
+        key, equals, value = word[2:].partition("=")
+        position += 1
+        if not equals:
+            if position < len(arguments) and not arguments[position].startswith("--"):
+                value = arguments[position]
+                position += 1
+            else:
+                value = "true"
+        *groups, leaf = key.replace("-", "_").split(".")
+        target = nested
+        for group in groups:
+            target = target.setdefault(group, {})
+        if leaf in target:
+            raise UserError(f"command line: --{key} is given twice; keep one")
+        target[leaf] = value
+    return nested
+
+
+def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`base` with the nested `changes` laid over it."""
+    merged = dict(base)
+    for key, value in changes.items():
+        both_mappings = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = merge(merged[key], value) if both_mappings else value
+    return merged
+
+
+def load_config(cls: type[T], arguments: Sequence[str]) -> T:
+    """The config of a command line: `[--config FILE.yaml] [--key value ...]`, overrides winning over the file."""
+    overrides = parse_overrides(arguments)
+    recipe = overrides.pop("config", None)
+    where = "command line"
+    values: dict[str, Any] = {}
+    if recipe is not None:
+        values, where = read_yaml(find_recipe(str(recipe))), str(recipe)
+    for key, value in overrides.items():  # checked first on their own, so that an error names the right place
+        hints = field_types(cls)
+        if key not in hints:
+            raise UserError(f"command line: unknown key '--{key}'{nearest(key, hints)}")
+        if not isinstance(value, dict):
+            check_value(value, hints[key], f"--{key}", "command line")
+    return build(cls, merge(values, overrides), where)
+
+
+def find_recipe(name: str) -> Path:
+    """A recipe's path: a file as given, or the name of one that comes with alignkit (`demo`, `ppo.yaml`)."""
+    path = Path(name)
+    if path.exists() or "/" in name:
+        return path
+    shipped = Path(__file__).parent / "recipes"
+    for candidate in (shipped / name, shipped / f"{name}.yaml"):
+        if candidate.is_file():
+            return candidate
+    if path.suffix in (".yaml", ".yml"):
+        return path
+    raise UserError(f"{name}: no such recipe{nearest(name, [p.stem for p in shipped.glob('*.yaml')])}")
+
+
+# ---------------------------------------------------------------------------------------------- writing
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A config as plain JSON-able values."""
+    return dataclasses.asdict(config)
+
+
+def identity_dict(config: Any) -> dict[str, Any]:
+    """The part of a config that decides the result: all but the operational fields."""
+    values = to_dict(config)
+    for field in dataclasses.fields(config):
+        if field.metadata.get("operational"):
+            values.pop(field.name)
+    return values
+
+
+def artefact_paths(config: Any) -> dict[str, str]:
+    """Field name (or `name[i]`) -> value, for the fields declared with `artefact` that are set."""
+    found: dict[str, str] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if not field.metadata.get("artefact") or not value:
+            continue
+        if isinstance(value, (list, tuple)):
+            found.update({f"{field.name}[{i}]": v for i, v in enumerate(value)})
+        elif isinstance(value, dict):
+            found.update({f"{field.name}.{k}": v for k, v in value.items()})
+        else:
+            found[field.name] = value
+    return found
+
+
+@functools.cache
+def field_docs(cls: type) -> dict[str, str]:
+    """Field name -> the string literal below it, of a class and its bases."""
+    docs: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        if not dataclasses.is_dataclass(base):
+            continue
+        body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body  # type: ignore[attr-defined]
+        for statement, following in zip(body, body[1:], strict=False):
+            is_field = isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
+            is_doc = isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
+            if is_field and is_doc and isinstance(following.value.value, str):
+                docs[statement.target.id] = " ".join(following.value.value.split())
+    return docs
+
+
+def describe(cls: type) -> str:
+    """The help text of a config: one line for each field, with its type, default and documentation."""
+    docs, hints, lines = field_docs(cls), field_types(cls), []
+    for field in dataclasses.fields(cls):
+        default = field.default if field.default is not dataclasses.MISSING else None
+        if field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        head = f"  --{field.name}  ({_type_name(hints[field.name])}; default {default!r})"
+        lines.append(head)
+        lines.extend(textwrap.wrap(docs.get(field.name, ""), 100, initial_indent="      ", subsequent_indent="      "))
+    return "\n".join(lines)

@@ -1,0 +1,137 @@
+"""Files that are whole or absent: atomic writes, content hashes, append-only logs, folder locks."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from launch.errors import UserError
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make renames inside a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomic(path: str | Path, content: str | bytes) -> None:
+    """Write a file aside, fsync it and rename it: readers see the old content or the new, never a part."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    data = content.encode() if isinstance(content, str) else content
+    try:
+        with open(aside, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(aside, path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    fsync_folder(path.parent)
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write JSON atomically; NaN and infinity are refused, since JSON has none."""
+    write_atomic(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def read_json(path: str | Path, remedy: str = "restore the file or remove it") -> Any:
+    """The JSON in a file; UserError names the file, the line and the remedy."""
+    path = Path(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; {remedy}") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path}: not valid JSON ({error}); {remedy}") from None
+
+
+def canonical_json(value: Any) -> str:
+    """JSON text that is equal for equal values: the base of configuration hashes."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False, default=str)
+
+
+def sha256_text(text: str) -> str:
+    """Hex SHA-256 of a text."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def sha256_file(path: str | Path) -> str:
+    """Hex SHA-256 of a file's content."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+# What a run writes beside its artefact; no part of the artefact's content.
+SIDE_FILES = {"provenance.json", "run.json", "metrics.jsonl", "README.md", "progress.json"}
+SIDE_FOLDERS = {"checkpoints", "trackers"}
+
+
+def sha256_tree(root: str | Path) -> str:
+    """Content hash of an artefact: of a file, or of every file of a folder by name, less what runs write beside it."""
+    root = Path(root)
+    if root.is_file():
+        return sha256_file(root)
+    lines = []
+    for path in sorted(root.rglob("*")):
+        relative = path.relative_to(root)
+        hidden = any(part.startswith(".") for part in relative.parts)
+        beside = relative.parts[0] in SIDE_FOLDERS or (len(relative.parts) == 1 and relative.name in SIDE_FILES)
+        if path.is_file() and not hidden and not beside:
+            lines.append(f"{sha256_file(path)}  {relative.as_posix()}")
+    return sha256_text("\n".join(lines))
+
+
+def append_jsonl(path: str | Path, row: dict[str, Any]) -> None:
+    """Append one JSON line; a reader ignores a last line that a crash cut (see `read_jsonl_log`)."""
+    with open(path, "a", encoding="utf-8") as stream:
+        stream.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_jsonl_log(path: str | Path) -> list[dict[str, Any]]:
+    """Rows of a log of our own; a cut last line (the process died while writing) is dropped."""
+    path = Path(path)
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    rows = []
+    for number, line in enumerate(lines):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            if number < len(lines) - 1:
+                raise UserError(f"{path}: line {number + 1} is not JSON; restore the log or remove that line") from None
+    return rows
+
+
+@contextlib.contextmanager
+def lock_folder(folder: Path, patience_s: float = 10.0) -> Iterator[None]:
+    """Hold a folder for one job. The lock dies with its process, so a killed job leaves none behind."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "a+") as stream:
+        deadline = time.monotonic() + patience_s
+        while True:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise UserError(f"{folder}: another alignkit job is writing here; wait for it or choose another --output_dir") from None
+                time.sleep(0.2)
+        try:
+            yield
+        finally:
+            fcntl.flock(stream, fcntl.LOCK_UN)
