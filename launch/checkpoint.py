@@ -1,0 +1,289 @@
+"""Checkpoints that survive a kill at any moment, a full disk and a flipped bit.
+
+The protocol (the evidence that asks for each step is in docs/launch.md):
+ 1. all ranks write into `.tmp-<step>-<id>/`, and every file is fsynced;
+ 2. the files are hashed (SHA-256, the work shared by the ranks);
+ 3. MANIFEST.json is written last, with step, world and the hash of every file;
+ 4. the ranks agree that all went well: when one failed, all raise, none hangs;
+ 5. the folder is renamed to `step-<step>`, and its parent fsynced;
+ 6. only then older ones go, renamed to `.del-*` first, and never below two;
+ 7. the newest whose manifest verifies is resumed from; every one that is passed over is named with the reason;
+ 8. when checkpoints exist and none verifies the job ends: it never starts again from scratch in silence.
+Nothing on the way back executes: tensors are safetensors, the rest is JSON.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import sys
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from launch.errors import UserError
+from launch.files import fsync_folder, sha256_file, write_json
+
+if TYPE_CHECKING:
+    from launch.runtime import Runtime
+
+MANIFEST = "MANIFEST.json"
+SCHEMA = 1
+
+
+# ------------------------------------------------------------------------------------------ one folder
+
+
+def seal_folder(folder: Path, meta: dict[str, Any], hashes: dict[str, str] | None = None) -> None:
+    """Write the manifest of a finished folder: from now on `verify_folder` accepts it as it is, and only so."""
+    files = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST):
+        name = path.relative_to(folder).as_posix()
+        files[name] = {"bytes": path.stat().st_size, "sha256": (hashes or {}).get(name) or sha256_file(path)}
+    write_json(folder / MANIFEST, {"schema": SCHEMA, "files": files, **meta})
+
+
+def verify_folder(folder: Path) -> dict[str, Any]:
+    """The manifest of a folder whose files are all there and unchanged; ValueError says what is wrong."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError("it has no manifest: it was not finished") from None
+    except (UnicodeDecodeError, json.JSONDecodeError):
+        raise ValueError("its manifest is not readable JSON") from None
+    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA or not isinstance(manifest.get("files"), dict):
+        raise ValueError(f"its manifest is not of schema {SCHEMA}")
+    present = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST}
+    for name, entry in manifest["files"].items():
+        path = folder / name
+        if name not in present:
+            raise ValueError(f"{name} is missing")
+        if path.stat().st_size != entry["bytes"]:
+            raise ValueError(f"{name} has {path.stat().st_size} bytes instead of {entry['bytes']}")
+        if sha256_file(path) != entry["sha256"]:
+            raise ValueError(f"{name} has changed since it was written (SHA-256 differs)")
+    if extra := present - set(manifest["files"]):
+        raise ValueError(f"{min(extra)} is not in its manifest")
+    return manifest
+
+
+def fsync_tree(folder: Path) -> None:
+    """fsync every file and folder below `folder`."""
+    for path in [*folder.rglob("*"), folder]:
+        if path.is_dir():
+            fsync_folder(path)
+        else:
+            with open(path, "rb") as stream:
+                os.fsync(stream.fileno())
+
+
+# ------------------------------------------------------------------------------------- trees of tensors
+
+
+def pack_tree(tree: Any) -> tuple[dict[str, torch.Tensor], Any]:
+    """Split nested dicts, lists and tuples into tensors (name -> tensor) and a JSON skeleton that refers to them.
+
+    A tensor that occurs twice (tied weights) is stored once. Values other than tensors must be JSON values.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    names: dict[tuple[int, tuple[int, ...], tuple[int, ...], torch.dtype], str] = {}
+
+    def walk(node: Any, path: str) -> Any:
+        if isinstance(node, torch.Tensor):
+            key = (node.data_ptr(), tuple(node.shape), tuple(node.stride()), node.dtype)
+            if node.numel() == 0 or key not in names:
+                names[key] = path
+                tensors[path] = node.detach().to("cpu", copy=True).contiguous()
+            return {"__tensor__": names[key]}
+        if isinstance(node, dict):
+            return {"__items__": [[key, walk(value, f"{path}/{key}")] for key, value in node.items()]}
+        if isinstance(node, (list, tuple)):
+            return {f"__{type(node).__name__}__": [walk(value, f"{path}/{i}") for i, value in enumerate(node)]}
+        if isinstance(node, (str, int, float, bool, type(None))):
+            return node
+        raise TypeError(f"a checkpoint holds tensors and JSON values, not {type(node).__name__} (at {path})")
+
+    skeleton = walk(tree, "")
+    return tensors, skeleton
+
+
+def unpack_tree(tensors: dict[str, torch.Tensor], skeleton: Any) -> Any:
+    """The tree that `pack_tree` split."""
+    if isinstance(skeleton, dict):
+        (kind, content), *_ = skeleton.items()
+        if kind == "__tensor__":
+            return tensors[content]
+        if kind == "__items__":
+            return {key: unpack_tree(tensors, value) for key, value in content}
+        values = [unpack_tree(tensors, value) for value in content]
+        return tuple(values) if kind == "__tuple__" else values
+    return skeleton
+
+
+def write_tree(folder: Path, name: str, tree: Any) -> None:
+    """Write a tree as `<name>.safetensors` and `<name>.json`."""
+    tensors, skeleton = pack_tree(tree)
+    save_file(tensors, folder / f"{name}.safetensors")
+    (folder / f"{name}.json").write_text(json.dumps(skeleton), encoding="utf-8")
+
+
+def read_tree(folder: Path, name: str) -> Any:
+    """The tree that `write_tree` wrote; tensors are on the CPU."""
+    skeleton = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+    return unpack_tree(load_file(folder / f"{name}.safetensors"), skeleton)
+
+
+# ---------------------------------------------------------------------------------------------- the store
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint."""
+
+    step: int
+    folder: Path
+    meta: dict[str, Any]
+
+    def state(self) -> dict[str, Any]:
+        """The tree that `CheckpointStore.save` was given."""
+        return read_tree(self.folder, "state")
+
+
+class CheckpointStore:
+    """The checkpoints of one run. All ranks call `save`, `save_with` and `latest` together."""
+
+    def __init__(self, folder: Path, runtime: Runtime, keep: int = 2) -> None:
+        self.folder, self.runtime, self.keep = folder, runtime, max(2, keep)
+        self._resumed: Path | None = None
+        if runtime.is_main:
+            folder.mkdir(parents=True, exist_ok=True)
+            for stale in [*folder.glob(".tmp-*"), *folder.glob(".del-*")]:
+                shutil.rmtree(stale)
+        runtime.barrier()
+
+    def save(self, step: int, state: dict[str, Any]) -> bool:
+        """Save a tree of tensors and JSON values that is the same on every rank; rank 0 writes it."""
+        return self.save_with(step, lambda folder: write_tree(folder, "state", state) if self.runtime.is_main else None)
+
+    def save_with(self, step: int, write: Callable[[Path], Any], meta: dict[str, Any] | None = None) -> bool:
+        """Let every rank write its files into a folder that then becomes the checkpoint of `step`.
+
+        Returns False, with a warning, when the disk is full: the job can go on, the checkpoints before are intact.
+        Any other failure of one rank is raised on all of them.
+        """
+        aside = self.folder / self.runtime.broadcast(f".tmp-{step:08d}-{uuid.uuid4().hex[:8]}")
+        fault = self._attempt(lambda: self._write_aside(aside, write))
+        if fault is None:
+            fault = self._attempt(lambda: self._commit(aside, step, meta or {}))
+        if fault is None:
+            return True
+        if self.runtime.is_main:
+            shutil.rmtree(aside, ignore_errors=True)
+        self.runtime.barrier()
+        code, text = fault
+        if code in (errno.ENOSPC, errno.EDQUOT):
+            self._say(f"{self.folder}: the disk is full; no checkpoint at step {step}, the earlier ones are intact; free some space")
+            return False
+        raise RuntimeError(f"checkpoint of step {step} in {self.folder} failed: {text}")
+
+    def _attempt(self, action: Callable[[], None]) -> tuple[int | None, str] | None:
+        """Run a phase on every rank and agree on its outcome: the first rank's fault, or None."""
+        fault: tuple[int | None, str] | None = None
+        try:
+            action()
+        except Exception as error:
+            fault = (_disk_full_code(error), f"rank {self.runtime.rank}: {type(error).__name__}: {error}")
+        return next((f for f in self.runtime.gather_objects(fault) if f is not None), None)
+
+    def _write_aside(self, aside: Path, write: Callable[[Path], Any]) -> None:
+        if self.runtime.is_main:
+            self._check_space()
+            aside.mkdir()
+        self.runtime.barrier()
+        write(aside)
+
+    def _commit(self, aside: Path, step: int, meta: dict[str, Any]) -> None:
+        files = sorted(p for p in aside.rglob("*") if p.is_file())
+        mine = files[self.runtime.rank :: self.runtime.world]
+        hashes: dict[str, str] = {}
+        for part in self.runtime.gather_objects({p.relative_to(aside).as_posix(): sha256_file(p) for p in mine}):
+            hashes.update(part)
+        if self.runtime.is_main:
+            fsync_tree(aside)
+            seal_folder(aside, {"step": step, "world": self.runtime.world, **meta}, hashes)
+            target = self._path(step)
+            if target.exists():  # the same step again, after a resume from before it: the new one replaces it
+                self._remove(target)
+            os.rename(aside, target)
+            fsync_folder(self.folder)
+            self._rotate()
+
+    def _check_space(self) -> None:
+        """Ask for twice the size of the last checkpoint before writing: cheaper to know now than half-way."""
+        steps = self.steps()
+        if steps:
+            size = sum(p.stat().st_size for p in self._path(steps[-1]).rglob("*") if p.is_file())
+            if shutil.disk_usage(self.folder).free < size:
+                raise OSError(errno.ENOSPC, "not enough space for another checkpoint")
+
+    def _rotate(self) -> None:
+        kept = self.steps()[-self.keep :]
+        for step in self.steps():
+            if step not in kept and self._path(step) != self._resumed:
+                self._remove(self._path(step))
+
+    def _remove(self, folder: Path) -> None:
+        doomed = folder.with_name(f".del-{folder.name}-{uuid.uuid4().hex[:8]}")
+        os.rename(folder, doomed)
+        shutil.rmtree(doomed)
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"step-{step:08d}"
+
+    def steps(self) -> list[int]:
+        """Steps of the checkpoints that are there, verified or not, oldest first."""
+        return sorted(int(p.name[5:]) for p in self.folder.glob("step-*") if p.name[5:].isdigit())
+
+    def latest(self) -> Checkpoint | None:
+        """The newest checkpoint that verifies; None when there is none at all; UserError when none verifies."""
+        found: tuple[int, dict[str, Any]] | None = None
+        reasons: list[str] = []
+        if self.runtime.is_main:
+            for step in reversed(self.steps()):
+                try:
+                    found = (step, verify_folder(self._path(step)))
+                    break
+                except (ValueError, OSError) as error:
+                    reasons.append(f"{self._path(step)}: {error}")
+        found, reasons = self.runtime.broadcast((found, reasons))
+        for reason in reasons:
+            self._say(f"checkpoint passed over: {reason}")
+        if found is None and reasons:
+            raise UserError(
+                f"{self.folder}: no checkpoint is intact ({'; '.join(reasons)}); restore one from a copy, or delete the folder to start from the beginning"
+            )
+        if found is None:
+            return None
+        step, manifest = found
+        self._resumed = self._path(step)
+        return Checkpoint(step, self._path(step), manifest)
+
+    def _say(self, text: str) -> None:
+        if self.runtime.is_main:
+            print(f"alignkit: warning: {text}", file=sys.stderr, flush=True)
+
+
+def _disk_full_code(error: BaseException) -> int | None:
+    """The errno of a full disk behind an error, also where a library hides it in its message."""
+    if isinstance(error, OSError) and error.errno:
+        return error.errno
+    text = str(error).lower()
+    full = "no space left" in text or "os error 28" in text or "unexpected pos" in text
+    return errno.ENOSPC if full else None
