@@ -58,7 +58,11 @@ def verify_folder(folder: Path) -> dict[str, Any]:
         raise ValueError("it has no manifest: it was not finished") from None
     except (UnicodeDecodeError, json.JSONDecodeError):
         raise ValueError("its manifest is not readable JSON") from None
-    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA or not isinstance(manifest.get("files"), dict):
+    if (
+        not isinstance(manifest, dict)
+        or manifest.get("schema") != SCHEMA
+        or not isinstance(manifest.get("files"), dict)
+    ):
         raise ValueError(f"its manifest is not of schema {SCHEMA}")
     present = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST}
     for name, entry in manifest["files"].items():
@@ -189,7 +193,9 @@ class CheckpointStore:
         self.runtime.barrier()
         code, text = fault
         if code in (errno.ENOSPC, errno.EDQUOT):
-            self._say(f"{self.folder}: the disk is full; no checkpoint at step {step}, the earlier ones are intact; free some space")
+            self._say(
+                f"{self.folder}: the disk is full; no checkpoint at step {step}, the earlier ones are intact; free some space"
+            )
             return False
         raise RuntimeError(f"checkpoint of step {step} in {self.folder} failed: {text}")
 

@@ -50,7 +50,9 @@ def _construct_mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[An
     for key_node, _ in node.value:
         key = loader.construct_object(key_node, deep=True)
         if key in seen:
-            raise UserError(f"{node.start_mark.name}: line {key_node.start_mark.line + 1}: key '{key}' is given twice; keep one")
+            raise UserError(
+                f"{node.start_mark.name}: line {key_node.start_mark.line + 1}: key '{key}' is given twice; keep one"
+            )
         seen.add(key)
     return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
 
@@ -196,7 +198,9 @@ def build(cls: type[T], values: dict[str, Any], where: str, prefix: str = "") ->
         if f.name not in checked and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
     ]
     if missing:
-        raise UserError(f"{where}: '{prefix}{missing[0]}' is missing; add `{missing[0]}: ...` or --{prefix}{missing[0]} VALUE")
+        raise UserError(
+            f"{where}: '{prefix}{missing[0]}' is missing; add `{missing[0]}: ...` or --{prefix}{missing[0]} VALUE"
+        )
     config = cls(**checked)
     if hasattr(config, "check"):
         try:

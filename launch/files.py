@@ -129,7 +129,9 @@ def lock_folder(folder: Path, patience_s: float = 10.0) -> Iterator[None]:
                 break
             except OSError:
                 if time.monotonic() > deadline:
-                    raise UserError(f"{folder}: another alignkit job is writing here; wait for it or choose another --output_dir") from None
+                    raise UserError(
+                        f"{folder}: another alignkit job is writing here; wait for it or choose another --output_dir"
+                    ) from None
                 time.sleep(0.2)
         try:
             yield

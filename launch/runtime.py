@@ -95,7 +95,12 @@ class Runtime:
         return int(self.sum(torch.tensor(1 if flag else 0)).item()) > 0
 
 
-def start_runtime(precision: str = "fp32", timeout_s: float = 1800.0, trackers: list[str] | None = None, tracker_dir: str | None = None) -> Runtime:
+def start_runtime(
+    precision: str = "fp32",
+    timeout_s: float = 1800.0,
+    trackers: list[str] | None = None,
+    tracker_dir: str | None = None,
+) -> Runtime:
     """Join the job that `accelerate launch` (or a plain `python`) started.
 
     `precision`: "fp32", "bf16" or "auto" (bf16 on a GPU that has it; on the CPU fp32 until `choose_precision` has

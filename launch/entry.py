@@ -1,0 +1,77 @@
+"""How a command starts, from the console script, `python -m` and `accelerate launch -m` alike."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from launch.errors import EXIT_USER_ERROR, UserError
+
+FLOORS = ("launch", "data", "evaluation", "generative", "alignment")
+
+
+def check_shadows() -> None:
+    """UserError when a folder of the user hides one of our packages (`python -m` puts the working directory first)."""
+    home = Path(__file__).resolve().parent.parent
+    for name in FLOORS:
+        spec = importlib.util.find_spec(name)
+        found = Path(next(iter(spec.submodule_search_locations or [""]))).resolve() if spec else None
+        if found != home / name:
+            raise UserError(
+                f"{found or name}: this folder hides alignkit's own package '{name}'; start from another folder, or use the `alignkit` command"
+            )
+
+
+def guarded(action: Callable[[], Any]) -> int:
+    """Run an action: 0, or 2 and one sentence for the user's mistakes, or 75 for a job that was asked to stop."""
+    from launch.stage import EXIT_STOPPED, Stopped
+
+    try:
+        check_shadows()
+        action()
+        return 0
+    except UserError as error:
+        text = str(error)
+    except Stopped:
+        return EXIT_STOPPED
+    except KeyboardInterrupt:
+        print("alignkit: interrupted; run the same command again to resume", file=sys.stderr)
+        return 130
+    except OSError as error:
+        if error.errno not in _USER_ERRNOS:
+            raise
+        text = f"{error.filename or 'output'}: {os.strerror(error.errno or 0)}; {_USER_ERRNOS[error.errno or 0]}"
+    rank = os.environ.get("RANK", "0")
+    print(f"alignkit: error: {f'rank {rank}: ' if rank != '0' else ''}{text}", file=sys.stderr, flush=True)
+    return EXIT_USER_ERROR
+
+
+_USER_ERRNOS = {
+    28: "free some space and run the same command again: nothing that was complete is lost",  # ENOSPC
+    122: "your quota is used up; free some space and run the same command again",  # EDQUOT
+    13: "ask for the permission or choose another folder",  # EACCES
+    30: "choose a folder that can be written to",  # EROFS
+}
+
+
+def run_stage_command(stage: Any, arguments: Sequence[str]) -> None:
+    """Run one stage from its command line."""
+    from launch.config import describe, load_config
+    from launch.stage import run_stage
+
+    if any(a in ("-h", "--help") for a in arguments):
+        print(
+            f"alignkit {stage.name} [--config RECIPE.yaml] [--key value ...]\n\n{(stage.config.__doc__ or '').strip()}\n\n{describe(stage.config)}"
+        )
+        return
+    run_stage(stage, load_config(stage.config, arguments))
+
+
+def run_module(name: str) -> None:
+    """The body of a stage's `__main__`: `run_module("alignment.ppo")` runs the STAGE of that package."""
+    sys.exit(guarded(lambda: run_stage_command(importlib.import_module(name).STAGE, sys.argv[1:])))

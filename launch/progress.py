@@ -1,0 +1,72 @@
+"""One progress display: rich on a terminal, a line every half minute elsewhere, nothing on the other ranks."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+console = Console(stderr=True)
+QUIET_PERIOD_S = 30.0
+
+
+class Meter:
+    """What a loop advances. `postfix` values are shown as `name=value`."""
+
+    def advance(self, n: float = 1, **postfix: float) -> None:
+        """Count `n` more units."""
+
+
+class _BarMeter(Meter):
+    def __init__(self, bar: Progress, task: int) -> None:
+        self.bar, self.task, self.start, self.done = bar, task, time.monotonic(), 0.0
+
+    def advance(self, n: float = 1, **postfix: float) -> None:
+        self.done += n
+        rate = self.done / max(time.monotonic() - self.start, 1e-9)
+        text = "  ".join([f"{rate:.3g}/s", *(f"{k}={v:.4g}" for k, v in postfix.items())])
+        self.bar.update(self.task, advance=n, postfix=text)  # type: ignore[arg-type]
+
+
+class _LineMeter(Meter):
+    def __init__(self, description: str, total: float, done: float) -> None:
+        self.description, self.total, self.done, self.first = description, total, done, done
+        self.start = self.last = time.monotonic()
+
+    def advance(self, n: float = 1, **postfix: float) -> None:
+        self.done += n
+        now = time.monotonic()
+        if now - self.last < QUIET_PERIOD_S:
+            return
+        self.last = now
+        rate = (self.done - self.first) / (now - self.start)
+        left = (self.total - self.done) / rate if rate > 0 else float("inf")
+        values = "".join(f"  {k}={v:.4g}" for k, v in postfix.items())
+        print(
+            f"{self.description}: {self.done:g}/{self.total:g}  {rate:.3g}/s  {left:.0f} s left{values}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+@contextlib.contextmanager
+def progress(total: float, description: str, done: float = 0, visible: bool = True) -> Iterator[Meter]:
+    """A display for a loop of `total` units of which `done` are done already."""
+    if not visible:
+        yield Meter()
+    elif not console.is_terminal:
+        yield _LineMeter(description, total, done)
+    else:
+        columns = [
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        ]
+        with Progress(*columns, TextColumn("{task.fields[postfix]}"), console=console, transient=True) as bar:
+            yield _BarMeter(bar, bar.add_task(description, total=total, completed=done, postfix=""))  # type: ignore[arg-type]

@@ -1,0 +1,147 @@
+"""Where an artefact comes from: full config, code, parents, data, hardware, time. And its model card."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from launch.errors import UserError, nearest
+from launch.files import read_json, sha256_text, sha256_tree, write_atomic
+
+PACKAGES = [
+    "torch",
+    "transformers",
+    "trl",
+    "accelerate",
+    "deepspeed",
+    "peft",
+    "datasets",
+    "diffusers",
+    "tokenizers",
+    "safetensors",
+    "torch-fidelity",
+    "numpy",
+]
+NAMED_SOURCES = ("embedded:", "hub:")
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that decide results; those that are not installed are left out."""
+    found = {"python": platform.python_version()}
+    for name in ["alignkit", *PACKAGES]:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def code_version() -> dict[str, Any]:
+    """The commit of the checkout that runs, when it is one, and whether it has changes."""
+    root = Path(__file__).resolve().parent.parent
+    try:
+        commit = subprocess.run(
+            ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10
+        )
+        changes = subprocess.run(
+            ["git", "-C", str(root), "status", "--porcelain", "-uno"],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return {"commit": None, "dirty": None}
+    return {"commit": commit.stdout.strip(), "dirty": bool(changes.stdout.strip())}
+
+
+def hardware() -> dict[str, Any]:
+    """Processor, cores, memory and GPUs of this machine."""
+    import torch
+
+    gpus = (
+        [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    )
+    return {
+        "processor": _processor_name(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "gpus": gpus,
+        "system": platform.platform(),
+    }
+
+
+def _processor_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def fingerprint_input(field: str, value: str) -> dict[str, Any]:
+    """What identifies an input: the content hash of a path, or the name of an embedded or hub source.
+
+    UserError when the path is missing, or is a stage's folder that was not finished.
+    """
+    if value.startswith(NAMED_SOURCES):
+        version = platform.python_version() if value.startswith("embedded:") else None
+        return {"source": value, "sha256": sha256_text(f"{value} {version}"), "version": version}
+    path = Path(value)
+    if not path.exists():
+        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise UserError(
+            f"{field}: {value}: no such file or folder{nearest(path.name, siblings) if siblings else ''}; run the stage that makes it first, or name a hub source as hub:org/name"
+        )
+    if (path / "run.json").exists() and not (path / "provenance.json").exists():
+        command = read_json(path / "run.json").get("stage", "its stage")
+        raise UserError(f"{field}: {value}: this run of `alignkit {command}` was not finished; run it to its end first")
+    if (path / "provenance.json").exists():
+        parent = read_json(path / "provenance.json")
+        return {"path": value, "sha256": parent["content_sha256"], "stage": parent["stage"]}
+    return {"path": value, "sha256": sha256_tree(path)}
+
+
+def write_model_card(folder: Path, stage: str, summary: dict[str, Any], provenance: dict[str, Any]) -> None:
+    """README.md of an artefact: a model card with `model-index` results, readable by people and by the hub."""
+    numbers = {k: v for k, v in summary.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
+    header: dict[str, Any] = {"library_name": "transformers", "tags": ["alignkit", stage.replace(" ", "-")]}
+    if numbers:
+        metrics = [{"type": name, "value": value} for name, value in sorted(numbers.items())]
+        task = {"type": "text-generation"}
+        dataset = {"type": "alignkit", "name": f"{stage} summary"}
+        header["model-index"] = [
+            {"name": folder.name, "results": [{"task": task, "dataset": dataset, "metrics": metrics}]}
+        ]
+    parents = "\n".join(
+        f"- {name}: `{entry.get('path') or entry.get('source')}` (sha256 {entry['sha256'][:12]})"
+        for name, entry in provenance["inputs"].items()
+    )
+    rows = "\n".join(f"| {name} | {value:.6g} |" for name, value in sorted(numbers.items()))
+    text = f"""---
+{yaml.safe_dump(header, sort_keys=False).strip()}
+---
+
+# {folder.name}
+
+Made by `alignkit {stage}` (alignkit {provenance["versions"].get("alignkit", "unknown")}) in {provenance["seconds"]:.0f} s. Seed {provenance["config"].get("seed")}.
+
+## Inputs
+
+{parents or "none"}
+
+## Results
+
+| metric | value |
+|---|---|
+{rows}
+
+The full configuration, package versions and hardware are in `provenance.json`; the course of the run is in `metrics.jsonl`.
+"""
+    write_atomic(folder / "README.md", text)

@@ -1,0 +1,322 @@
+"""A stage: a function from a config and input artefacts to one artefact in a folder. And the job that runs it.
+
+The folder of a run holds, beside the artefact itself: run.json (what this run is, written first), checkpoints/,
+metrics.jsonl, README.md (the model card) and provenance.json (written last: it marks the artefact as complete).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from launch.config import artefact_paths, identity_dict, operational, to_dict
+from launch.errors import EXIT_WATCHDOG, UserError
+from launch.files import (
+    append_jsonl,
+    canonical_json,
+    lock_folder,
+    read_json,
+    read_jsonl_log,
+    sha256_text,
+    sha256_tree,
+    write_atomic,
+    write_json,
+)
+from launch.provenance import code_version, fingerprint_input, hardware, package_versions, write_model_card
+
+
+@dataclass(kw_only=True)
+class StageConfig:
+    """What every stage's config has."""
+
+    output_dir: str = operational("")
+    """Folder of the run: the artefact, its checkpoints and its records."""
+    seed: int = 0
+    """Seed from which every random choice of the stage is derived."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of matrix products; auto takes bf16 where this machine is faster with it."""
+    overwrite: bool = operational(False)
+    """Start over in a folder that holds another run; what was there is moved to `<folder>.previous`."""
+    checkpoint_minutes: float = operational(10.0)
+    """Minutes between checkpoints."""
+    checkpoint_steps: int = operational(0)
+    """Steps between checkpoints, besides those by time; 0 for by time alone."""
+    keep_checkpoints: int = operational(2)
+    """How many checkpoints to keep; at least 2, since the newest may be damaged."""
+    watchdog_minutes: float = operational(30.0)
+    """End the job, with a reason, when no step was made for so long; 0 switches this off."""
+    trackers: list[str] = operational([])
+    """Trackers besides metrics.jsonl: tensorboard, wandb, trackio (through accelerate)."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A command of alignkit. `run` returns the summary metrics that go into the model card and the provenance."""
+
+    name: str
+    config: type[StageConfig]
+    run: Callable[[Any, Job], dict[str, Any]]
+
+
+class Stopped(Exception):
+    """The job was asked to stop (SIGTERM, SIGUSR1) and has saved; the same command resumes it."""
+
+
+class Job:
+    """One running stage on one rank: its folder, runtime, checkpoints, log, progress and watchdog."""
+
+    def __init__(self, stage: Stage, config: StageConfig, runtime: Any) -> None:
+        from launch.checkpoint import CheckpointStore
+        from launch.watchdog import Watchdog
+
+        self.stage, self.config, self.runtime = stage, config, runtime
+        self.output_dir = Path(config.output_dir)
+        self.checkpoints = CheckpointStore(self.output_dir / "checkpoints", runtime, config.keep_checkpoints)
+        self.watchdog = Watchdog(self.output_dir / ".watchdog", runtime.rank, 60 * config.watchdog_minutes)
+        self._stop_requested = False
+        self._last_save = time.monotonic()
+        self._start = time.monotonic()
+
+    def say(self, text: str) -> None:
+        """One line for the user, from the main rank."""
+        if self.runtime.is_main:
+            print(f"[{self.stage.name}] {text}", file=sys.stderr, flush=True)
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Append metrics to metrics.jsonl and the trackers. Names that begin with `perf/` depend on the machine."""
+        if self.runtime.is_main:
+            append_jsonl(
+                self.output_dir / "metrics.jsonl", {"step": step, **{k: _finite(v) for k, v in metrics.items()}}
+            )
+        if self.config.trackers:
+            self.runtime.accelerator.log(metrics, step=step)
+
+    def beat(self, step: int) -> None:
+        """Tell the watchdog that a step was made."""
+        self.watchdog.beat(step)
+
+    def progress(self, total: float, description: str, done: float = 0) -> contextlib.AbstractContextManager[Any]:
+        """A progress display, visible on the main rank."""
+        from launch.progress import progress
+
+        return progress(total, description, done, visible=self.runtime.is_main)
+
+    def resume(self) -> Any:
+        """The checkpoint to go on from, or None; the log is cut back to its step, so that no step is logged twice."""
+        checkpoint = self.checkpoints.latest()
+        step = checkpoint.step if checkpoint else 0
+        path = self.output_dir / "metrics.jsonl"
+        if self.runtime.is_main and path.exists():
+            import json
+
+            rows = [row for row in read_jsonl_log(path) if row["step"] <= step]
+            write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        if checkpoint:
+            self.say(f"resuming after step {step}")
+        self.runtime.barrier()
+        return checkpoint
+
+    def checkpoint_due(self, step: int) -> bool:
+        """Whether to save after this step: by steps, by time (the main rank's clock), or because the job must stop."""
+        by_steps = self.config.checkpoint_steps > 0 and step % self.config.checkpoint_steps == 0
+        by_time = self.runtime.is_main and time.monotonic() - self._last_save > 60 * self.config.checkpoint_minutes
+        due = self.runtime.any_true(by_steps or by_time or self._stop_requested)
+        if due:
+            self._last_save = time.monotonic()
+        return due
+
+    def stop_if_requested(self, step: int) -> None:
+        """Call after saving: ends the job when it was asked to stop."""
+        if self.runtime.any_true(self._stop_requested):
+            self.say(f"stopped after step {step} as asked; run the same command again to resume")
+            raise Stopped
+
+    def decide(self, name: str, compute: Callable[[], Any]) -> Any:
+        """A choice that this machine made (such as the precision): computed once, kept for every resume."""
+        path = self.output_dir / "run.json"
+        record = read_json(path)
+        if name not in record["choices"]:
+            value = self.runtime.broadcast(compute())
+            self.runtime.barrier()
+            if self.runtime.is_main:
+                record["choices"][name] = value
+                write_json(path, record)
+            self.runtime.barrier()
+            return value
+        return record["choices"][name]
+
+    @contextlib.contextmanager
+    def _listening(self) -> Iterator[None]:
+        """SIGTERM and SIGUSR1 ask for a checkpoint and an orderly end."""
+
+        def request(_number: int, _frame: Any) -> None:
+            self._stop_requested = True
+
+        before = {s: signal.signal(s, request) for s in (signal.SIGTERM, signal.SIGUSR1)}
+        self.watchdog.start()
+        try:
+            yield
+        finally:
+            self.watchdog.stop()
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _finite(value: Any) -> float | str:
+    """A number for the log. NaN and infinity become text: JSON has none, and they must not be lost."""
+    number = float(value)
+    return number if number == number and abs(number) != float("inf") else str(number)
+
+
+# ---------------------------------------------------------------------------------------------- running
+
+
+def describe_run(stage: Stage, config: StageConfig) -> dict[str, Any]:
+    """What identifies a run: stage, the config that decides the result, and the content of its inputs."""
+    inputs = {name: fingerprint_input(name, value) for name, value in artefact_paths(config).items()}
+    identity = identity_dict(config)
+    for name in inputs:  # where an input lies does not matter, what it holds does
+        identity.pop(name.split("[")[0].split(".")[0], None)
+    content = {"stage": stage.name, "config": identity, "inputs": {n: i["sha256"] for n, i in inputs.items()}}
+    return {"stage": stage.name, "identity": sha256_text(canonical_json(content)), "content": content, "inputs": inputs}
+
+
+def prepare_folder(stage: Stage, config: StageConfig, run: dict[str, Any]) -> dict[str, Any] | None:
+    """Check the output folder before anything is written. Returns the provenance when the run is complete already."""
+    folder = Path(config.output_dir)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"output_dir: {folder} is a file; name a folder")
+    known = read_json(folder / "run.json") if (folder / "run.json").exists() else None
+    if known and known["identity"] == run["identity"]:
+        complete = folder / "provenance.json"
+        return read_json(complete) if complete.exists() else None
+    strangers = [p for p in folder.iterdir() if p.name != ".lock"] if folder.exists() else []
+    if strangers and not config.overwrite:
+        what = (
+            f"another run ({_first_difference(known, run)})"
+            if known
+            else f"files that are not of an alignkit run ({strangers[0].name})"
+        )
+        raise UserError(
+            f"output_dir: {folder} holds {what}; choose another --output_dir, or --overwrite to start over there"
+        )
+    if strangers:
+        _move_aside(folder)
+    return None
+
+
+def _move_aside(folder: Path) -> None:
+    """Keep what an overwritten run made, in `<folder>.previous` (one generation)."""
+    previous = folder.with_name(folder.name + ".previous")
+    if previous.exists():
+        shutil.rmtree(previous)
+    previous.mkdir()
+    for path in folder.iterdir():
+        if path.name != ".lock":
+            os.rename(path, previous / path.name)
+
+
+def _first_difference(known: dict[str, Any], run: dict[str, Any]) -> str:
+    old, new = known["content"], run["content"]
+    if old["stage"] != new["stage"]:
+        return f"of `{old['stage']}`, not `{new['stage']}`"
+    for part in ("config", "inputs"):
+        for key in sorted(set(old[part]) | set(new[part])):
+            before, now = old[part].get(key), new[part].get(key)
+            if before != now:
+                return f"{key} differs" if part == "inputs" else f"{key} was {before!r}, is now {now!r}"
+    return "of another version"
+
+
+def run_stage(stage: Stage, config: StageConfig) -> dict[str, Any]:
+    """Run a stage to its end, or find it complete, or resume it. Returns its provenance. All ranks call this."""
+    if not config.output_dir:
+        raise UserError("output_dir is missing; add --output_dir FOLDER")
+    first = os.environ.get("RANK", "0") == "0"
+    run = describe_run(stage, config)
+    with lock_folder(Path(config.output_dir)) if first else contextlib.nullcontext():
+        complete = prepare_folder(stage, config, run) if first else None
+        if complete is not None and int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            print(f"[{stage.name}] up to date: {config.output_dir}", file=sys.stderr, flush=True)
+            return complete
+        return _run_on_all_ranks(stage, config, run, complete)
+
+
+def _run_on_all_ranks(
+    stage: Stage, config: StageConfig, run: dict[str, Any], complete: dict[str, Any] | None
+) -> dict[str, Any]:
+    from launch.runtime import running, start_runtime
+
+    folder = Path(config.output_dir)
+    timeout_s = 60 * config.watchdog_minutes if config.watchdog_minutes > 0 else 1800.0
+    runtime = start_runtime(config.precision, timeout_s, config.trackers, str(folder / "trackers"))
+    with running(runtime):
+        complete = runtime.broadcast(complete)
+        if complete is not None:
+            return complete
+        if runtime.is_main and not (folder / "run.json").exists():
+            write_json(
+                folder / "run.json",
+                {**run, "config": to_dict(config), "started": time.time(), "seconds": 0.0, "choices": {}},
+            )
+        runtime.barrier()
+        if config.trackers:
+            runtime.accelerator.init_trackers(
+                stage.name.replace(" ", "-"), config={"config": canonical_json(to_dict(config))}
+            )
+        job = Job(stage, config, runtime)
+        with job._listening():
+            summary = stage.run(config, job)
+        runtime.barrier()
+        provenance = _finish(stage, config, run, job, summary) if runtime.is_main else {}
+        provenance = runtime.broadcast(provenance)
+        if config.trackers:
+            runtime.accelerator.end_training()
+        return provenance
+
+
+def _finish(
+    stage: Stage, config: StageConfig, run: dict[str, Any], job: Job, summary: dict[str, Any]
+) -> dict[str, Any]:
+    folder = job.output_dir
+    record = read_json(folder / "run.json")
+    provenance = {
+        "schema": 1,
+        "stage": stage.name,
+        "config": to_dict(config),
+        "choices": record["choices"],
+        "identity": run["identity"],
+        "inputs": run["inputs"],
+        "content_sha256": sha256_tree(folder),
+        "summary": summary,
+        "started": record["started"],
+        "seconds": round(time.monotonic() - job._start, 3),
+        "world": job.runtime.world,
+        "zero_stage": job.runtime.zero_stage,
+        "precision": job.runtime.precision,
+        "versions": package_versions(),
+        "code": code_version(),
+        "hardware": hardware(),
+        "peak_memory_mib": _peak_memory_mib(),
+    }
+    write_model_card(folder, stage.name, summary, provenance)
+    write_json(folder / "provenance.json", provenance)
+    shutil.rmtree(folder / ".watchdog", ignore_errors=True)
+    return provenance
+
+
+def _peak_memory_mib() -> float:
+    import resource
+
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+
+
+EXIT_STOPPED = EXIT_WATCHDOG
