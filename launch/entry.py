@@ -39,6 +39,9 @@ def guarded(action: Callable[[], Any]) -> int:
         text = str(error)
     except Stopped:
         return EXIT_STOPPED
+    except BrokenPipeError:  # the reader of our output has gone (`alignkit ... | head`)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print("alignkit: interrupted; run the same command again to resume", file=sys.stderr)
         return 130
