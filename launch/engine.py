@@ -1,0 +1,141 @@
+"""One trained module and its optimizer, the same to use on one process, under DDP and under DeepSpeed ZeRO 1, 2, 3.
+
+The loop that uses it owns the batches: it gives losses that are already divided by the count of the GLOBAL batch,
+says which micro-batch is the last, and sets the learning rate. So the gradient is the same for every number of
+ranks and micro-batches.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from launch.checkpoint import Checkpoint, CheckpointStore, read_tree, write_tree
+from launch.errors import UserError
+from launch.runtime import Runtime
+
+
+class Engine:
+    """`engine(*inputs)` runs the module; `backward` and `step` train it; `save` and `load` keep its whole state."""
+
+    def __init__(self, runtime: Runtime, module: nn.Module, optimizer: torch.optim.Optimizer, max_grad_norm: float, micro_batch: int) -> None:
+        self.runtime, self.max_grad_norm = runtime, max_grad_norm
+        if runtime.uses_deepspeed:
+            settings = runtime.accelerator.state.deepspeed_plugin.deepspeed_config
+            settings["train_micro_batch_size_per_gpu"] = micro_batch  # there is no DataLoader to read it from
+            settings["gradient_clipping"] = max_grad_norm
+            settings["zero_allow_untested_optimizer"] = True
+            settings["zero_force_ds_cpu_optimizer"] = False
+        self.base_lrs = [group["lr"] for group in optimizer.param_groups]
+        self.wrapped, self.optimizer = runtime.accelerator.prepare(module, optimizer)
+
+    @property
+    def module(self) -> Any:
+        """The module without its wrappers."""
+        return self.runtime.accelerator.unwrap_model(self.wrapped, keep_torch_compile=False)
+
+    def __call__(self, *inputs: Any, **named: Any) -> Any:
+        with self.runtime.autocast():
+            return self.wrapped(*inputs, **named)
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        """Accumulate gradients. `loss` is this rank's share of the global loss: ranks are summed, not averaged.
+
+        Gradients are exchanged on the `last` micro-batch of a step only, where the ZeRO stage allows that.
+        """
+        accelerator = self.runtime.accelerator
+        accelerator.gradient_state._set_sync_gradients(last)
+        accelerator.backward(loss * self.runtime.world)  # DDP and DeepSpeed average over ranks
+
+    @contextlib.contextmanager
+    def accumulating(self, last: bool) -> Iterator[None]:
+        """Around the forward and backward pass of a micro-batch: DDP must know before the forward that it need not exchange."""
+        skip = not last and not self.runtime.uses_deepspeed
+        with self.runtime.accelerator.no_sync(self.wrapped) if skip else contextlib.nullcontext():
+            yield
+
+    def step(self, lr_factor: float) -> float:
+        """One optimizer step at `lr_factor` times the base learning rates. Returns the gradient norm before clipping.
+
+        Under DeepSpeed the step was made inside the last `backward`, so the factor must be set by `set_lr` before it.
+        """
+        if self.runtime.uses_deepspeed:
+            norm = self.wrapped.get_global_grad_norm()
+            return float(norm) if norm is not None else float("nan")
+        self.set_lr(lr_factor)
+        norm = torch.nn.utils.clip_grad_norm_(self.wrapped.parameters(), self.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return float(norm)
+
+    def set_lr(self, lr_factor: float) -> None:
+        """Set the learning rates of the next step."""
+        for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
+            group["lr"] = base * lr_factor
+
+    # ------------------------------------------------------------------------------------ state
+
+    def save(self, store: CheckpointStore, step: int, extra: dict[str, Any]) -> bool:
+        """Save weights, optimizer and `extra` (a tree, the same on every rank) as the checkpoint of `step`."""
+        if not self.runtime.uses_deepspeed:
+            state = {"module": self.module.state_dict(), "optimizer": self.optimizer.state_dict(), "extra": extra}
+            return store.save(step, state)
+
+        def write(folder: Path) -> None:
+            self.wrapped.save_checkpoint(str(folder), tag="engine")
+            if self.runtime.is_main:
+                write_tree(folder, "extra", extra)
+
+        return store.save_with(step, write, {"zero_stage": self.runtime.zero_stage})
+
+    def load(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        """Restore weights and optimizer from a verified checkpoint; returns `extra`.
+
+        A checkpoint of DeepSpeed can be resumed with the same number of processes and ZeRO stage only.
+        """
+        meta = checkpoint.meta
+        if meta.get("zero_stage", 0) != self.runtime.zero_stage:
+            raise UserError(
+                f"{checkpoint.folder}: saved under ZeRO stage {meta.get('zero_stage', 0)}, this job runs stage {self.runtime.zero_stage}; "
+                "resume with the launcher configuration that the run was started with"
+            )
+        if not self.runtime.uses_deepspeed:
+            state = checkpoint.state()
+            self.module.load_state_dict(state["module"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            return state["extra"]
+        if meta["world"] != self.runtime.world:
+            raise UserError(
+                f"{checkpoint.folder}: saved by {meta['world']} processes under DeepSpeed, this job has {self.runtime.world}; "
+                "resume with the same number of processes"
+            )
+        self.wrapped.load_checkpoint(str(checkpoint.folder), tag="engine")
+        return read_tree(checkpoint.folder, "extra")
+
+    @contextlib.contextmanager
+    def gathered(self, module: nn.Module) -> Iterator[None]:
+        """Inside, the parameters of a submodule are whole on every rank (ZeRO-3 keeps each rank's part alone)."""
+        if self.runtime.zero_stage == 3:
+            import deepspeed
+
+            with deepspeed.zero.GatheredParameters(list(module.parameters()), modifier_rank=None):
+                yield
+        else:
+            yield
+
+    def state_dict_of(self, module: nn.Module) -> dict[str, Tensor]:
+        """The whole state dict of a submodule, copied to the CPU. All ranks call this together."""
+        with self.gathered(module):
+            return {name: value.detach().to("cpu", copy=True) for name, value in module.state_dict().items()}
+
+    def export(self, module: Any, folder: Path) -> None:
+        """Write a submodule that is a Hugging Face model as a plain `from_pretrained` folder, from any ZeRO stage."""
+        state = self.state_dict_of(module)
+        if self.runtime.is_main:
+            module.save_pretrained(folder, state_dict=state)
+        self.runtime.barrier()
