@@ -1,0 +1,1 @@
+"""Images: pure metrics over features, feature extractors, readers, and their meeting with torch-fidelity."""

@@ -1,0 +1,122 @@
+"""Known answers of the Fréchet distance: closed forms, brute force, and the cases where the usual route fails."""
+
+import numpy as np
+import pytest
+import scipy.linalg
+
+from evaluation.images.frechet import (
+    FeatureStatistics,
+    frechet_distance,
+    frechet_distance_from_features,
+    frechet_distance_from_statistics,
+)
+from launch.errors import UserError
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+def test_unit_shift_of_the_mean_gives_the_number_of_dimensions():
+    eye = np.eye(64)
+    assert frechet_distance(np.zeros(64), eye, np.ones(64), eye) == pytest.approx(64.0, abs=1e-9)
+
+
+def test_scaled_covariances():
+    assert frechet_distance(np.zeros(64), 4 * np.eye(64), np.zeros(64), np.eye(64)) == pytest.approx(64.0, abs=1e-9)
+
+
+def test_one_dimension_has_the_closed_form():
+    assert frechet_distance([1.0], [[4.0]], [-2.0], [[0.25]]) == pytest.approx(9.0 + (2.0 - 0.5) ** 2, abs=1e-12)
+
+
+def test_non_commuting_matrices():
+    # tr sqrt(M) = sqrt(tr M + 2 sqrt(det M)) in two dimensions; the symmetric solver on S1 @ S2 gets this wrong.
+    value = frechet_distance(np.zeros(2), [[2, 1], [1, 2]], np.zeros(2), [[3, -1], [-1, 1]])
+    assert value == pytest.approx(1.3972795044568622, abs=1e-12)
+
+
+def test_sample_covariance_divides_by_n_minus_one():
+    constant_images = np.repeat(np.array([0.0, 0.5, 1.0])[:, None], 12, axis=1)
+    statistics = FeatureStatistics.of(constant_images)
+    assert np.allclose(statistics.mean, 0.5) and np.allclose(statistics.covariance, 0.25)
+
+
+@pytest.mark.parametrize("samples", [3, 16, 64, 65, 300])
+def test_a_set_is_at_distance_zero_from_itself(samples):
+    features = rng().standard_normal((samples, 64)) * 100
+    for value in (
+        frechet_distance_from_features(features, features),
+        frechet_distance_from_statistics(FeatureStatistics.of(features), FeatureStatistics.of(features)),
+    ):
+        assert 0.0 <= value < 1e-7
+
+
+@pytest.mark.parametrize("samples", [2, 4, 40, 100, 400])
+@pytest.mark.parametrize("dimensions", [1, 2, 32, 100])
+def test_features_agree_with_the_matrix_square_root(samples, dimensions):
+    a = rng(1).standard_normal((samples, dimensions)) + 0.3
+    b = rng(2).standard_normal((samples + 3, dimensions)) @ np.diag(np.linspace(0.5, 2, dimensions))
+    s1, s2 = np.cov(a, rowvar=False).reshape(dimensions, -1), np.cov(b, rowvar=False).reshape(dimensions, -1)
+    half = np.real(scipy.linalg.sqrtm(s1 + 0j))
+    trace = np.sqrt(np.maximum(np.linalg.eigvalsh(half @ s2 @ half.T), 0)).sum()
+    expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(s1) + np.trace(s2) - 2 * trace
+    assert frechet_distance_from_features(a, b) == pytest.approx(expected, rel=1e-5)
+    by_statistics = frechet_distance_from_statistics(FeatureStatistics.of(a), FeatureStatistics.of(b))
+    assert by_statistics == pytest.approx(frechet_distance_from_features(a, b), rel=1e-6, abs=1e-6)
+
+
+def test_the_sample_that_turns_eigenvalues_negative():
+    state = np.random.RandomState(1)  # torch-fidelity's regression: numpy's eigenvalues of S1 S2 go below zero here
+    a, b = state.randn(4, 4), state.randn(4, 4)
+    value = frechet_distance_from_features(a, b)
+    assert np.isfinite(value) and value > 0
+
+
+def test_constant_dimensions_do_no_harm():
+    a, b = rng(1).standard_normal((200, 8)), rng(2).standard_normal((200, 8))
+    padded = [np.hstack([x, np.zeros((200, 3))]) for x in (a, b)]
+    assert frechet_distance_from_features(*padded) == pytest.approx(frechet_distance_from_features(a, b), rel=1e-9)
+    assert frechet_distance_from_features(np.zeros((9, 4)), np.ones((9, 4))) == pytest.approx(4.0)
+
+
+def test_symmetric_and_invariant_under_rotation():
+    a, b = rng(1).standard_normal((90, 12)), rng(2).standard_normal((70, 12)) * 2
+    rotation = np.linalg.qr(rng(3).standard_normal((12, 12)))[0]
+    value = frechet_distance_from_features(a, b)
+    assert frechet_distance_from_features(b, a) == pytest.approx(value, rel=1e-12)
+    assert frechet_distance_from_features(a @ rotation, b @ rotation) == pytest.approx(value, rel=1e-10)
+
+
+@pytest.mark.parametrize("parts", [2, 3, 7, 100])
+def test_merged_parts_equal_one_part(parts):
+    features = rng().standard_normal((100, 16)) + 1e5  # a large mean: uncentred sums lose five digits here
+    whole = FeatureStatistics.of(features)
+    merged = None
+    for part in np.array_split(features, parts):
+        piece = FeatureStatistics.of(part)
+        merged = piece if merged is None else merged.merge(piece)
+    assert merged.count == 100
+    assert np.allclose(merged.mean, whole.mean, rtol=1e-12)
+    assert np.abs(merged.covariance - whole.covariance).max() < 1e-9 * np.abs(whole.covariance).max()
+
+
+def test_bias_falls_as_one_over_n():
+    # Both sets from N(0, I_d): N E[FD] -> 2d + d(d+1)/2, which is why N is part of a score's name.
+    d, n = 16, 1000
+    values = [frechet_distance_from_features(*np.split(rng(i).standard_normal((2 * n, d)), 2)) for i in range(20)]
+    assert n * np.mean(values) == pytest.approx(2 * d + d * (d + 1) / 2, rel=0.06)
+
+
+def test_bad_input_is_named():
+    good = rng().standard_normal((5, 3))
+    with pytest.raises(UserError, match="row 2 holds NaN"):
+        frechet_distance_from_features(np.where(np.arange(5)[:, None] == 2, np.nan, good), good)
+    with pytest.raises(UserError, match="has 1 images"):
+        frechet_distance_from_features(good[:1], good)
+    with pytest.raises(UserError, match="3 and 2 dimensions"):
+        frechet_distance_from_features(good, good[:, :2])
+    with pytest.raises(UserError, match="no samples"):
+        FeatureStatistics.of(np.zeros((0, 3)))
+    with pytest.raises(UserError, match="covariance2 has shape"):
+        frechet_distance(np.zeros(3), np.eye(3), np.zeros(3), np.eye(2))
