@@ -23,7 +23,14 @@ from launch.runtime import Runtime
 class Engine:
     """`engine(*inputs)` runs the module; `backward` and `step` train it; `save` and `load` keep its whole state."""
 
-    def __init__(self, runtime: Runtime, module: nn.Module, optimizer: torch.optim.Optimizer, max_grad_norm: float, micro_batch: int) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        max_grad_norm: float,
+        micro_batch: int,
+    ) -> None:
         self.runtime, self.max_grad_norm = runtime, max_grad_norm
         if runtime.uses_deepspeed:
             settings = runtime.accelerator.state.deepspeed_plugin.deepspeed_config
@@ -59,24 +66,24 @@ class Engine:
         with self.runtime.accelerator.no_sync(self.wrapped) if skip else contextlib.nullcontext():
             yield
 
-    def step(self, lr_factor: float) -> float:
-        """One optimizer step at `lr_factor` times the base learning rates. Returns the gradient norm before clipping.
+    def set_lr(self, *factors: float) -> None:
+        """Learning rates of the next step: the base rates times one factor, or times one for each parameter group.
 
-        Under DeepSpeed the step was made inside the last `backward`, so the factor must be set by `set_lr` before it.
+        Call it before the step's first `backward`: DeepSpeed makes the optimizer step inside the last one.
         """
-        if self.runtime.uses_deepspeed:
+        each = factors * len(self.base_lrs) if len(factors) == 1 else factors
+        for group, base, factor in zip(self.optimizer.param_groups, self.base_lrs, each, strict=True):
+            group["lr"] = base * factor
+
+    def step(self) -> float:
+        """Clip, make the optimizer step and clear the gradients. Returns the gradient norm before clipping."""
+        if self.runtime.uses_deepspeed:  # the step itself was made inside the last `backward`
             norm = self.wrapped.get_global_grad_norm()
             return float(norm) if norm is not None else float("nan")
-        self.set_lr(lr_factor)
         norm = torch.nn.utils.clip_grad_norm_(self.wrapped.parameters(), self.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return float(norm)
-
-    def set_lr(self, lr_factor: float) -> None:
-        """Set the learning rates of the next step."""
-        for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
-            group["lr"] = base * lr_factor
 
     # ------------------------------------------------------------------------------------ state
 

@@ -84,10 +84,20 @@ class PPOConfig(StageConfig):
         for name in ("policy", "reward", "prompts"):
             if not getattr(self, name):
                 raise ValueError(f"{name} is missing; add --{name} PATH")
-        for name in ("updates", "batch_size", "epochs", "minibatches", "micro_batch_size", "forward_batch_size", "max_new_tokens"):
+        for name in (
+            "updates",
+            "batch_size",
+            "epochs",
+            "minibatches",
+            "micro_batch_size",
+            "forward_batch_size",
+            "max_new_tokens",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} is below 1; give a positive integer")
         if self.temperature <= 0:
             raise ValueError(f"temperature: {self.temperature} is not above 0; PPO needs a distribution to sample from")
         if self.batch_size % self.minibatches:
-            raise ValueError(f"minibatches: {self.minibatches} does not divide batch_size {self.batch_size}; choose a divisor")
+            raise ValueError(
+                f"minibatches: {self.minibatches} does not divide batch_size {self.batch_size}; choose a divisor"
+            )

@@ -9,7 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from alignment.generation import positions_of
 from alignment.reward.model import RewardModel
@@ -27,19 +33,29 @@ class ActorCritic(nn.Module):
         super().__init__()
         self.policy, self.critic = policy, critic
 
-    def forward(self, tokens_BS: Tensor, mask_BS: Tensor, length: int, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, tokens_BS: Tensor, mask_BS: Tensor, length: int, temperature: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Log-probabilities, entropies (nats) and values of the last `length` tokens of each row: three (B, length)."""
         logprobs_BT, entropy_BT = response_logprobs(self.policy, tokens_BS, mask_BS, length, temperature)
         return logprobs_BT, entropy_BT, response_values(self.critic, tokens_BS, mask_BS, length)
 
 
-def response_logprobs(model: Any, tokens_BS: Tensor, mask_BS: Tensor, length: int, temperature: float) -> tuple[Tensor, Tensor]:
+def response_logprobs(
+    model: Any, tokens_BS: Tensor, mask_BS: Tensor, length: int, temperature: float
+) -> tuple[Tensor, Tensor]:
     """Log-probability and entropy, in nats, of each of the last `length` tokens under softmax(logits / temperature).
 
     Rows are left-padded prompt + right-padded response; `mask_BS` is 1 on real tokens. The head runs at the
     response's positions alone. What stands on padding is finite and means nothing.
     """
-    out = model(tokens_BS, attention_mask=mask_BS, position_ids=positions_of(mask_BS), use_cache=False, logits_to_keep=length + 1)
+    out = model(
+        tokens_BS,
+        attention_mask=mask_BS,
+        position_ids=positions_of(mask_BS),
+        use_cache=False,
+        logits_to_keep=length + 1,
+    )
     logits_BTV = out.logits[:, :-1].float() / temperature
     normaliser_BT = torch.logsumexp(logits_BTV, -1)
     chosen_BT = logits_BTV.gather(-1, tokens_BS[:, -length:].unsqueeze(-1)).squeeze(-1)
@@ -50,7 +66,9 @@ def response_logprobs(model: Any, tokens_BS: Tensor, mask_BS: Tensor, length: in
 def response_values(critic: Any, tokens_BS: Tensor, mask_BS: Tensor, length: int) -> Tensor:
     """V(state before token t) for the last `length` tokens: the critic's head on the hidden state of the token before."""
     body = getattr(critic, critic.base_model_prefix)
-    hidden_BSD = body(tokens_BS, attention_mask=mask_BS, position_ids=positions_of(mask_BS), use_cache=False).last_hidden_state
+    hidden_BSD = body(
+        tokens_BS, attention_mask=mask_BS, position_ids=positions_of(mask_BS), use_cache=False
+    ).last_hidden_state
     return critic.score(hidden_BSD[:, -length - 1 : -1]).squeeze(-1).float()
 
 
@@ -81,21 +99,37 @@ def load_critic(name: str) -> PreTrainedModel:
     """A one-label sequence-classification model whose head `score` gives a value at every token."""
     critic = AutoModelForSequenceClassification.from_pretrained(strip_hub(name), dtype=torch.float32)
     if critic.config.num_labels != 1 or not hasattr(critic, "score"):
-        raise UserError(f"critic: {name} has {critic.config.num_labels} labels or no linear head named `score`; use a reward model with one label")
+        raise UserError(
+            f"critic: {name} has {critic.config.num_labels} labels or no linear head named `score`; use a reward model with one label"
+        )
     return critic
 
 
 def load_roles(policy: str, critic: str | None, reference: str | None, reward: str, device: torch.device) -> Roles:
     """Load the four roles in float32 (under ZeRO-3, transformers partitions each as it is loaded)."""
     tokenizer = AutoTokenizer.from_pretrained(strip_hub(policy))
-    if tokenizer.eos_token_id is None or tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
-        raise UserError(f"policy: {policy}: its tokenizer needs a pad token that differs from its end-of-text token; run SFT with alignkit, or add one")
+    if (
+        tokenizer.eos_token_id is None
+        or tokenizer.pad_token_id is None
+        or tokenizer.pad_token_id == tokenizer.eos_token_id
+    ):
+        raise UserError(
+            f"policy: {policy}: its tokenizer needs a pad token that differs from its end-of-text token; run SFT with alignkit, or add one"
+        )
     actor = AutoModelForCausalLM.from_pretrained(strip_hub(policy), dtype=torch.float32)
     if len(tokenizer) > actor.config.vocab_size:
-        raise UserError(f"policy: {policy}: the tokenizer has {len(tokenizer)} tokens, the model {actor.config.vocab_size}; use the tokenizer that belongs to it")
-    frozen = AutoModelForCausalLM.from_pretrained(strip_hub(reference or policy), dtype=torch.float32).eval().requires_grad_(False)
+        raise UserError(
+            f"policy: {policy}: the tokenizer has {len(tokenizer)} tokens, the model {actor.config.vocab_size}; use the tokenizer that belongs to it"
+        )
+    frozen = (
+        AutoModelForCausalLM.from_pretrained(strip_hub(reference or policy), dtype=torch.float32)
+        .eval()
+        .requires_grad_(False)
+    )
     if frozen.config.vocab_size != actor.config.vocab_size:
-        raise UserError(f"reference: {reference} has a vocabulary of {frozen.config.vocab_size}, the policy {actor.config.vocab_size}; the KL needs the same tokens")
+        raise UserError(
+            f"reference: {reference} has a vocabulary of {frozen.config.vocab_size}, the policy {actor.config.vocab_size}; the KL needs the same tokens"
+        )
     value_model = load_critic(critic or reward)
     with plain_weights():  # the reward model also scores text outside the training engine: keep it whole on each rank
         judge = RewardModel.from_pretrained(strip_hub(reward), device=device)
@@ -123,6 +157,10 @@ def place_frozen(model: PreTrainedModel, runtime: Runtime) -> Any:
         return model.to(runtime.device)  # type: ignore[arg-type]
     import deepspeed
 
-    settings = {k: v for k, v in runtime.accelerator.state.deepspeed_plugin.deepspeed_config.items() if k not in ("optimizer", "scheduler")}
+    settings = {
+        k: v
+        for k, v in runtime.accelerator.state.deepspeed_plugin.deepspeed_config.items()
+        if k not in ("optimizer", "scheduler")
+    }
     engine, *_ = deepspeed.initialize(model=model, config=settings)
     return engine.eval()

@@ -58,7 +58,9 @@ class Rollout:
 
     def _map(self, change: object) -> Rollout:
         tensors = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return Rollout(**{name: change(value) if isinstance(value, Tensor) else value for name, value in tensors.items()})  # type: ignore[operator]
+        return Rollout(
+            **{name: change(value) if isinstance(value, Tensor) else value for name, value in tensors.items()}
+        )  # type: ignore[operator]
 
 
 def make_rollout(

@@ -1,0 +1,52 @@
+"""The stage `ppo`: load the roles, train, save policy and critic as plain Hugging Face folders."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from alignment.ppo.config import PPOConfig
+from alignment.ppo.models import load_roles
+from alignment.ppo.trainer import Metrics, PPOTrainer
+from alignment.prompts import tokenize_prompts
+from data import load_prompts
+from launch.stage import Job, Stage
+
+
+def run(config: PPOConfig, job: Job) -> dict[str, Any]:
+    """Train; the artefact is the policy, with the critic in `critic/`."""
+    roles = load_roles(config.policy, config.critic, config.reference, config.reward, job.runtime.device)
+    prompts, too_long = tokenize_prompts(
+        roles.tokenizer, load_prompts(config.prompts, split=config.prompt_split), config.max_prompt_tokens
+    )
+    job.say(f"{len(prompts)} prompts, {too_long} longer than {config.max_prompt_tokens} tokens left out")
+    trainer = PPOTrainer(config, roles, prompts, job.runtime)
+    if checkpoint := job.resume():
+        trainer.load(checkpoint)
+    history: list[Metrics] = []
+    with job.progress(config.updates, "ppo", trainer.update_number) as meter:
+
+        def after_update(number: int, metrics: Metrics) -> None:
+            history.append(metrics)
+            job.log(number, metrics)
+            job.beat(number)
+            meter.advance(1, reward=metrics["reward/score"], kl=metrics["kl/k1"])
+            if job.checkpoint_due(number):
+                trainer.save(job.checkpoints)
+                job.stop_if_requested(number)
+
+        trainer.train(after_update)
+    save_artefact(trainer, job)
+    last = {} if not history else {name: value for name, value in history[-1].items() if not name.startswith("perf/")}
+    return {**last, "prompts": len(prompts), "prompts_too_long": too_long, "updates": trainer.update_number}
+
+
+def save_artefact(trainer: PPOTrainer, job: Job) -> None:
+    """Policy at the top of the folder, critic below it, each loadable by plain transformers."""
+    trainer.engine.export(trainer.engine.module.policy, job.output_dir)
+    trainer.engine.export(trainer.engine.module.critic, job.output_dir / "critic")
+    if job.runtime.is_main:
+        for folder in (job.output_dir, job.output_dir / "critic"):
+            trainer.roles.tokenizer.save_pretrained(folder)
+
+
+STAGE = Stage("ppo", PPOConfig, run)
