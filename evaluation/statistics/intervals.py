@@ -1,0 +1,174 @@
+"""Point estimates with a standard error and an interval, in closed form. Pure: arrays in, `Estimate` out.
+
+Every function names the method of its interval, since an interval without its method cannot be checked.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number and how well it is known. `n` counts the independent units; limits are None where n is too small."""
+
+    value: float
+    n: int
+    stderr: float | None
+    low: float | None
+    high: float | None
+    level: float
+    method: str
+
+
+def as_vector(values: ArrayLike, name: str = "values") -> NDArray[np.float64]:
+    """`values` as float64 (n,); ValueError when empty, not one-dimensional or not finite."""
+    vector = np.asarray(values, dtype=np.float64)
+    if vector.ndim != 1 or vector.size == 0:
+        raise ValueError(f"{name}: expected a non-empty vector, got shape {vector.shape}")
+    if not np.isfinite(vector).all():
+        raise ValueError(f"{name}: {int((~np.isfinite(vector)).sum())} of {vector.size} values are not finite")
+    return vector
+
+
+def z_quantile(level: float) -> float:
+    """Two-sided standard normal quantile: 1.95996 for level 0.95."""
+    if not 0 < level < 1:
+        raise ValueError(f"level: {level} is not between 0 and 1")
+    return float(stats.norm.ppf(0.5 + level / 2))
+
+
+def _symmetric(value: float, stderr: float, n: int, level: float, method: str, freedom: float) -> Estimate:
+    """value +- quantile * stderr, Student's t with `freedom` degrees (inf: normal); no limits below one degree."""
+    if freedom < 1:
+        return Estimate(value, n, None, None, None, level, f"none (n = {n})")
+    half = float(stats.t.ppf(0.5 + level / 2, freedom)) * stderr
+    return Estimate(value, n, stderr, value - half, value + half, level, method)
+
+
+def mean(values: ArrayLike, level: float = LEVEL) -> Estimate:
+    """Mean of (n,) independent values; stderr s/sqrt(n) with ddof 1; Student-t interval, n - 1 degrees."""
+    x = as_vector(values)
+    stderr = float(x.std(ddof=1) / math.sqrt(x.size)) if x.size > 1 else 0.0
+    return _symmetric(float(x.mean()), stderr, x.size, level, "student-t", x.size - 1)
+
+
+def wilson(successes: float, n: int, level: float = LEVEL) -> Estimate:
+    """A proportion with Wilson's score interval (Wilson 1927): honest also at 0 and n, where s/sqrt(n) is zero."""
+    if n < 1 or not 0 <= successes <= n:
+        raise ValueError(f"wilson: {successes} successes of {n}; need n >= 1 and 0 <= successes <= n")
+    p, z = successes / n, z_quantile(level)
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    low = 0.0 if successes == 0 else centre - half
+    high = 1.0 if successes == n else centre + half
+    return Estimate(p, n, math.sqrt(p * (1 - p) / n), low, high, level, "wilson")
+
+
+def proportion(flags: ArrayLike, level: float = LEVEL) -> Estimate:
+    """Share of true among (n,) flags, with Wilson's interval."""
+    x = as_vector(flags, "flags")
+    if not np.isin(x, (0.0, 1.0)).all():
+        raise ValueError("flags: expected 0 or 1 only")
+    return wilson(float(x.sum()), x.size, level)
+
+
+def win_rate(outcomes: ArrayLike, level: float = LEVEL) -> Estimate:
+    """Mean of (n,) outcomes 1 (win), 0.5 (tie), 0 (loss), with a score interval that knows the ties.
+
+    The variance of one outcome is p(1 - p) - t/4 with t the tie rate. Wilson's quadratic is solved with that variance,
+    t at its own lower Wilson limit (so that 20 ties of 20 do not claim certainty). Without ties it is Wilson's interval.
+    """
+    x = as_vector(outcomes, "outcomes")
+    if not np.isin(x, (0.0, 0.5, 1.0)).all():
+        raise ValueError("outcomes: expected 1, 0.5 or 0 only")
+    n, p, z = x.size, float(x.mean()), z_quantile(level)
+    ties = int((x == 0.5).sum())
+    tie_rate = wilson(ties, n, level).low or 0.0
+    a, b, c = n + z * z, 2 * p * n + z * z, p * p * n + z * z * tie_rate / 4
+    root = math.sqrt(max(0.0, b * b - 4 * a * c))
+    low, high = max(0.0, (b - root) / (2 * a)), min(1.0, (b + root) / (2 * a))
+    stderr = math.sqrt(max(0.0, p * (1 - p) - ties / n / 4) / n)
+    return Estimate(p, n, stderr, low, high, level, "wilson" if ties == 0 else "wilson, ties half")
+
+
+def clustered_mean(values: ArrayLike, clusters: Sequence[object], level: float = LEVEL) -> Estimate:
+    """Mean of (n,) values that come in clusters (samples of one prompt); the `n` of the result counts clusters.
+
+    stderr^2 = g/(g-1) * sum over clusters of (sum of deviations)^2 / n^2 (Liang and Zeger 1986, with the correction
+    for g clusters); Student-t interval with g - 1 degrees.
+    """
+    x = as_vector(values)
+    if len(clusters) != x.size:
+        raise ValueError(f"clusters: {len(clusters)} labels for {x.size} values")
+    index: dict[object, int] = {}
+    codes = np.array([index.setdefault(label, len(index)) for label in clusters])
+    sums = np.bincount(codes, weights=x - x.mean())
+    g = sums.size
+    stderr = math.sqrt(g / (g - 1) * float(sums @ sums)) / x.size if g > 1 else 0.0
+    return _symmetric(float(x.mean()), stderr, g, level, "student-t, clustered", g - 1)
+
+
+def ratio(numerators: ArrayLike, denominators: ArrayLike, level: float = LEVEL, log: bool = False) -> Estimate:
+    """sum(numerators) / sum(denominators) over (n,) independent units, such as nats and bytes of documents.
+
+    stderr by the delta method: sqrt(var(num - R den) / n) / mean(den). With `log` the interval is symmetric in the
+    logarithm, exp(log R +- t stderr / R): it stays positive, and 1/R has the reciprocal interval.
+    """
+    top, bottom = as_vector(numerators, "numerators"), as_vector(denominators, "denominators")
+    if top.size != bottom.size:
+        raise ValueError(f"ratio: {top.size} numerators for {bottom.size} denominators")
+    if (bottom < 0).any() or bottom.sum() == 0:
+        raise ValueError("denominators: must be non-negative and not all zero")
+    n, value = top.size, float(top.sum() / bottom.sum())
+    stderr = float((top - value * bottom).std(ddof=1) / math.sqrt(n) / bottom.mean()) if n > 1 else 0.0
+    plain = _symmetric(value, stderr, n, level, "delta", n - 1)
+    if not log or plain.low is None or plain.high is None:
+        return plain
+    if value <= 0:
+        raise ValueError(f"ratio: {value} is not positive, so that it has no interval in the logarithm")
+    factor = math.exp((plain.high - value) / value)
+    return replace(plain, low=value / factor, high=value * factor, method="delta, log scale")
+
+
+def exponential(estimate: Estimate, base: float = math.e) -> Estimate:
+    """base ** estimate: perplexity from nats per token. Limits map through; the stderr by the delta method."""
+
+    def raise_base(exponent: float | None) -> float | None:
+        return None if exponent is None else math.exp(exponent * math.log(base))
+
+    value = base**estimate.value
+    stderr = None if estimate.stderr is None else value * math.log(base) * estimate.stderr
+    return replace(
+        estimate,
+        value=value,
+        stderr=stderr,
+        low=raise_base(estimate.low),
+        high=raise_base(estimate.high),
+        method=f"{estimate.method}, exponentiated" if estimate.low is not None else estimate.method,
+    )
+
+
+def scaled(estimate: Estimate, factor: float) -> Estimate:
+    """The estimate in another unit: nats to bits, a share to percent. `factor` > 0."""
+    if not factor > 0:
+        raise ValueError(f"factor: {factor} is not positive")
+
+    def times(value: float | None) -> float | None:
+        return None if value is None else value * factor
+
+    return replace(
+        estimate,
+        value=estimate.value * factor,
+        stderr=times(estimate.stderr),
+        low=times(estimate.low),
+        high=times(estimate.high),
+    )
