@@ -1,4 +1,4 @@
-"""Prompts as token ids."""
+"""Prompts as token ids, with what belongs to them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,25 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from data import load_pairs, load_prompts
 from launch.errors import UserError
+from launch.files import sha256_text
 
 Prompt = str | list[dict[str, Any]]
+
+
+def load_prompt_rows(source: str, limit: int | None = None) -> list[dict[str, Any]]:
+    """Rows {prompt, reference} of a source of pairs, or of prompts alone (reference None).
+
+    With `limit`, the first by content hash: a fixed sample that does not depend on the order of the source.
+    """
+    try:
+        rows = [{"prompt": pair.prompt, "reference": pair.completion} for pair in load_pairs(source)]
+    except UserError:
+        rows = [{"prompt": prompt, "reference": None} for prompt in load_prompts(source)]
+    if limit is not None:
+        rows = sorted(rows, key=lambda row: sha256_text(str(row["prompt"])))[:limit]
+    return rows
 
 
 def render_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
@@ -19,18 +35,18 @@ def render_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[in
     return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=False)
 
 
-def tokenize_prompts(
-    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], max_tokens: int
-) -> tuple[list[list[int]], int]:
-    """Token ids of the prompts that fit, and how many do not: a prompt is never cut, its cue would be lost (item 4).
+def fitting_prompts(
+    tokenizer: PreTrainedTokenizerBase, rows: Sequence[dict[str, Any]], max_tokens: int
+) -> tuple[list[dict[str, Any]], int]:
+    """The rows whose prompt fits, with `prompt_ids`, and how many do not: a prompt is never cut, its cue would be lost.
 
     UserError when none fits.
     """
-    ids = [render_prompt(tokenizer, prompt) for prompt in prompts]
-    fitting = [i for i in ids if 0 < len(i) <= max_tokens]
+    ids = [render_prompt(tokenizer, row["prompt"]) for row in rows]
+    fitting = [{**row, "prompt_ids": i} for row, i in zip(rows, ids, strict=True) if 0 < len(i) <= max_tokens]
     if not fitting:
         shortest = min(map(len, ids), default=0)
         raise UserError(
             f"prompts: none of {len(ids)} has between 1 and {max_tokens} tokens (shortest: {shortest}); raise max_prompt_tokens"
         )
-    return fitting, len(ids) - len(fitting)
+    return fitting, len(rows) - len(fitting)

@@ -10,6 +10,7 @@ import ast
 import dataclasses
 import functools
 import inspect
+import itertools
 import textwrap
 import types
 import typing
@@ -319,7 +320,7 @@ def field_docs(cls: type) -> dict[str, str]:
         if not dataclasses.is_dataclass(base):
             continue
         body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body  # type: ignore[attr-defined]
-        for statement, following in zip(body, body[1:], strict=False):
+        for statement, following in itertools.pairwise(body):
             is_field = isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
             is_doc = isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
             if is_field and is_doc and isinstance(following.value.value, str):

@@ -22,9 +22,7 @@ class PPOConfig(StageConfig):
     critic: str | None = artefact(None)
     """What the critic starts from: a one-label sequence-classification model; the reward model when not given."""
     prompts: str = artefact()
-    """Where the prompts come from: a file, a folder, embedded:... or hub:..."""
-    prompt_split: str = ""
-    """Keep only this split of the prompts (`train`, or a half of it: `train/a`); empty for all."""
+    """Where the prompts come from: a file, a folder, embedded:... or hub:...; `#train` picks a split."""
 
     updates: int = 100
     """Rollouts to make; each is followed by `epochs` passes over it."""

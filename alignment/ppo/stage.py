@@ -7,17 +7,15 @@ from typing import Any
 from alignment.ppo.config import PPOConfig
 from alignment.ppo.models import load_roles
 from alignment.ppo.trainer import Metrics, PPOTrainer
-from alignment.prompts import tokenize_prompts
-from data import load_prompts
+from alignment.prompts import fitting_prompts, load_prompt_rows
 from launch.stage import Job, Stage
 
 
 def run(config: PPOConfig, job: Job) -> dict[str, Any]:
     """Train; the artefact is the policy, with the critic in `critic/`."""
     roles = load_roles(config.policy, config.critic, config.reference, config.reward, job.runtime.device)
-    prompts, too_long = tokenize_prompts(
-        roles.tokenizer, load_prompts(config.prompts, split=config.prompt_split), config.max_prompt_tokens
-    )
+    rows, too_long = fitting_prompts(roles.tokenizer, load_prompt_rows(config.prompts), config.max_prompt_tokens)
+    prompts = [row["prompt_ids"] for row in rows]
     job.say(f"{len(prompts)} prompts, {too_long} longer than {config.max_prompt_tokens} tokens left out")
     trainer = PPOTrainer(config, roles, prompts, job.runtime)
     if checkpoint := job.resume():

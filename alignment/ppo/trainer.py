@@ -76,13 +76,7 @@ class PPOTrainer:
         """Prompt numbers of the next rollout: the pass over the prompts is shuffled anew in each epoch, none is skipped."""
         first, n = self.update_number * self.config.batch_size, len(self.prompts)
         episodes = range(first, first + self.config.batch_size)
-        orders = {e // n: permutation(n, self.config.seed, "ppo-prompts", e // n) for e in (first, episodes[-1])}
-        orders.update(
-            {
-                epoch: permutation(n, self.config.seed, "ppo-prompts", epoch)
-                for epoch in range(first // n, episodes[-1] // n + 1)
-            }
-        )
+        orders = {epoch: permutation(n, self.config.seed, "ppo-prompts", epoch) for epoch in {e // n for e in episodes}}
         return [int(orders[e // n][e % n]) for e in episodes]
 
     def rollout(self, prompt_numbers: Sequence[int]) -> Rollout:
