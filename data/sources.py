@@ -1,0 +1,189 @@
+"""One loader for every source: embedded data, local files and folders, data sets of a hub.
+
+| source | what it is |
+|---|---|
+| `embedded:python-prose`, `embedded:docstrings` | data that lies on every machine (see embedded.py) |
+| `path/to/file.jsonl`, `folder/` | .txt, .jsonl, .json, .csv, .tsv, .parquet, each also gzipped; other suffixes are text |
+| `hub:org/name[:config][@revision][#split]` | `datasets.load_dataset`, split `train` unless named; never runs remote code |
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from data import embedded
+from data.readers import Row, get_field, get_text, get_turns, kind, list_files, messages_of, read_rows, read_text
+from data.records import Document, Pair, Turns
+from launch.errors import UserError, nearest
+
+TextSplit = Literal["file", "blank-line", "endoftext"]
+_SEPARATORS = {"blank-line": re.compile(r"\n[ \t]*\n\s*"), "endoftext": re.compile(r"<\|endoftext\|>")}
+
+_EMBEDDED: dict[str, dict[str, Callable[[], list[Any]]]] = {
+    "python-prose": {"documents": embedded.python_prose},
+    "docstrings": {"pairs": embedded.docstring_pairs},
+}
+
+
+def load_documents(source: str | Path, text_field: str = "text", split_text: TextSplit = "file") -> list[Document]:
+    """The documents of a source, in its own order; blank ones are left out.
+
+    `text_field` names the column of tables. `split_text` says what one document of a text file is: the whole
+    file, a paragraph (`blank-line`), or the text between `<|endoftext|>` marks.
+    """
+    source = str(source)
+    if source.startswith("embedded:"):
+        return _load_embedded(source, "documents")
+    if source.startswith("hub:"):
+        documents = [d for row in read_hub(source) for d in _document(row, text_field)]
+    else:
+        documents = [d for path in list_files(Path(source)) for d in _file_documents(path, text_field, split_text)]
+    if not documents:
+        raise UserError(f"{source}: holds no text, only blanks; give a source with text")
+    return documents
+
+
+def load_pairs(source: str | Path) -> list[Pair]:
+    """(prompt, completion) pairs for fine-tuning, from rows of one of three forms.
+
+    `prompt` + `completion`, as text or as messages; `messages` (or ShareGPT `conversations`), of which the last
+    assistant message is the completion and all before it the prompt.
+    """
+    source = str(source)
+    if source.startswith("embedded:"):
+        return _load_embedded(source, "pairs")
+    return [_pair(row) for row in load_rows(source)]
+
+
+def load_prompts(source: str | Path) -> list[Turns]:
+    """The prompts of a source: each line of a text file, or of each row `prompt`, else what `load_pairs` calls it."""
+    source = str(source)
+    if source.startswith("embedded:"):
+        return [pair.prompt for pair in _load_embedded(source, "pairs")]
+    if source.startswith("hub:"):
+        return [_prompt(row) for row in read_hub(source)]
+    prompts: list[Turns] = []
+    for path in list_files(Path(source)):
+        if kind(path) == ".txt":
+            prompts.extend(line for line in read_text(path).split("\n") if line.strip())
+        else:
+            prompts.extend(_prompt(row) for row in read_rows(path))
+    return prompts
+
+
+def load_rows(source: str | Path) -> list[Row]:
+    """The rows of a table file, of a folder of them or of a hub data set, with where each was read."""
+    source = str(source)
+    if source.startswith("hub:"):
+        return read_hub(source)
+    if source.startswith("embedded:"):
+        raise UserError(f"{source}: holds no rows of this kind; give a file, a folder or a hub: name")
+    return [row for path in list_files(Path(source)) for row in read_rows(path)]
+
+
+# ---------------------------------------------------------------------------------------------- embedded
+
+
+def _load_embedded(source: str, form: str) -> list[Any]:
+    name = source.removeprefix("embedded:")
+    if name not in _EMBEDDED:
+        raise UserError(f"{source}: no such embedded source{nearest(name, _EMBEDDED)}")
+    if form not in _EMBEDDED[name]:
+        right = next(f"embedded:{other}" for other, forms in _EMBEDDED.items() if form in forms)
+        raise UserError(f"{source}: holds {next(iter(_EMBEDDED[name]))}, not {form}; use '{right}' here")
+    return _EMBEDDED[name][form]()
+
+
+# ---------------------------------------------------------------------------------------------- local files
+
+
+def _file_documents(path: Path, name: str, split_text: TextSplit) -> list[Document]:
+    if kind(path) != ".txt":
+        return [d for row in read_rows(path) for d in _document(row, name)]
+    text = read_text(path)
+    if split_text == "file":
+        return [Document(text, str(path))]
+    parts = [part.strip("\n") for part in _SEPARATORS[split_text].split(text)]
+    return [Document(part, f"{path}: part {number}") for number, part in enumerate(parts, 1) if part.strip()]
+
+
+def _document(row: Row, name: str) -> list[Document]:
+    """The document of a row, or none: blank rows are common in published corpora and carry nothing."""
+    value = get_field(row, name)
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return []
+    return [Document(get_text(row, name), row.where)]
+
+
+def _pair(row: Row) -> Pair:
+    if "prompt" in row.values or "completion" in row.values:
+        prompt, completion = get_turns(row, "prompt"), get_turns(row, "completion")
+        if isinstance(prompt, str) != isinstance(completion, str):
+            raise UserError(f"{row.where}: 'prompt' and 'completion' must both be text or both be messages")
+        return Pair(prompt, completion, row.where)
+    for name in ("messages", "conversations"):
+        if name in row.values:
+            return _pair_of_messages(messages_of(row.values[name], f"{row.where}: '{name}'"), row.where)
+    names = ("prompt", "completion", "messages")
+    found = next((hint for key in row.values if "mean" in (hint := nearest(str(key), names))), "")
+    held = ", ".join(map(str, row.values))
+    raise UserError(f"{row.where}: neither prompt and completion nor messages, only {held}{found}; rename the fields")
+
+
+def _pair_of_messages(messages: list[dict[str, str]], where: str) -> Pair:
+    last = max((i for i, message in enumerate(messages) if message["role"] == "assistant"), default=0)
+    if last == 0:
+        raise UserError(f"{where}: no assistant message after a first one; add the answer or remove the row")
+    return Pair(messages[:last], [messages[last]], where)
+
+
+def _prompt(row: Row) -> Turns:
+    if "prompt" in row.values:
+        return get_turns(row, "prompt")
+    if "messages" in row.values or "conversations" in row.values:
+        return _pair(row).prompt
+    return get_turns(row, "prompt")  # says which field is missing and which is nearest
+
+
+# ---------------------------------------------------------------------------------------------- hub
+
+
+class HubName(NamedTuple):
+    """The parts of a `hub:` source."""
+
+    path: str
+    config: str | None
+    revision: str | None
+    split: str
+
+
+_HUB = re.compile(r"(?P<path>[\w.-]+(/[\w.-]+)?)(:(?P<config>[\w.-]+))?(@(?P<revision>[\w./-]+))?(#(?P<split>.+))?")
+
+
+def parse_hub(source: str) -> HubName:
+    """`hub:org/name[:config][@revision][#split]` in parts; a slice such as `#train[:100]` is a split."""
+    match = _HUB.fullmatch(source.removeprefix("hub:"))
+    if match is None:
+        raise UserError(f"{source}: not a hub name; write hub:org/name[:config][@revision][#split]")
+    return HubName(match["path"], match["config"], match["revision"], match["split"] or "train")
+
+
+def read_hub(source: str) -> list[Row]:
+    """The rows of a hub data set. Loading scripts are not run: `datasets` refuses them since version 4."""
+    import datasets  # type: ignore[import-untyped]
+
+    name = parse_hub(source)
+    try:
+        table = datasets.load_dataset(name.path, name.config, revision=name.revision, split=name.split)
+    except Exception as error:  # the hub client raises a dozen kinds: network, names, files, parsing
+        reason = str(error).split("\n")[0].rstrip(". ") or type(error).__name__
+        offline = "; HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE") else ""
+        raise UserError(
+            f"{source}: could not be loaded ({reason}){offline}; check name, config, split and network, "
+            "or give local files"
+        ) from None
+    return [Row(f"{source}: row {number}", values) for number, values in enumerate(table, 1)]
