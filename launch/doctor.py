@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import os
+import platform
 import shutil
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from launch.errors import UserError
+from launch.processes import find_accelerate
 
 
 @dataclass(frozen=True)
@@ -23,10 +24,7 @@ class Finding:
 
 
 def check_python() -> list[Finding]:
-    version = ".".join(map(str, sys.version_info[:3]))
-    if sys.version_info < (3, 11):
-        return [Finding("fault", f"Python {version} is too old", "install Python 3.11 or newer")]
-    return [Finding("ok", f"Python {version}")]
+    return [Finding("ok", f"Python {platform.python_version()}")]
 
 
 def check_requirements() -> list[Finding]:
@@ -110,14 +108,10 @@ def check_shadowed() -> list[Finding]:
 
 def check_tools() -> list[Finding]:
     findings = []
-    if shutil.which("accelerate") is None:
-        findings.append(
-            Finding(
-                "fault",
-                "the `accelerate` command is not on the PATH",
-                "activate the environment that alignkit is installed in",
-            )
-        )
+    try:
+        findings.append(Finding("ok", find_accelerate()))
+    except UserError as error:
+        findings.append(Finding("fault", str(error)))
     for module, extra, use in [
         ("tensorboard", "tracking", "TensorBoard tracking"),
         ("wandb", "tracking", "W&B tracking"),

@@ -9,8 +9,6 @@ imported the libraries once: the import costs more than some stages.
 from __future__ import annotations
 
 import multiprocessing
-import os
-import shutil
 import subprocess
 import sys
 import time
@@ -190,17 +188,12 @@ def _run_in_child(words: list[str]) -> None:
 
 def _launch(stage: PlannedStage) -> int:
     """A stage on several processes: exactly what a user would type."""
-    from launch.processes import die_with_parent
+    from launch.processes import die_with_parent, find_accelerate
 
     _, arguments = find_command(_arguments(stage))
     module = COMMANDS[stage.command][0]
-    accelerate = shutil.which(
-        "accelerate", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    )
-    if accelerate is None:
-        raise UserError("accelerate is not on the PATH; run `alignkit doctor`")
     return subprocess.run(
-        [accelerate, "launch", *stage.launcher, "-m", module, *arguments], preexec_fn=die_with_parent
+        [find_accelerate(), "launch", *stage.launcher, "-m", module, *arguments], preexec_fn=die_with_parent
     ).returncode
 
 

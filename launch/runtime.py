@@ -21,6 +21,7 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, gather_object
 
 from launch.errors import UserError
+from launch.processes import die_with_parent
 
 Precision = Literal["fp32", "bf16"]
 
@@ -106,6 +107,8 @@ def start_runtime(
     `precision`: "fp32", "bf16" or "auto" (bf16 on a GPU that has it; on the CPU fp32 until `choose_precision` has
     measured). Raises UserError when the world that accelerate sees is not the real one.
     """
+    if "LOCAL_RANK" in os.environ:
+        die_with_parent()  # the launcher: when it is killed, its ranks must not go on and hold the run's folder
     on_gpu = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() not in ("1", "true", "yes")
     deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true"
     if not on_gpu:
