@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-from data.records import Document, Pair, normalise, words
+from data.records import Document, Pair, normalise, plain_text, words
 
 MIN_WORDS, MAX_WORDS = 3, 25
 MAX_PROMPT = 160  # characters: a longer signature fills a small model's context before the summary starts
@@ -39,7 +39,7 @@ def definitions(tree: ast.Module, module: str) -> Iterator[Definition]:
     stack: list[tuple[ast.AST, str]] = [(tree, module)]
     while stack:
         node, prefix = stack.pop()
-        inner = []
+        inner: list[tuple[ast.AST, str]] = []
         for child in ast.iter_child_nodes(node):
             if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
                 name = f"{prefix}.{child.name}"
@@ -178,7 +178,7 @@ def prose(modules: Iterable[Module], topics: dict[str, str], taken: Iterable[Pai
     The docstring of every pair in `taken` is left out whole, and so is every other paragraph that contains the
     summary of one, so that however pairs are split later, no held-out summary was in the pretraining text.
     """
-    completions = {pair.completion for pair in taken}
+    completions = {plain_text(pair.completion) for pair in taken}
     leaks = leak_check(completions)
     seen: set[str] = set()
 

@@ -183,8 +183,8 @@ def _check_header(path: Path, header: list[str]) -> None:
 
 
 def _parquet(path: Path) -> Iterator[Row]:
-    import pyarrow
-    from pyarrow import parquet
+    import pyarrow  # type: ignore[import-untyped]
+    from pyarrow import parquet  # type: ignore[import-untyped]
 
     data = read_bytes(path)
     try:
