@@ -1,0 +1,234 @@
+"""Batched scoring with plain transformers models: rewards of sequences, log-probabilities of completions.
+
+Rows are right-padded and sorted by length into batches of a token budget. With the attention mask and explicit
+positions a row's numbers do not depend on its neighbours (fp32: to about 1e-6; tests hold it to 1e-5).
+
+Shapes: B rows of a batch, S padded length, N scored positions of a batch, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from data.records import Turns
+from launch.errors import UserError
+
+BATCH_TOKENS = 8192
+LOGITS_PER_BATCH = 2**26  # scored positions times vocabulary: 256 MB in fp32
+ROWS_PER_SOFTMAX = 1024  # positions whose logits are cast to fp32 at once
+
+Ids = Sequence[int]
+Beat = Callable[[int], object]
+"""Called after each batch with its number of rows: a progress display, a watchdog."""
+
+
+def plan_batches(
+    lengths: Sequence[int], budget: int, costs: Sequence[int] | None = None, cap: int = 0
+) -> list[list[int]]:
+    """Row numbers in batches, longest first, so that memory runs out at once or never.
+
+    A batch's padded size (rows x longest) stays within `budget` and its summed `costs` within `cap`, but every batch
+    has at least one row.
+    """
+    batches: list[list[int]] = []
+    width = cost = 0
+    for row in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        extra = costs[row] if costs else 0
+        if not batches or width * (len(batches[-1]) + 1) > budget or (costs and cost + extra > cap):
+            batches.append([])
+            width, cost = lengths[row], 0
+        batches[-1].append(row)
+        cost += extra
+    return batches
+
+
+def right_pad(sequences: Sequence[Ids], pad_id: int, device: torch.device) -> dict[str, Tensor]:
+    """input_ids, attention_mask and position_ids (B, S) of right-padded rows."""
+    width = max(map(len, sequences))
+    ids_BS = torch.full((len(sequences), width), pad_id)
+    mask_BS = torch.zeros((len(sequences), width), dtype=torch.long)
+    for row, sequence in enumerate(sequences):
+        ids_BS[row, : len(sequence)] = torch.tensor(sequence)
+        mask_BS[row, : len(sequence)] = 1
+    positions_BS = torch.arange(width).expand_as(ids_BS)
+    tensors = {"input_ids": ids_BS, "attention_mask": mask_BS, "position_ids": positions_BS}
+    return {name: tensor.to(device) for name, tensor in tensors.items()}
+
+
+@contextlib.contextmanager
+def inference(model: PreTrainedModel) -> Iterator[torch.device]:
+    """Inside, the model is in eval mode without gradients; gives its device."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield next(model.parameters()).device
+    finally:
+        model.train(training)
+
+
+def check_context(model: PreTrainedModel, lengths: Sequence[int], what: str) -> None:
+    """UserError naming the first row that is empty or longer than the model's context."""
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    for row, length in enumerate(lengths, 1):
+        if length == 0:
+            raise UserError(f"{what} {row} has no tokens; remove it or give it text")
+        if limit is not None and length > limit:
+            raise UserError(
+                f"{what} {row} has {length} tokens, more than the model's context of {limit}; "
+                "shorten or remove it, or use a model with a longer context"
+            )
+
+
+# ---------------------------------------------------------------------------------------------- rewards
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, prompt: Turns, completion: Turns, ended: bool = True) -> list[int]:
+    """Token ids of a prompt and its completion, as TRL's RewardTrainer sees them.
+
+    Plain text: the two are joined and tokenised together, then comes the EOS if the completion `ended`. Messages:
+    the tokenizer's chat template, which marks ends itself.
+    """
+    if isinstance(prompt, str) and isinstance(completion, str):
+        ids = list(tokenizer(prompt + completion, add_special_tokens=False)["input_ids"])
+        end = tokenizer.eos_token_id
+        return [*ids, end] if ended and end is not None and ids[-1:] != [end] else ids
+    turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    answer = [{"role": "assistant", "content": completion}] if isinstance(completion, str) else completion
+    return list(tokenizer.apply_chat_template([*turns, *answer], tokenize=True, return_dict=False))
+
+
+def score_sequences(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Turns],
+    completions: Sequence[Turns],
+    ended: Sequence[bool] | None = None,
+    batch_tokens: int = BATCH_TOKENS,
+    beat: Beat | None = None,
+) -> Tensor:
+    """Rewards (n,) float32 on the CPU of prompts with their completions; see `encode` and `score_ids`."""
+    if len(prompts) != len(completions):
+        raise ValueError(f"score_sequences: {len(prompts)} prompts, {len(completions)} completions")
+    ends = [True] * len(prompts) if ended is None else ended
+    ids = [encode(tokenizer, p, c, e) for p, c, e in zip(prompts, completions, ends, strict=True)]
+    return score_ids(model, ids, batch_tokens, beat)
+
+
+def check_reward_model(model: PreTrainedModel) -> None:
+    """UserError unless the model gives one number for each sequence."""
+    if model.config.num_labels != 1:
+        name = model.config.name_or_path or type(model).__name__
+        raise UserError(
+            f"{name}: has {model.config.num_labels} labels, a reward model has one; train one with `alignkit reward`, "
+            "or make one with AutoModelForSequenceClassification.from_pretrained(..., num_labels=1)"
+        )
+
+
+def score_ids(
+    model: PreTrainedModel, sequences: Sequence[Ids], batch_tokens: int = BATCH_TOKENS, beat: Beat | None = None
+) -> Tensor:
+    """Rewards (n,) float32 on the CPU of token sequences, from a sequence classifier with one label.
+
+    A decoder is read at the last token of the row as given here. transformers looks for the last token that is not
+    the pad token instead, and so reads the wrong one where pad equals EOS, or a pad token is in the text.
+    """
+    check_reward_model(model)
+    lengths = [len(s) for s in sequences]
+    check_context(model, lengths, "row")
+    rewards = torch.empty(len(sequences))
+    with inference(model) as device:
+        for batch in plan_batches(lengths, batch_tokens):
+            inputs = right_pad([sequences[i] for i in batch], model.config.get_text_config().pad_token_id or 0, device)
+            last_B = torch.tensor([lengths[i] - 1 for i in batch], device=device)
+            rewards[batch] = _batch_rewards(model, inputs, last_B).float().cpu()
+            if beat:
+                beat(len(batch))
+    return rewards
+
+
+def _batch_rewards(model: Any, inputs: dict[str, Tensor], last_B: Tensor) -> Tensor:
+    if not hasattr(model, "score"):  # an encoder (BERT and its kin) pools by itself, and honours the mask
+        return model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits[:, 0]
+    hidden_BSD = model.base_model(**inputs, use_cache=False).last_hidden_state
+    rows_B = torch.arange(len(last_B), device=last_B.device)
+    return model.score(hidden_BSD[rows_B, last_B])[:, 0]
+
+
+# ---------------------------------------------------------------------------------------------- log-probabilities
+
+
+def completion_logprobs(
+    model: PreTrainedModel,
+    prompt_ids: Sequence[Ids],
+    completion_ids: Sequence[Ids],
+    temperature: float = 1.0,
+    batch_tokens: int = BATCH_TOKENS,
+    beat: Beat | None = None,
+) -> list[Tensor]:
+    """Log-probability, in nats, of each completion token given what comes before it: float32 (len(completion),) each.
+
+    The distribution is softmax(logits / temperature). UserError names the row of an empty prompt, or of one that is
+    longer with its completion than the context.
+    """
+    check_context(model, [len(p) for p in prompt_ids], "prompt")
+    sequences = [[*p, *c] for p, c in zip(prompt_ids, completion_ids, strict=True)]
+    return tail_logprobs(model, sequences, [len(c) for c in completion_ids], temperature, batch_tokens, beat)
+
+
+def tail_logprobs(
+    model: PreTrainedModel,
+    sequences: Sequence[Ids],
+    counts: Sequence[int],
+    temperature: float = 1.0,
+    batch_tokens: int = BATCH_TOKENS,
+    beat: Beat | None = None,
+) -> list[Tensor]:
+    """Log-probabilities, in nats, of the last `counts[i]` tokens of each sequence: float32 (counts[i],) on the CPU.
+
+    The output head runs at the scored positions alone (`logits_to_keep`), in batches of at most LOGITS_PER_BATCH
+    logits. Softmax is in fp32 whatever the model's precision: bf16 log-probabilities err by up to 0.1 nat.
+    """
+    if temperature <= 0:
+        raise ValueError(f"temperature: {temperature} is not positive; a greedy choice has no distribution")
+    lengths = [len(s) for s in sequences]
+    check_context(model, lengths, "row")
+    if any(not 0 <= count < length for count, length in zip(counts, lengths, strict=True)):
+        raise ValueError("tail_logprobs: every scored token needs at least one token before it")
+    vocabulary = model.config.get_text_config().vocab_size
+    scored: list[Tensor] = [torch.empty(0)] * len(sequences)
+    with inference(model) as device:
+        for batch in plan_batches(lengths, batch_tokens, counts, LOGITS_PER_BATCH // vocabulary):
+            rows = [sequences[i] for i in batch]
+            logprobs_N = _batch_logprobs(model, rows, [counts[i] for i in batch], temperature, device)
+            for i, values in zip(batch, logprobs_N.cpu().split([counts[i] for i in batch]), strict=True):
+                scored[i] = values.clone()
+            if beat:
+                beat(len(batch))
+    return scored
+
+
+def _batch_logprobs(
+    model: Any, sequences: Sequence[Ids], counts: Sequence[int], temperature: float, device: torch.device
+) -> Tensor:
+    """The scored log-probabilities of a batch, row after row: (N,)."""
+    inputs = right_pad(sequences, 0, device)
+    keep_BS = torch.zeros_like(inputs["input_ids"], dtype=torch.bool)  # where the hidden state predicts a scored token
+    for row, (sequence, count) in enumerate(zip(sequences, counts, strict=True)):
+        keep_BS[row, len(sequence) - 1 - count : len(sequence) - 1] = True
+    if not keep_BS.any():
+        return torch.empty(0)
+    logits_NV = model(**inputs, use_cache=False, logits_to_keep=keep_BS).logits
+    targets_N = inputs["input_ids"].roll(-1, 1)[keep_BS]
+    parts = zip(logits_NV.split(ROWS_PER_SOFTMAX), targets_N.split(ROWS_PER_SOFTMAX), strict=True)
+    return torch.cat([_pick_logprobs(logits.float() / temperature, targets) for logits, targets in parts])
+
+
+def _pick_logprobs(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
+    return logits_NV.gather(-1, targets_N[:, None])[:, 0] - logits_NV.logsumexp(-1)
