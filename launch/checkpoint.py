@@ -29,7 +29,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from launch.errors import UserError
-from launch.files import fsync_folder, sha256_file, write_json
+from launch.files import canonical_json, fsync_folder, sha256_file, sha256_text, write_atomic
 
 if TYPE_CHECKING:
     from launch.runtime import Runtime
@@ -47,23 +47,28 @@ def seal_folder(folder: Path, meta: dict[str, Any], hashes: dict[str, str] | Non
     for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST):
         name = path.relative_to(folder).as_posix()
         files[name] = {"bytes": path.stat().st_size, "sha256": (hashes or {}).get(name) or sha256_file(path)}
-    write_json(folder / MANIFEST, {"schema": SCHEMA, "files": files, **meta})
+    write_atomic(folder / MANIFEST, _render_manifest({"schema": SCHEMA, "files": files, **meta}))
+
+
+def _render_manifest(content: dict[str, Any]) -> str:
+    """The manifest's exact text: it holds its own hash, and a byte that differs anywhere is found."""
+    return json.dumps({**content, "sha256": sha256_text(canonical_json(content))}, indent=1, sort_keys=True) + "\n"
 
 
 def verify_folder(folder: Path) -> dict[str, Any]:
     """The manifest of a folder whose files are all there and unchanged; ValueError says what is wrong."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        text = (folder / MANIFEST).read_bytes().decode("utf-8")
+        manifest = json.loads(text)
     except FileNotFoundError:
         raise ValueError("it has no manifest: it was not finished") from None
     except (UnicodeDecodeError, json.JSONDecodeError):
         raise ValueError("its manifest is not readable JSON") from None
-    if (
-        not isinstance(manifest, dict)
-        or manifest.get("schema") != SCHEMA
-        or not isinstance(manifest.get("files"), dict)
-    ):
+    if not isinstance(manifest, dict) or manifest.pop("schema", None) != SCHEMA:
         raise ValueError(f"its manifest is not of schema {SCHEMA}")
+    manifest.pop("sha256", None)
+    if _render_manifest({**manifest, "schema": SCHEMA}) != text:
+        raise ValueError("its manifest has changed since it was written (SHA-256 differs)")
     present = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST}
     for name, entry in manifest["files"].items():
         path = folder / name

@@ -110,7 +110,7 @@ def _resolve(value: Any, root: Path, known: set[str], where: str) -> Any:
     if isinstance(value, list):
         return [_resolve(item, root, known, where) for item in value]
     if isinstance(value, str) and value.startswith("@"):
-        name = value[1:].split("/")[0].split("#")[0]
+        name = value[1:].split("/")[0].split("::")[0]
         if name not in known:
             raise UserError(f"{where}: '{value}' refers to a stage that does not come before it{nearest(name, known)}")
         return str(root / value[1:])

@@ -93,7 +93,7 @@ def fingerprint_input(field: str, value: str) -> dict[str, Any]:
     if value.startswith(NAMED_SOURCES):
         version = platform.python_version() if value.startswith("embedded:") else None
         return {"source": value, "sha256": sha256_text(f"{value} {version}"), "version": version}
-    path = Path(value.split("#")[0])  # `#train` and the like pick a split of what lies there
+    path = Path(value.split("::")[0])  # `::train` and the like pick a split of what lies there
     if not path.exists():
         siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise UserError(

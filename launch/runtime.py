@@ -115,7 +115,7 @@ def start_runtime(
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     chosen = _initial_precision(precision, on_gpu)
     group = InitProcessGroupKwargs(timeout=datetime.timedelta(seconds=timeout_s))
-    if not on_gpu:
+    if not on_gpu and "RANK" in os.environ:  # without a launcher accelerate takes a named backend for a launched job
         group.backend = "gloo"
     if deepspeed:
         _give_deepspeed_groups_a_timeout(timeout_s)

@@ -28,7 +28,7 @@ class GenerateConfig(StageConfig):
     model: str = artefact()
     """The model: a folder, or hub:org/name."""
     prompts: str = artefact()
-    """Prompts (or pairs, whose completions are kept as references): a file, a folder, embedded:... or hub:...; `#eval` picks a split."""
+    """Prompts (or pairs, whose completions are kept as references): a file, a folder, embedded:... or hub:...; `::eval` picks a split."""
     limit: int | None = None
     """Use only so many prompts, the first by content hash."""
     samples: int = 1

@@ -22,7 +22,7 @@ class PPOConfig(StageConfig):
     critic: str | None = artefact(None)
     """What the critic starts from: a one-label sequence-classification model; the reward model when not given."""
     prompts: str = artefact()
-    """Where the prompts come from: a file, a folder, embedded:... or hub:...; `#train` picks a split."""
+    """Where the prompts come from: a file, a folder, embedded:... or hub:...; `::train` picks a split."""
 
     updates: int = 100
     """Rollouts to make; each is followed by `epochs` passes over it."""

@@ -1,0 +1,199 @@
+"""The checkpoint protocol: kills, flipped bits, full disks, rotation."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from launch.checkpoint import CheckpointStore, pack_tree, seal_folder, unpack_tree, verify_folder
+from launch.errors import UserError
+from launch.runtime import start_runtime
+from tests.support import ROOT, environment
+
+
+@pytest.fixture(scope="module")
+def runtime():
+    return start_runtime("fp32")
+
+
+def tree(step=0):
+    weight = torch.arange(12.0).reshape(3, 4) + step
+    optimizer = {
+        "state": {0: {"step": torch.tensor(float(step)), "exp_avg": weight * 2}},
+        "param_groups": [{"lr": 0.1, "betas": (0.9, 0.99), "params": [0]}],
+    }
+    return {
+        "model": {"w": weight, "tied": weight, "empty": torch.zeros(0), "half": torch.ones(2, dtype=torch.bfloat16)},
+        "optimizer": optimizer,
+        "note": None,
+    }
+
+
+def equal(a, b):
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return list(a) == list(b) and all(equal(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return type(a) is type(b) and len(a) == len(b) and all(map(equal, a, b))
+    return a == b and type(a) is type(b)
+
+
+def test_trees_come_back_with_their_types():
+    tensors, skeleton = pack_tree(tree())
+    assert equal(unpack_tree(tensors, skeleton), tree())
+    assert len(tensors) == 5  # the tied weight is stored once
+    with pytest.raises(TypeError, match="at /bad"):
+        pack_tree({"bad": object()})
+
+
+def test_save_resume_and_rotation(tmp_path, runtime):
+    store = CheckpointStore(tmp_path / "c", runtime, keep=2)
+    assert store.latest() is None
+    for step in (1, 2, 3):
+        assert store.save(step, tree(step))
+    assert store.steps() == [2, 3]
+    newest = CheckpointStore(tmp_path / "c", runtime).latest()
+    assert newest.step == 3
+    assert equal(newest.state(), tree(3))
+
+
+def test_the_one_resumed_from_is_kept(tmp_path, runtime):
+    CheckpointStore(tmp_path, runtime).save(1, tree())
+    store = CheckpointStore(tmp_path, runtime, keep=2)
+    assert store.latest().step == 1
+    for step in (2, 3, 4):
+        store.save(step, tree())
+    assert store.steps() == [1, 3, 4]
+
+
+def test_every_flipped_bit_is_found_and_the_one_before_is_used(tmp_path, runtime, capsys):
+    store = CheckpointStore(tmp_path, runtime)
+    store.save(1, tree(1))
+    store.save(2, tree(2))
+    rng = random.Random(0)
+    files = [p for p in (tmp_path / "step-00000002").iterdir()]
+    for _ in range(60):
+        path = rng.choice(files)
+        good = path.read_bytes()
+        position = rng.randrange(len(good))
+        bad = bytearray(good)
+        bad[position] ^= 1 << rng.randrange(8)
+        path.write_bytes(bytes(bad))
+        found = CheckpointStore(tmp_path, runtime).latest()
+        assert found.step == 1, (path, position)
+        assert "step-00000002" in capsys.readouterr().err
+        path.write_bytes(good)
+    assert CheckpointStore(tmp_path, runtime).latest().step == 2
+
+
+@pytest.mark.parametrize("fault", ["truncate", "delete", "extra", "no manifest", "empty manifest"])
+def test_other_damage_is_named(tmp_path, runtime, capsys, fault):
+    store = CheckpointStore(tmp_path, runtime)
+    store.save(1, tree(1))
+    store.save(2, tree(2))
+    folder = tmp_path / "step-00000002"
+    if fault == "truncate":
+        os.truncate(folder / "state.safetensors", 10)
+    elif fault == "delete":
+        (folder / "state.json").unlink()
+    elif fault == "extra":
+        (folder / "stranger").write_text("x")
+    elif fault == "no manifest":
+        (folder / "MANIFEST.json").unlink()
+    else:
+        (folder / "MANIFEST.json").write_text("{}")
+    assert CheckpointStore(tmp_path, runtime).latest().step == 1
+    words = {
+        "truncate": "10 bytes instead of",
+        "delete": "state.json is missing",
+        "extra": "stranger",
+        "no manifest": "not finished",
+        "empty manifest": "schema",
+    }
+    assert words[fault] in capsys.readouterr().err
+
+
+def test_never_from_scratch_in_silence(tmp_path, runtime):
+    CheckpointStore(tmp_path, runtime).save(1, tree())
+    os.truncate(tmp_path / "step-00000001" / "state.safetensors", 3)
+    with pytest.raises(UserError, match=r"no checkpoint is intact.*delete the folder to start from the beginning"):
+        CheckpointStore(tmp_path, runtime).latest()
+
+
+def test_leftovers_of_a_kill_are_removed_and_never_resumed(tmp_path, runtime):
+    (tmp_path / ".tmp-00000009-abc").mkdir(parents=True)
+    (tmp_path / ".del-x").mkdir()
+    store = CheckpointStore(tmp_path, runtime)
+    assert store.latest() is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_leaves_the_old_checkpoint_and_the_job(tmp_path, runtime, capsys):
+    store = CheckpointStore(tmp_path, runtime)
+    store.save(1, tree(1))
+
+    def fill(folder):
+        (folder / "part").write_bytes(b"x" * 100)
+        raise OSError(28, "No space left on device")
+
+    assert store.save_with(2, fill) is False
+    assert "the disk is full" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
+    assert store.latest().step == 1
+
+
+def test_another_fault_while_writing_is_raised(tmp_path, runtime):
+    store = CheckpointStore(tmp_path, runtime)
+    with pytest.raises(RuntimeError, match="rank 0: KeyError"):
+        store.save_with(1, lambda folder: {}["missing"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_sealed_folder_of_another_library(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "weights").write_bytes(b"123")
+    seal_folder(tmp_path, {"step": 4})
+    assert verify_folder(tmp_path)["step"] == 4
+    (tmp_path / "sub" / "weights").write_bytes(b"124")
+    with pytest.raises(ValueError, match="SHA-256 differs"):
+        verify_folder(tmp_path)
+
+
+SAVER = """
+import sys, torch
+from pathlib import Path
+from launch.checkpoint import CheckpointStore
+from launch.runtime import start_runtime
+store = CheckpointStore(Path(sys.argv[1]), start_runtime("fp32"))
+found = store.latest()
+step = found.step if found else 0
+assert found is None or found.state()["w"].eq(step).all()
+while True:
+    step += 1
+    assert store.save(step, {"w": torch.full((300_000,), float(step))})
+    print(step, flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_kill_at_random_moments_loses_no_acknowledged_step(tmp_path, runtime):
+    rng = random.Random(1)
+    for _ in range(6):
+        child = subprocess.Popen(
+            [sys.executable, "-c", SAVER, str(tmp_path)], cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True
+        )
+        first = child.stdout.readline()
+        assert first, "the child could not resume"
+        time.sleep(rng.uniform(0.05, 0.6))
+        child.send_signal(signal.SIGKILL)
+        acknowledged = [int(first), *map(int, child.stdout.read().split())]
+        child.wait()
+        newest = CheckpointStore(tmp_path, runtime).latest()
+        assert newest.step in (acknowledged[-1], acknowledged[-1] + 1)
+        assert newest.state()["w"].eq(newest.step).all()

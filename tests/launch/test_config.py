@@ -1,0 +1,118 @@
+"""Typed recipes: every fault names the key, the file and what to do."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import pytest
+
+from launch.config import (
+    artefact,
+    artefact_paths,
+    describe,
+    identity_dict,
+    load_config,
+    operational,
+    parse_overrides,
+    read_yaml,
+)
+from launch.errors import UserError
+
+
+@dataclass
+class Inner:
+    depth: int = 2
+    """How deep."""
+
+
+@dataclass
+class Example:
+    learning_rate: float = 1e-3
+    """Step size."""
+    steps: int = 10
+    flag: bool = False
+    kind: Literal["a", "b"] = "a"
+    names: list[str] = field(default_factory=list)
+    weights: dict[str, float] = field(default_factory=dict)
+    limit: int | None = None
+    inner: Inner = field(default_factory=Inner)
+    model: str = artefact("")
+    output_dir: str = operational("")
+
+    def check(self):
+        if self.steps < 1:
+            raise ValueError(f"steps: {self.steps} is below 1; give a positive integer")
+
+
+def recipe(tmp_path, text):
+    path = tmp_path / "r.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_file_and_overrides(tmp_path):
+    path = recipe(tmp_path, "learning_rate: 3e-4\nsteps: 5\nnames: [x, y]\nweights: {a: 1}\ninner: {depth: 3}\n")
+    config = load_config(Example, ["--config", path, "--steps", "7", "--inner.depth=9", "--flag", "--limit", "null"])
+    assert config == Example(3e-4, 7, True, "a", ["x", "y"], {"a": 1.0}, None, Inner(9))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("learnin_rate: 1", r"r\.yaml: unknown key 'learnin_rate'; did you mean 'learning_rate'"),
+        ("learning_rate: abc", r"r\.yaml: learning_rate: 'abc' is not a number"),
+        ("steps: 1.5", r"r\.yaml: steps: 1\.5 is not an integer"),
+        ("steps: true", r"steps: True is not an integer"),
+        ("flag: 1", r"flag: 1 is not true or false"),
+        ("kind: c", r"kind: 'c' is not one of 'a', 'b'"),
+        ("names: {a: 1}", r"names: .* is not list of text"),
+        ("inner: {dept: 1}", r"unknown key 'inner\.dept'; did you mean 'depth'"),
+        ("inner: {depth: x}", r"inner\.depth: 'x' is not an integer"),
+        ("limit: x", r"limit: 'x' is not an integer or null"),
+        ("steps: 0", r"r\.yaml: steps: 0 is below 1"),
+        ("steps: 1\nsteps: 2", r"line 2: key 'steps' is given twice"),
+        ("steps: [1", r"not valid YAML"),
+        ("", r"the recipe is empty"),
+        ("- a", r"a recipe is a mapping"),
+        ("x: !!python/object/apply:os.system [ls]", r"not valid YAML"),
+    ],
+)
+def test_faults_in_a_recipe(tmp_path, text, message):
+    with pytest.raises(UserError, match=message):
+        load_config(Example, ["--config", recipe(tmp_path, text)])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--learning_rate", "abc"], r"command line: --learning_rate: 'abc' is not a number"),
+        (["--learning_rat", "1"], r"unknown key '--learning_rat'; did you mean 'learning_rate'"),
+        (["steps", "1"], r"'steps' is not an option"),
+        (["--steps", "1", "--steps", "2"], r"--steps is given twice"),
+        (["--config", "nowhere/x.yaml"], r"nowhere/x\.yaml: no such recipe"),
+        (["--config", "demoo"], r"demoo: no such recipe"),
+    ],
+)
+def test_faults_on_the_command_line(words, message):
+    with pytest.raises(UserError, match=message):
+        load_config(Example, words)
+
+
+def test_recipe_that_is_not_text(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_bytes(b"\xff\xfe\x00steps")
+    with pytest.raises(UserError, match="UTF-8"):
+        read_yaml(path)
+
+
+def test_negative_numbers_and_lists_on_the_command_line():
+    assert parse_overrides(["--a", "-1", "--b=x,y"]) == {"a": "-1", "b": "x,y"}
+    assert load_config(Example, ["--names", "x,y"]).names == ["x", "y"]
+
+
+def test_identity_leaves_out_operational_fields_and_help_shows_documentation():
+    config = Example(model="m", output_dir="somewhere")
+    assert "output_dir" not in identity_dict(config)
+    assert artefact_paths(config) == {"model": "m"}
+    text = describe(Example)
+    assert "--learning_rate  (a number; default 0.001)" in text
+    assert "Step size." in text
