@@ -10,11 +10,15 @@ import importlib
 from typing import Any
 
 _HOMES = {
-    "records": ("Document", "Message", "Pair", "Turns", "plain_text"),
+    "records": ("Document", "Message", "Pair", "Preference", "Turns", "plain_text"),
     "sources": ("load_documents", "load_pairs", "load_prompts"),
     "embedded": ("digits", "docstring_pairs", "python_prose"),
     "splits": ("split_by_hash", "split_pairs"),
     "packing": ("IGNORE", "PackedRows", "Windows", "cut_windows", "pack_documents"),
+    "tokenizer": ("check_tokenizer", "encode_documents", "ensure_pad_token", "train_tokenizer"),
+    "preferences": ("describe_preferences", "load_preferences", "pairs_from_ranking", "save_preferences"),
+    "formats": ("from_unpaired", "split_prompt", "to_implicit", "to_unpaired"),
+    "overlap": ("drop_duplicates", "find_contamination", "similar_texts"),
     "order": ("batch_rows", "epoch_order", "global_batch", "rank_part"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}

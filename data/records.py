@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 Message = dict[str, str]
@@ -50,3 +50,29 @@ def normalise(text: str) -> str:
 def words(text: str) -> list[str]:
     """The words of the normalised text, punctuation left out."""
     return _WORD.findall(normalise(text))
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """One judgement: for `prompt`, `chosen` is better than `rejected` (or as good, if `tie`).
+
+    The first three fields are TRL's explicit-prompt preference format, as text or as messages. `strength` is how much
+    better, 0 or more on the scale of its source (TRL's reward trainer reads it as `margin`), None if unknown.
+    """
+
+    prompt: Turns
+    chosen: Turns
+    rejected: Turns
+    source: str = ""
+    criteria: str = "overall"
+    annotator: str = ""
+    strength: float | None = None
+    tie: bool = False
+    origin: str = field(default="", compare=False)
+
+    def row(self) -> dict[str, Any]:
+        """The JSON row of this preference; `origin`, where it was read, is left out."""
+        return {name: getattr(self, name) for name in PREFERENCE_FIELDS}
+
+
+PREFERENCE_FIELDS = ("prompt", "chosen", "rejected", "source", "criteria", "annotator", "strength", "tie")

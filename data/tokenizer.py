@@ -143,11 +143,13 @@ def _fit_embeddings(model: PreTrainedModel, size: int) -> None:
     """Lengthen the embeddings to `size` rows, the new ones the mean of the old; never shorten them."""
     import torch
 
-    old = model.get_input_embeddings().weight.shape[0]
+    old = model.get_input_embeddings().num_embeddings
+    assert isinstance(old, int)
     if size <= old:
         return
     model.resize_token_embeddings(size, mean_resizing=False)
-    with torch.no_grad():
-        for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
-            if layer is not None:
-                layer.weight[old:] = layer.weight[:old].mean(dim=0)
+    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+        if layer is not None:
+            rows = layer.get_parameter("weight")
+            with torch.no_grad():
+                rows[old:] = rows[:old].mean(dim=0)
