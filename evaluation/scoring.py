@@ -197,20 +197,26 @@ def tail_logprobs(
     """
     if temperature <= 0:
         raise ValueError(f"temperature: {temperature} is not positive; a greedy choice has no distribution")
-    lengths = [len(s) for s in sequences]
-    check_context(model, lengths, "row")
-    if any(not 0 <= count < length for count, length in zip(counts, lengths, strict=True)):
+    if any(not 0 <= count < len(s) for count, s in zip(counts, sequences, strict=True)):
         raise ValueError("tail_logprobs: every scored token needs at least one token before it")
+    check_context(model, [max(1, len(s) - 1) for s in sequences], "row")  # the last token is predicted, not read
     vocabulary = model.config.get_text_config().vocab_size
+    wanted = [i for i, count in enumerate(counts) if count]
     scored: list[Tensor] = [torch.empty(0)] * len(sequences)
     with inference(model) as device:
-        for batch in plan_batches(lengths, batch_tokens, counts, LOGITS_PER_BATCH // vocabulary):
-            rows = [sequences[i] for i in batch]
-            logprobs_N = _batch_logprobs(model, rows, [counts[i] for i in batch], temperature, device)
-            for i, values in zip(batch, logprobs_N.cpu().split([counts[i] for i in batch]), strict=True):
+        for batch in plan_batches(
+            [len(sequences[i]) for i in wanted],
+            batch_tokens,
+            [counts[i] for i in wanted],
+            LOGITS_PER_BATCH // vocabulary,
+        ):
+            rows = [wanted[b] for b in batch]
+            sizes = [counts[i] for i in rows]
+            logprobs_N = _batch_logprobs(model, [sequences[i] for i in rows], sizes, temperature, device).cpu()
+            for i, values in zip(rows, logprobs_N.split(sizes), strict=True):
                 scored[i] = values.clone()
             if beat:
-                beat(len(batch))
+                beat(len(rows))
     return scored
 
 
@@ -218,14 +224,12 @@ def _batch_logprobs(
     model: Any, sequences: Sequence[Ids], counts: Sequence[int], temperature: float, device: torch.device
 ) -> Tensor:
     """The scored log-probabilities of a batch, row after row: (N,)."""
-    inputs = right_pad(sequences, 0, device)
+    inputs = right_pad([s[:-1] for s in sequences], 0, device)
     keep_BS = torch.zeros_like(inputs["input_ids"], dtype=torch.bool)  # where the hidden state predicts a scored token
     for row, (sequence, count) in enumerate(zip(sequences, counts, strict=True)):
         keep_BS[row, len(sequence) - 1 - count : len(sequence) - 1] = True
-    if not keep_BS.any():
-        return torch.empty(0)
     logits_NV = model(**inputs, use_cache=False, logits_to_keep=keep_BS).logits
-    targets_N = inputs["input_ids"].roll(-1, 1)[keep_BS]
+    targets_N = torch.tensor([t for s, count in zip(sequences, counts, strict=True) for t in s[-count:]], device=device)
     parts = zip(logits_NV.split(ROWS_PER_SOFTMAX), targets_N.split(ROWS_PER_SOFTMAX), strict=True)
     return torch.cat([_pick_logprobs(logits.float() / temperature, targets) for logits, targets in parts])
 

@@ -129,8 +129,9 @@ def test_too_long_and_empty_rows_are_named():
     model = tiny.language_model()
     with pytest.raises(UserError, match=r"prompt 2 has 70 tokens, more than the model's context of 64"):
         scoring.completion_logprobs(model, [[1], [1] * 70], [[2], [2]])
-    with pytest.raises(UserError, match=r"row 1 has 66 tokens"):
+    with pytest.raises(UserError, match=r"row 1 has 65 tokens"):
         scoring.completion_logprobs(model, [[1] * 60], [[2] * 6])
+    assert len(scoring.completion_logprobs(model, [[1] * 60], [[2] * 5])[0]) == 5  # 64 inputs
     with pytest.raises(UserError, match="prompt 1 has no tokens"):
         scoring.completion_logprobs(model, [[]], [[2]])
     with pytest.raises(UserError, match=r"row 3 has 65 tokens"):

@@ -1,0 +1,1 @@
+"""Measures of language models and of their completions that need no judge."""
