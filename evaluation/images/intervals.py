@@ -1,0 +1,111 @@
+"""Estimates with intervals for the image metrics: what a result file holds.
+
+A plug-in Fréchet distance, and the Inception Score a little, are biased by their number of images (towards 2d + d(d+1)/2
+over N for equal sets in d dimensions). The intervals are for the expected score *at this N*, which is why N is part of
+a score's name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import reduce
+
+import numpy as np
+import scipy.stats
+from numpy.typing import ArrayLike
+
+from evaluation.images.frechet import (
+    FeatureStatistics,
+    as_features,
+    frechet_distance_from_features,
+    frechet_distance_from_statistics,
+)
+from evaluation.images.metrics import inception_score, kernel_distance, shuffled
+from evaluation.statistics import LEVEL, Estimate
+
+BLOCKS = 20
+"""Blocks of the jackknife: 20 give 19 degrees of freedom for each set."""
+
+
+def _block_ids(count: int, blocks: int, seed: int) -> np.ndarray:
+    """The block of each image (N,): random, since files often come sorted by class."""
+    ids = np.empty(count, dtype=np.int64)
+    ids[shuffled(count, seed)] = np.arange(count) * blocks // count
+    return ids
+
+
+def _jackknife(
+    value: float, n: int, leave_one_out: Sequence[Sequence[float]], level: float, blocks: int, positive: bool
+) -> Estimate:
+    """Variance summed over the independent sets, each a delete-a-block jackknife; Student t. On the log scale if positive."""
+    f = np.log if positive and min(value, *(min(v) for v in leave_one_out)) > 0 else np.asarray
+    parts = [(len(v) - 1) * float(np.var(f(np.array(v)))) for v in leave_one_out]
+    variance = sum(parts)
+    freedom = (
+        variance**2 / sum(p**2 / (len(v) - 1) for p, v in zip(parts, leave_one_out, strict=True)) if variance else 1.0
+    )
+    half = float(scipy.stats.t.ppf(0.5 + level / 2, freedom)) * np.sqrt(variance)
+    method = f"jackknife over {blocks} blocks"
+    if f is np.log:
+        low, high = value * np.exp(-half), value * np.exp(half)
+        return Estimate(
+            value, n, float(value * np.sqrt(variance)), float(low), float(high), level, f"{method}, log scale"
+        )
+    return Estimate(value, n, float(np.sqrt(variance)), float(value - half), float(value + half), level, method)
+
+
+def frechet_estimate(
+    generated: ArrayLike, real: ArrayLike, seed: int, level: float = LEVEL, blocks: int = BLOCKS
+) -> Estimate:
+    """The Fréchet distance of features (N, D) and (M, D) with an interval that counts the chance in both sets."""
+    sets = [as_features(generated, "the generated set"), as_features(real, "the real set")]
+    value = frechet_distance_from_features(*sets)
+    n, blocks = len(sets[0]), min(blocks, len(sets[0]) // 2, len(sets[1]) // 2)
+    if blocks < 2:
+        return Estimate(value, n, None, None, None, level, f"none (n = {n})")
+    pieces = [_pieces(features, blocks, seed + index) for index, features in enumerate(sets)]
+    totals = [reduce(FeatureStatistics.merge, part) for part in pieces]
+    left_out: list[list[float]] = [[], []]
+    for index, other in ((0, 1), (1, 0)):
+        for block in range(blocks):
+            rest = reduce(FeatureStatistics.merge, (p for i, p in enumerate(pieces[index]) if i != block))
+            left_out[index].append(frechet_distance_from_statistics(rest, totals[other]))
+    return _jackknife(value, n, left_out, level, blocks, positive=True)
+
+
+def _pieces(features: np.ndarray, blocks: int, seed: int) -> list[FeatureStatistics]:
+    ids = _block_ids(len(features), blocks, seed)
+    return [FeatureStatistics.of(features[ids == block]) for block in range(blocks)]
+
+
+def _blockwise(
+    statistic: Callable[[np.ndarray], float], rows: np.ndarray, seed: int, level: float, blocks: int
+) -> Estimate:
+    value, n = statistic(rows), len(rows)
+    blocks = min(blocks, n // 2)
+    if blocks < 2:
+        return Estimate(value, n, None, None, None, level, f"none (n = {n})")
+    ids = _block_ids(n, blocks, seed)
+    left_out = [statistic(rows[ids != block]) for block in range(blocks)]
+    return _jackknife(value, n, [left_out], level, blocks, positive=True)
+
+
+def inception_estimate(
+    logits: ArrayLike, splits: int, seed: int, level: float = LEVEL, blocks: int = BLOCKS
+) -> Estimate:
+    """The mean Inception Score over `splits` of logits (N, C) in shuffled order.
+
+    The spread over splits, which is customary after a +-, is no interval of the mean and is not used.
+    """
+    rows = as_features(logits, "logits")[shuffled(len(np.asarray(logits)), seed)]
+    return _blockwise(
+        lambda part: float(inception_score(part, min(splits, len(part))).mean()), rows, seed, level, blocks
+    )
+
+
+def kernel_estimate(generated: ArrayLike, real: ArrayLike, level: float = LEVEL) -> Estimate:
+    """The kernel distance of features (N, D) and (M, D); it may be negative and is symmetric in its error."""
+    found, n = kernel_distance(generated, real), len(np.asarray(generated))
+    half = float(scipy.stats.norm.ppf(0.5 + level / 2)) * found.standard_error
+    method = "delete-one jackknife, normal"
+    return Estimate(found.value, n, found.standard_error, found.value - half, found.value + half, level, method)

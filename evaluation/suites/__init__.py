@@ -1,0 +1,1 @@
+"""Suites: stages that evaluate artefacts and write results.json."""

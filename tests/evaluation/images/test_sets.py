@@ -1,0 +1,103 @@
+"""Reading images: every accepted form, and one sentence for every fault."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from evaluation.images.sets import ImageSet, content_fractions, load_images
+from launch.errors import UserError
+
+
+def noise(*shape, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def test_embedded_digits_split_by_content():
+    whole, train, test = (load_images(f"embedded:digits{part}") for part in ("", "/train", "/test"))
+    assert whole.images.shape == (1797, 1, 8, 8) and whole.images.dtype == np.uint8 and whole.images.max() == 255
+    assert len(train) + len(test) == 1797 and 300 < len(test) < 420
+    pixels = [{i.tobytes() for i in part.images} for part in (train, test)]
+    assert not pixels[0] & pixels[1]
+    with pytest.raises(UserError, match="embedded:digits/test"):
+        load_images("embedded:digits/validation")
+
+
+def test_content_fractions_depend_on_the_image_alone():
+    images = noise(200, 1, 8, 8)
+    fractions = content_fractions(images, "p")
+    assert np.array_equal(content_fractions(images[::-1], "p")[::-1], fractions)
+    assert 0.3 < (fractions < 0.5).mean() < 0.7 and ((fractions >= 0) & (fractions < 1)).all()
+    assert not np.array_equal(content_fractions(images, "q"), fractions)
+
+
+@pytest.mark.parametrize("stored", ["(N, H, W)", "(N, C, H, W)", "(N, H, W, C)"])
+def test_npz_layouts(tmp_path, stored):
+    images = noise(5, 3, 6, 7) if "C" in stored else noise(5, 1, 6, 7)
+    layout = {"(N, H, W)": images[:, 0], "(N, C, H, W)": images, "(N, H, W, C)": images.transpose(0, 2, 3, 1)}
+    np.savez(tmp_path / "samples.npz", images=layout[stored], labels=np.arange(5))
+    for source in (tmp_path, tmp_path / "samples.npz"):
+        found = load_images(str(source))
+        assert np.array_equal(found.images, images) and np.array_equal(found.labels, np.arange(5))
+
+
+def test_folder_of_pictures(tmp_path):
+    images = noise(3, 1, 5, 4)
+    for index, image in enumerate(images):
+        Image.fromarray(image[0]).save(tmp_path / f"{index}.png")
+    found = load_images(str(tmp_path))
+    assert np.array_equal(found.images, images) and found.compression == "none" and found.labels is None
+    lossy = tmp_path / "lossy"
+    lossy.mkdir()
+    Image.fromarray(noise(8, 8, 3)).save(lossy / "a.jpg")
+    assert load_images(str(lossy)).images.shape == (1, 3, 8, 8) and load_images(str(lossy)).compression == "lossy"
+    with pytest.raises(UserError, match=r"mixes lossy files \(a.jpg\)"):
+        load_images(str(tmp_path))
+
+
+def test_hash_and_sampling():
+    found = ImageSet(noise(50, 1, 4, 4), np.arange(50), "x", "none")
+    assert found.sha256 == ImageSet(found.images.copy(), None, "y", "none").sha256
+    assert found.sha256 != found.take(np.arange(50)[::-1].copy()).sha256
+    assert found.sha256 != ImageSet(found.images.reshape(50, 1, 2, 8), None, "x", "none").sha256
+    part = found.sample(10, seed=1)
+    assert len(set(part.labels)) == 10 and np.array_equal(part.images, found.images[part.labels])
+    assert found.sample(50, seed=1) is found
+
+
+def test_faults_are_named(tmp_path):
+    def save(name, **arrays):
+        np.savez(tmp_path / name, **arrays)
+        return str(tmp_path / name)
+
+    cases = {
+        str(tmp_path / "absent"): "holds no images",
+        save("a.npz", pictures=noise(2, 8, 8)): "no array 'images' .there are pictures",
+        save("b.npz", images=noise(2, 8, 8) / 255.0): "float64, not uint8",
+        save("c.npz", images=noise(2, 2, 8, 8)): r"shape \(2, 2, 8, 8\)",
+        save("d.npz", images=noise(0, 1, 8, 8)): r"shape \(0, 1, 8, 8\)",
+        save("e.npz", images=noise(2, 8, 8), labels=np.arange(3)): "labels have shape",
+        save("f.npz", images=np.array([None, "x"], dtype=object)): "not a whole npz file",
+    }
+    cut = tmp_path / "cut.npz"
+    cut.write_bytes((tmp_path / "a.npz").read_bytes()[:100])
+    cases[str(cut)] = "not a whole npz file"
+    for source, message in cases.items():
+        with pytest.raises(UserError, match=message):
+            load_images(source)
+
+
+def test_faulty_pictures_are_named(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    with pytest.raises(UserError, match="no pictures"):
+        load_images(str(folder))
+    Image.fromarray(noise(8, 8)).save(folder / "a.png")
+    Image.fromarray(noise(8, 9)).save(folder / "b.png")
+    with pytest.raises(UserError, match=r"b\.png: 9x8 grey, but a\.png is 8x8 grey"):
+        load_images(str(folder))
+    (folder / "b.png").write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"b\.png: cannot be read"):
+        load_images(str(folder))
+    Image.fromarray(noise(8, 8, 4)).save(folder / "b.png")
+    with pytest.raises(UserError, match="transparency"):
+        load_images(str(folder))
