@@ -16,9 +16,15 @@ _HOMES = {
     "splits": ("split_by_hash", "split_pairs"),
     "packing": ("IGNORE", "PackedRows", "Windows", "cut_windows", "pack_documents"),
     "tokenizer": ("check_tokenizer", "encode_documents", "ensure_pad_token", "train_tokenizer"),
-    "preferences": ("describe_preferences", "load_preferences", "pairs_from_ranking", "save_preferences"),
+    "preferences": (
+        "describe_preferences",
+        "load_preferences",
+        "pairs_from_ranking",
+        "save_preferences",
+        "validate_preferences",
+    ),
     "formats": ("from_unpaired", "split_prompt", "to_implicit", "to_unpaired"),
-    "overlap": ("drop_duplicates", "find_contamination", "similar_texts"),
+    "overlap": ("deduplicate", "find_contamination", "similar_texts"),
     "order": ("batch_rows", "epoch_order", "global_batch", "rank_part"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}

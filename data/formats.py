@@ -56,17 +56,10 @@ def from_labelled(row: Row, names: tuple[str, str]) -> Preference:
 
 
 def checked(prompt: Turns, chosen: Turns, rejected: Turns, row: Row, tie: bool | None = None) -> Preference:
-    """A `Preference` with the row's optional fields, or UserError: mixed forms, equal answers, wrong types."""
-    if len({isinstance(turns, str) for turns in (prompt, chosen, rejected)}) > 1:
-        raise UserError(f"{row.where}: prompt, chosen and rejected must all be text or all be messages")
-    if plain_text(chosen).strip() == plain_text(rejected).strip():
-        raise UserError(f"{row.where}: chosen and rejected are the same text; remove the row")
-    values = row.values
+    """A `Preference` with the row's optional fields, or UserError that names the row."""
     source = _optional(row, "source", str, "") or _optional(row, "scenario", str, "")
     strength = _optional(row, "strength", (int, float), None)
-    if strength is not None and not 0 <= strength < float("inf"):
-        raise UserError(f"{row.where}: strength is {strength}; give a finite number of 0 or more, or leave it out")
-    return Preference(
+    preference = Preference(
         prompt,
         chosen,
         rejected,
@@ -75,8 +68,27 @@ def checked(prompt: Turns, chosen: Turns, rejected: Turns, row: Row, tie: bool |
         annotator=_optional(row, "annotator", str, ""),
         strength=None if strength is None else float(strength),
         tie=_optional(row, "tie", bool, False) if tie is None else tie,
-        origin=row.where if values else "",
+        origin=row.where,
     )
+    fault = fault_of(preference)
+    if fault:
+        raise UserError(f"{row.where}: {fault}")
+    return preference
+
+
+def fault_of(preference: Preference) -> str | None:
+    """What is wrong with a preference and what to do, or None."""
+    parts = (preference.prompt, preference.chosen, preference.rejected)
+    if len({isinstance(turns, str) for turns in parts}) > 1:
+        return "prompt, chosen and rejected must all be text or all be messages; convert one to the form of the others"
+    for name, turns in zip(("prompt", "chosen", "rejected"), parts, strict=True):
+        if not plain_text(turns).strip():
+            return f"'{name}' is empty; fill it or remove the row"
+    if plain_text(preference.chosen).strip() == plain_text(preference.rejected).strip():
+        return "chosen and rejected are the same text; remove the row"
+    if preference.strength is not None and not 0 <= preference.strength < float("inf"):
+        return f"strength is {preference.strength}; give a finite number of 0 or more, or leave it out"
+    return None
 
 
 def _optional(row: Row, name: str, types: type | tuple[type, ...], default: Any) -> Any:

@@ -65,9 +65,7 @@ class Duplicate(NamedTuple):
     exact: bool
 
 
-def drop_duplicates(
-    preferences: Sequence[Preference], threshold: float = 0.8
-) -> tuple[list[Preference], list[Duplicate]]:
+def deduplicate(preferences: Sequence[Preference], threshold: float = 0.8) -> tuple[list[Preference], list[Duplicate]]:
     """The first of each group of equal or nearly equal judgements, and what was left out.
 
     Two judgements are duplicates when criteria, annotator and tie agree and prompt, chosen and rejected are each

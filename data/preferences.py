@@ -10,7 +10,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
-from data.formats import RESPONSE_NAMES, from_row, from_unpaired
+from data.formats import RESPONSE_NAMES, fault_of, from_row, from_unpaired
+from data.named_splits import keep_split, parse_source
 from data.readers import Row
 from data.records import Preference, Turns, plain_text
 from data.sources import load_rows
@@ -23,19 +24,32 @@ def load_preferences(source: str | Path, invalid: Literal["error", "drop"] = "er
 
     Faulty rows (a field missing or of the wrong type, an empty answer, chosen equal to rejected) are an error that
     names the first, or are left out with `invalid="drop"`. Data that can teach nothing is an error either way: no
-    valid row, ties only, one label only.
+    valid row, ties only, one label only. A named split (`FILE::train`) goes by the prompt.
     """
-    rows = load_rows(source)
-    _check_classes(rows, str(source))
+    bare, split = parse_source(str(source))
+    rows = load_rows(bare)
+    _check_classes(rows, bare)
     preferences, faults = _read(rows)
     if faults and invalid == "error":
         rest = f" ({len(faults) - 1} more rows are invalid too)" if len(faults) > 1 else ""
         raise UserError(f"{faults[0]}{rest}, or load with invalid='drop' to leave such rows out")
     if not preferences:
-        raise UserError(f"{source}: none of {len(rows)} rows is valid; the first fault: {faults[0]}")
+        raise UserError(f"{bare}: none of {len(rows)} rows is valid; the first fault: {faults[0]}")
+    kept = keep_split(preferences, split, lambda preference: preference.prompt, bare)
+    validate_preferences(kept, str(source))
+    return kept
+
+
+def validate_preferences(preferences: Sequence[Preference], where: str = "preferences") -> None:
+    """UserError that names the first faulty row (from 1), or when there is nothing to learn: no row, or ties only."""
+    for number, preference in enumerate(preferences, 1):
+        fault = fault_of(preference)
+        if fault:
+            raise UserError(f"{preference.origin or f'{where}: row {number}'}: {fault}")
+    if not preferences:
+        raise UserError(f"{where}: no preferences; give at least one judgement")
     if all(preference.tie for preference in preferences):
-        raise UserError(f"{source}: one class only: every row is a tie, so nothing says what is better; add judgements")
-    return preferences
+        raise UserError(f"{where}: one class only: every row is a tie, so nothing says what is better; add judgements")
 
 
 def _read(rows: Sequence[Row]) -> tuple[list[Preference], list[UserError]]:
@@ -65,7 +79,7 @@ def _check_classes(rows: Sequence[Row], source: str) -> None:
         )
 
 
-def save_preferences(path: str | Path, preferences: Iterable[Preference]) -> None:
+def save_preferences(preferences: Iterable[Preference], path: str | Path) -> None:
     """Write preferences as JSON lines, whole or not at all; `load_preferences` gives them back."""
     lines = [json.dumps(preference.row(), ensure_ascii=False, allow_nan=False) for preference in preferences]
     if not lines:
@@ -80,7 +94,7 @@ def pairs_from_ranking(
     prompt: Turns,
     completions: Sequence[Turns],
     scores: Sequence[float],
-    margin: float = 0.0,
+    tie_margin: float = 0.0,
     keep_ties: bool = False,
     source: str = "",
     criteria: str = "overall",
@@ -88,7 +102,7 @@ def pairs_from_ranking(
 ) -> list[Preference]:
     """All pairs of k ranked completions of one prompt, at most k (k - 1) / 2, the clearest first.
 
-    The higher score is chosen and the gap is the strength. A gap of `margin` or less is a tie, kept with `tie=True`
+    The higher score is chosen and the gap is the strength. A gap of `tie_margin` or less is a tie, kept with `tie=True`
     or left out. Equal texts make no pair. Train the pairs of one prompt in one batch: as single samples they overfit
     (Ouyang et al. 2022, section 3.5).
     """
@@ -102,7 +116,7 @@ def pairs_from_ranking(
     for rank, better in enumerate(ranked):
         for worse in ranked[rank + 1 :]:
             gap = scores[better] - scores[worse]
-            tie = gap <= margin
+            tie = gap <= tie_margin
             if texts[better] != texts[worse] and (keep_ties or not tie):
                 chosen, rejected = completions[better], completions[worse]
                 preferences.append(Preference(prompt, chosen, rejected, source, criteria, annotator, float(gap), tie))

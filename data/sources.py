@@ -5,6 +5,8 @@
 | `embedded:python-prose`, `embedded:docstrings` | data that lies on every machine (see embedded.py) |
 | `path/to/file.jsonl`, `folder/` | .txt, .jsonl, .json, .csv, .tsv, .parquet, each also gzipped; other suffixes are text |
 | `hub:org/name[:config][@revision][#split]` | `datasets.load_dataset`, split `train` unless named; never runs remote code |
+
+Any of them with `::train`, `::eval`, `::train/a` or `::train/b` behind it is that part of it (see named_splits.py).
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from data import embedded
+from data.named_splits import keep_split, parse_source
 from data.readers import Row, get_field, get_text, get_turns, kind, list_files, messages_of, read_rows, read_text
 from data.records import Document, Pair, Turns
 from launch.errors import UserError, nearest
@@ -33,46 +36,45 @@ def load_documents(source: str | Path, text_field: str = "text", split_text: Tex
     """The documents of a source, in its own order; blank ones are left out.
 
     `text_field` names the column of tables. `split_text` says what one document of a text file is: the whole
-    file, a paragraph (`blank-line`), or the text between `<|endoftext|>` marks.
+    file, a paragraph (`blank-line`), or the text between `<|endoftext|>` marks. Splits go by the whole text.
     """
-    source = str(source)
-    if source.startswith("embedded:"):
-        return _load_embedded(source, "documents")
-    if source.startswith("hub:"):
-        documents = [d for row in read_hub(source) for d in _document(row, text_field)]
+    bare, split = parse_source(str(source))
+    if bare.startswith("embedded:"):
+        documents = _load_embedded(bare, "documents")
+    elif bare.startswith("hub:"):
+        documents = [d for row in read_hub(bare) for d in _document(row, text_field)]
     else:
-        documents = [d for path in list_files(Path(source)) for d in _file_documents(path, text_field, split_text)]
+        documents = [d for path in list_files(Path(bare)) for d in _file_documents(path, text_field, split_text)]
     if not documents:
-        raise UserError(f"{source}: holds no text, only blanks; give a source with text")
-    return documents
+        raise UserError(f"{bare}: holds no text, only blanks; give a source with text")
+    return keep_split(documents, split, lambda document: document.text, bare)
 
 
 def load_pairs(source: str | Path) -> list[Pair]:
-    """(prompt, completion) pairs for fine-tuning, from rows of one of three forms.
+    """(prompt, completion) pairs for fine-tuning, from rows of one of two forms.
 
     `prompt` + `completion`, as text or as messages; `messages` (or ShareGPT `conversations`), of which the last
-    assistant message is the completion and all before it the prompt.
+    assistant message is the completion and all before it the prompt. Splits go by the prompt; those of the embedded
+    docstrings by the completion, because their prompts are unique and some completions are not.
     """
-    source = str(source)
-    if source.startswith("embedded:"):
-        return _load_embedded(source, "pairs")
-    return [_pair(row) for row in load_rows(source)]
+    bare, split = parse_source(str(source))
+    if bare.startswith("embedded:"):
+        return keep_split(_load_embedded(bare, "pairs"), split, lambda pair: pair.completion, bare)
+    return keep_split([_pair(row) for row in load_rows(bare)], split, lambda pair: pair.prompt, bare)
 
 
 def load_prompts(source: str | Path) -> list[Turns]:
     """The prompts of a source: each line of a text file, or of each row `prompt`, else what `load_pairs` calls it."""
-    source = str(source)
-    if source.startswith("embedded:"):
-        return [pair.prompt for pair in _load_embedded(source, "pairs")]
-    if source.startswith("hub:"):
-        return [_prompt(row) for row in read_hub(source)]
+    bare, split = parse_source(str(source))
+    if bare.startswith("embedded:"):
+        return [pair.prompt for pair in load_pairs(source)]
     prompts: list[Turns] = []
-    for path in list_files(Path(source)):
-        if kind(path) == ".txt":
+    for path in [None] if bare.startswith("hub:") else list_files(Path(bare)):
+        if path is not None and kind(path) == ".txt":
             prompts.extend(line for line in read_text(path).split("\n") if line.strip())
         else:
-            prompts.extend(_prompt(row) for row in read_rows(path))
-    return prompts
+            prompts.extend(_prompt(row) for row in (read_rows(path) if path else read_hub(bare)))
+    return keep_split(prompts, split, lambda prompt: prompt, bare)
 
 
 def load_rows(source: str | Path) -> list[Row]:
