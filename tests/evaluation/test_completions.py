@@ -1,0 +1,61 @@
+import json
+
+import pytest
+
+from evaluation.completions import align, load_completions
+from launch.errors import UserError
+from tests.evaluation.rows import completion, write_completions
+
+
+def test_load_reads_file_or_folder(tmp_path):
+    path = write_completions(tmp_path / "completions.jsonl", [{"prompt": "ab", "completion": "c", "reference": "d"}])
+    (row,) = load_completions(path)
+    assert (row.id, row.text, row.finished, row.completion_ids[-1], row.reference) == ("0", "c", True, 257, "d")
+    assert load_completions(tmp_path) == [row] and row.origin.endswith("line 1")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"completion": None}, "'completion' is a NoneType, not str"),
+        ({"finished": "yes"}, "'finished' is a str, not bool"),
+        ({"completion_ids": [1, -2]}, "'completion_ids' holds something other than token ids"),
+        ({"prompt_ids": "1 2"}, "'prompt_ids' is a str, not list"),
+    ],
+)
+def test_faulty_rows_are_named(tmp_path, change, words):
+    path = write_completions(
+        tmp_path / "c.jsonl",
+        [{"prompt": "a", "completion": "b"}, {"prompt": "a", "completion": "b"} | change]
+        if "completion" not in change
+        else [{"prompt": "a", "completion": "b"}],
+    )
+    if "completion" in change:
+        row = json.loads(path.read_text()) | change | {"id": 1}
+        path.write_text(path.read_text() + json.dumps(row) + "\n")
+    with pytest.raises(UserError, match=f"line 2: {words}"):
+        load_completions(path)
+
+
+def test_missing_field_missing_file_and_double_id(tmp_path):
+    path = write_completions(tmp_path / "c.jsonl", [{"prompt": "a", "completion": "b", "id": 7}] * 2)
+    with pytest.raises(UserError, match=r"line 2: id 7 was used before, at .*line 1"):
+        load_completions(path)
+    path.write_text('{"id": 1, "prompt": "a"}\n')
+    with pytest.raises(UserError, match="line 1: no field 'completion'"):
+        load_completions(path)
+    with pytest.raises(UserError, match="run `alignkit generate` first"):
+        load_completions(tmp_path / "nothing.jsonl")
+
+
+def test_align_pairs_samples_of_the_same_prompts():
+    ours = [completion("p", "1"), completion("q", "2"), completion("p", "3")]
+    theirs = [completion("q", "a"), completion("p", "b"), completion("p", "c")]
+    assert [(a.text, b.text) for a, b in align(ours, theirs)] == [("1", "b"), ("2", "a"), ("3", "c")]
+
+
+def test_align_refuses_different_prompts():
+    with pytest.raises(UserError, match="has no completion of this prompt"):
+        align([completion("p"), completion("z")], [completion("p"), completion("q")])
+    with pytest.raises(UserError, match="is missing in the other file"):
+        align([completion("p")], [completion("p"), completion("q")])
