@@ -7,6 +7,7 @@ number of images against the same reference, from one pass of the extractor, whi
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -61,6 +62,7 @@ class ImagesConfig(StageConfig):
     def check(self) -> None:
         if not self.generators:
             raise ValueError("generators: is empty; name one, as in --generators.vae FOLDER")
+        check_names([*self.generators, REAL, PIXELS])
         if self.max_images < FEWEST:
             raise ValueError(f"max_images: {self.max_images} is too few; give at least {FEWEST}")
 
@@ -113,6 +115,17 @@ def _load(config: ImagesConfig) -> tuple[dict[str, ImageSet], ImageSet]:
 def folder_name(name: str) -> str:
     """A display name as the name of a folder."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "unnamed"
+
+
+def check_names(names: Iterable[str]) -> None:
+    """ValueError when two names would share a folder."""
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(folder_name(name), name)
+        if other != name:
+            raise ValueError(
+                f"generators: '{name}' and '{other}' would share the folder '{folder_name(name)}'; rename one"
+            )
 
 
 def independent_pixels(reference: ImageSet, count: int, seed: int) -> ImageSet:

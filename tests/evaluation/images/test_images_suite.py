@@ -92,6 +92,8 @@ def test_duplicates_are_noted(tmp_path):
 def test_faults_are_named(tmp_path):
     with pytest.raises(UserError, match="generators: is empty"):
         build(ImagesConfig, {}, "recipe")
+    with pytest.raises(UserError, match="'a-b' and 'a b' would share the folder"):
+        build(ImagesConfig, {"generators": {"a b": "x", "a-b": "y"}}, "recipe")
     small = save(tmp_path / "small", np.zeros((30, 1, 4, 4), np.uint8))
     few = save(tmp_path / "few", np.zeros((5, 1, 8, 8), np.uint8))
     for name, source, message in (("s", small, r"generators.s: .*\(1, 4, 4\)"), ("f", few, "f: has 5 images")):
