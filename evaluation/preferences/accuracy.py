@@ -1,0 +1,119 @@
+"""How well a reward model orders preference pairs: accuracy, loss, calibration. Pure.
+
+The margin of a pair is reward(chosen) - reward(rejected), in units of the Bradley-Terry logit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import expit
+
+from evaluation.statistics import LEVEL, Estimate, bootstrap, clustered_mean, mean, win_rate
+from evaluation.statistics.intervals import as_vector
+from launch.seeding import numpy_generator
+
+Ties = Literal["half", "wrong"]
+BINS = 10
+NULL_DRAWS = 1000
+
+
+def outcomes(differences: ArrayLike, ties: Ties = "half") -> NDArray[np.float64]:
+    """1 where a difference is positive, 0 where it is negative; zeros count 0.5 ("half") or 0 ("wrong")."""
+    d = as_vector(differences, "differences")
+    return np.where(d == 0, 0.5 if ties == "half" else 0.0, (d > 0).astype(float))
+
+
+def share_right(values: ArrayLike, groups: Sequence[object] | None = None, level: float = LEVEL) -> Estimate:
+    """Mean of outcomes 1, 0.5, 0. Score interval when every item stands alone, else clustered by `groups`."""
+    x = as_vector(values)
+    if groups is None or len(set(groups)) == x.size:
+        return win_rate(x, level)
+    return clustered_mean(x, groups, level)
+
+
+def pairwise_loss(margins: ArrayLike, groups: Sequence[object] | None = None, level: float = LEVEL) -> Estimate:
+    """Mean Bradley-Terry loss, log(1 + exp(-margin)), in nats: ln 2 = 0.693 for a model that knows nothing."""
+    losses = np.logaddexp(0.0, -as_vector(margins, "margins"))
+    return mean(losses, level) if groups is None else clustered_mean(losses, groups, level)
+
+
+def brier_score(margins: ArrayLike, groups: Sequence[object] | None = None, level: float = LEVEL) -> Estimate:
+    """Mean (1 - sigmoid(margin))^2: 0.25 for a model that knows nothing."""
+    squares = (1 - expit(as_vector(margins, "margins"))) ** 2
+    return mean(squares, level) if groups is None else clustered_mean(squares, groups, level)
+
+
+# ---------------------------------------------------------------------------------------------- calibration
+
+
+@dataclass(frozen=True)
+class Bin:
+    """One bar of a reliability diagram: pairs whose stated confidence lies in [low, high)."""
+
+    low: float
+    high: float
+    n: int
+    confidence: float
+    accuracy: float
+
+
+def reliability_bins(margins: ArrayLike, bins: int = BINS) -> list[Bin]:
+    """Non-empty bins of equal width of the confidence sigmoid(|margin|) on [0.5, 1], with the accuracy in each."""
+    d = as_vector(margins, "margins")
+    confidence, right = expit(np.abs(d)), outcomes(d)
+    index = _bin_index(confidence, bins)
+    found = []
+    for b in np.unique(index):
+        inside = index == b
+        low, high = 0.5 + b / (2 * bins), 0.5 + (b + 1) / (2 * bins)
+        found.append(Bin(low, high, int(inside.sum()), float(confidence[inside].mean()), float(right[inside].mean())))
+    return found
+
+
+def _bin_index(confidence: NDArray[np.float64], bins: int) -> NDArray[np.int64]:
+    return np.minimum(((confidence - 0.5) * 2 * bins).astype(np.int64), bins - 1)
+
+
+def _ece(confidence: NDArray[np.float64], right: NDArray[np.float64], bins: int) -> NDArray[np.float64]:
+    """Expected calibration error along the last axis: sum over bins of |sum of (right - confidence)| / n."""
+    index = _bin_index(confidence, bins)
+    gap = right - confidence
+    total = sum(np.abs(np.where(index == b, gap, 0.0).sum(-1)) for b in range(bins))
+    return np.asarray(total) / confidence.shape[-1]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Expected calibration error, with what a perfectly calibrated model would show at the same confidences.
+
+    The error is biased upwards on few pairs; `expected` is its mean when outcomes are drawn from the stated
+    confidences, and `p_value` how often such draws reach the observed error.
+    """
+
+    error: Estimate
+    expected: float
+    p_value: float
+    bins: list[Bin]
+
+
+def calibration(margins: ArrayLike, seed: int, bins: int = BINS, level: float = LEVEL) -> Calibration:
+    """ECE (Naeini et al. 2015) of sigmoid(|margin|) against being right; ties are half right at confidence 0.5."""
+    d = as_vector(margins, "margins")
+    confidence, right = expit(np.abs(d)), outcomes(d)
+    error = bootstrap(
+        lambda c, r: _ece(c, r, bins), confidence, right, seed=seed, purpose="calibration", resamples=1000, level=level
+    )
+    generator = numpy_generator(seed, "calibration null")
+    null = np.array(
+        [
+            float(_ece(confidence, (generator.random(d.size) < confidence).astype(float), bins))
+            for _ in range(NULL_DRAWS)
+        ]
+    )
+    p_value = float((1 + (null >= error.value - 1e-12).sum()) / (1 + NULL_DRAWS))
+    return Calibration(error, float(null.mean()), p_value, reliability_bins(d, bins))

@@ -1,0 +1,137 @@
+"""Length in preferences: what length alone explains, and win rates with length held equal. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import expit
+
+from evaluation.statistics import LEVEL, Estimate
+from evaluation.statistics.intervals import as_vector, z_quantile
+
+MAX_STEPS = 100
+TOLERANCE = 1e-10
+
+
+def length_slope(margins: ArrayLike, length_differences: ArrayLike, level: float = LEVEL) -> Estimate | None:
+    """Reward per unit of length: least squares through the origin of margins (n,) on length differences (n,).
+
+    There is no intercept since which answer comes first is arbitrary: swapping a pair changes both signs. The stderr
+    is robust to unequal variances (White 1980, HC1). None when all differences are zero.
+    """
+    y, x = as_vector(margins, "margins"), as_vector(length_differences, "length_differences")
+    power = float(x @ x)
+    if power == 0:
+        return None
+    slope, n = float(x @ y) / power, x.size
+    if n < 2:
+        return Estimate(slope, n, None, None, None, level, f"none (n = {n})")
+    residual = y - slope * x
+    stderr = math.sqrt(n / (n - 1) * float((x * residual) @ (x * residual))) / power
+    half = z_quantile(level) * stderr
+    return Estimate(slope, n, stderr, slope - half, slope + half, level, "HC1, normal")
+
+
+def length_correlation(margins: ArrayLike, length_differences: ArrayLike) -> float | None:
+    """Correlation of margins and length differences about zero, in [-1, 1]; None when either is all zero."""
+    y, x = as_vector(margins, "margins"), as_vector(length_differences, "length_differences")
+    power = math.sqrt(float(x @ x) * float(y @ y))
+    return float(x @ y) / power if power else None
+
+
+@dataclass(frozen=True)
+class LogisticFit:
+    """Coefficients (k,) of a logistic regression and their covariance (k, k)."""
+
+    coefficients: NDArray[np.float64]
+    covariance: NDArray[np.float64]
+
+
+def firth_logistic(features: ArrayLike, outcomes: ArrayLike) -> LogisticFit:
+    """Logistic regression of outcomes (n,) in [0, 1] on features (n, k) with Firth's (1993) penalty.
+
+    The Jeffreys prior keeps the estimates finite when one side wins always (Heinze and Schemper 2002) and removes
+    their first-order bias. Newton steps with halving. ValueError when the features are collinear.
+    """
+    x, y = np.asarray(features, dtype=np.float64), as_vector(outcomes, "outcomes")
+    if np.linalg.matrix_rank(x) < x.shape[1]:
+        raise ValueError("firth_logistic: the features are collinear, so their effects cannot be told apart")
+    beta = np.zeros(x.shape[1])
+    for _ in range(MAX_STEPS):
+        score, covariance = _firth_score(x, y, beta)
+        step = covariance @ score
+        step *= min(1.0, 5.0 / max(1e-300, float(np.abs(step).max())))  # far from the optimum Newton overshoots
+        objective = _firth_objective(x, y, beta)
+        while _firth_objective(x, y, beta + step) < objective - 1e-12 and np.abs(step).max() > TOLERANCE:
+            step /= 2
+        beta = beta + step
+        if np.abs(step).max() < TOLERANCE:
+            break
+    return LogisticFit(beta, _firth_score(x, y, beta)[1])
+
+
+def _firth_score(
+    x: NDArray[np.float64], y: NDArray[np.float64], beta: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The penalised score (k,) and the inverse information (k, k) at `beta`."""
+    p = expit(x @ beta)
+    weight = p * (1 - p)
+    covariance = np.linalg.inv((x * weight[:, None]).T @ x)
+    leverage = weight * np.einsum("ij,jk,ik->i", x, covariance, x)
+    return x.T @ (y - p + leverage * (0.5 - p)), covariance
+
+
+def _firth_objective(x: NDArray[np.float64], y: NDArray[np.float64], beta: NDArray[np.float64]) -> float:
+    eta = x @ beta
+    likelihood = float(y @ eta - np.logaddexp(0.0, eta).sum())
+    p = expit(eta)
+    sign, log_determinant = np.linalg.slogdet((x * (p * (1 - p))[:, None]).T @ x)
+    return likelihood + 0.5 * log_determinant if sign > 0 else -math.inf
+
+
+def clustered_covariance(
+    features: ArrayLike, outcomes: ArrayLike, fit: LogisticFit, groups: Sequence[object]
+) -> NDArray[np.float64]:
+    """Covariance (k, k) of a logistic fit when rows come in groups: the sandwich of Liang and Zeger (1986)."""
+    x, y = np.asarray(features, dtype=np.float64), as_vector(outcomes, "outcomes")
+    scores = x * (y - expit(x @ fit.coefficients))[:, None]
+    index: dict[object, int] = {}
+    codes = np.array([index.setdefault(label, len(index)) for label in groups])
+    sums = np.stack([np.bincount(codes, weights=column) for column in scores.T], 1)
+    g = len(index)
+    return fit.covariance @ (sums.T @ sums) @ fit.covariance * (g / (g - 1))
+
+
+def length_controlled_win_rate(
+    outcomes: ArrayLike,
+    length_differences: ArrayLike,
+    groups: Sequence[object] | None = None,
+    level: float = LEVEL,
+) -> Estimate | None:
+    """Win rate predicted at equal length: the idea of AlpacaEval 2 (Dubois et al. 2024), fitted on these rows alone.
+
+    outcomes (n,) in {1, 0.5, 0} are regressed by `firth_logistic` on an intercept a and tanh(length difference / sd);
+    the estimate is sigmoid(a), its interval sigmoid(a +- z se(a)) by the delta method. Equal lengths everywhere leave
+    the intercept alone. Several rows of one group (samples of a prompt) are allowed for by `clustered_covariance`.
+    None when every length difference is the same and not zero, so that length and quality cannot be told apart, and
+    for a single group.
+    """
+    y, x = as_vector(outcomes, "outcomes"), as_vector(length_differences, "length_differences")
+    spread, n = float(x.std()), x.size
+    if n < 2 or (spread == 0 and x[0] != 0):
+        return None
+    features = np.stack([np.ones(n)] if spread == 0 else [np.ones(n), np.tanh(x / spread)], 1)
+    fit = firth_logistic(features, y)
+    units = n if groups is None else len(set(groups))
+    if units == 1:
+        return None
+    covariance = fit.covariance if groups is None or units == n else clustered_covariance(features, y, fit, groups)
+    logit, se = float(fit.coefficients[0]), math.sqrt(float(covariance[0, 0]))
+    rate, z = float(expit(logit)), z_quantile(level)
+    limits = float(expit(logit - z * se)), float(expit(logit + z * se))
+    method = "delta method on the logit, Firth logistic regression" + (", clustered" if units < n else "")
+    return Estimate(rate, units, se * rate * (1 - rate), *limits, level, method)
