@@ -1,0 +1,137 @@
+"""The text of a run: read, split, tokenised and cut into rows; what is held out is never trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from alignment.pretrain.config import PretrainConfig, parse_heldout
+from data.order import Rows
+from data.packing import PackedRows, cut_windows, pack_documents
+from data.sources import load_documents
+from data.splits import split_by_hash
+from data.tokenizer import check_tokenizer, encode_documents, train_tokenizer
+from launch.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+SPLIT_SALT = "pretrain"
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Held-out text in rows: every token but the first of a document is predicted once, in disjoint windows of a row.
+
+    `scored_bytes` are the UTF-8 bytes of the predicted tokens (end tokens have none): the base of bits per byte.
+    """
+
+    rows: PackedRows
+    scored_bytes: int
+    texts: list[str]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What a run trains and is measured on."""
+
+    tokenizer: PreTrainedTokenizerBase
+    train: Rows
+    heldout: HeldOut
+    train_tokens: int
+    """Tokens of the training text: those of an epoch."""
+    used_vocabulary: int
+    """Different tokens that the training text holds."""
+    documents: int
+
+
+def read_corpus(config: PretrainConfig) -> Corpus:
+    """Read and prepare the text of a config. The same on every rank; raises UserError on text that is too short."""
+    documents = [d.text for d in load_documents(config.data, config.text_field, config.split_text)]
+    kind, share = parse_heldout(config.heldout)
+    train, heldout = hold_out_end(documents, share) if kind == "last" else hold_out_documents(documents, share)
+    tokenizer = load_tokenizer(config.tokenizer) or train_tokenizer(train, config.vocab_size)
+    tokenizer.model_max_length = config.context
+    encoded = encode_documents(tokenizer, train)
+    if kind == "last":
+        rows: Rows = cut_windows(encoded[0][:-1], config.context, config.seed)  # the document goes on: no end token
+    else:
+        rows = pack_documents(encoded, config.context, tokenizer.pad_token_id)
+    held = encode_documents(tokenizer, heldout)
+    if kind == "last":
+        held = [held[0][:-1]]
+    return Corpus(
+        tokenizer=tokenizer,
+        train=rows,
+        heldout=HeldOut(
+            pack_documents(held, config.context, tokenizer.pad_token_id),
+            scored_bytes(tokenizer, heldout, held),
+            heldout,
+        ),
+        train_tokens=sum(map(len, encoded)),
+        used_vocabulary=len(np.unique(np.concatenate(encoded))),
+        documents=len(documents),
+    )
+
+
+def load_tokenizer(source: str | None) -> PreTrainedTokenizerBase | None:
+    """The tokenizer in a folder or on the hub (`hub:org/name`), with a padding token of its own; None for None."""
+    if source is None:
+        return None
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source.removeprefix("hub:"), trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        reason = str(error).split("\n")[0]
+        raise UserError(
+            f"tokenizer: {source}: no tokenizer could be loaded ({reason}); name a folder that save_pretrained wrote"
+        ) from None
+    check_tokenizer(tokenizer)
+    return tokenizer
+
+
+def hold_out_documents(documents: Sequence[str], share: float) -> tuple[list[str], list[str]]:
+    """(training, held-out) documents by the hash of their content."""
+    fractions = {"train": 1.0 - share, "heldout": share}
+    parts = split_by_hash(documents, lambda text: text, fractions, SPLIT_SALT)
+    if not parts["train"] or not parts["heldout"]:
+        side = "held-out" if parts["train"] else "training"
+        raise UserError(
+            f"heldout: {len(documents)} documents leave no {side} document at hash:{share}; change the share, "
+            "split_text, or give last:SHARE for one long document"
+        )
+    return parts["train"], parts["heldout"]
+
+
+def hold_out_end(documents: Sequence[str], share: float) -> tuple[list[str], list[str]]:
+    """([first part], [last `share` of the characters]) of the one document; the cut is where nanoGPT makes it."""
+    if len(documents) != 1:
+        raise UserError(
+            f"heldout: last:{share} needs one document, the source has {len(documents)}; give hash:{share} to hold out "
+            "whole documents"
+        )
+    cut = int(len(documents[0]) * (1.0 - share))
+    if cut == 0 or cut == len(documents[0]):
+        raise UserError(f"heldout: the text has {len(documents[0])} characters, too few to cut at last:{share}")
+    return [documents[0][:cut]], [documents[0][cut:]]
+
+
+def scored_bytes(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], encoded: Sequence[np.ndarray]) -> int:
+    """UTF-8 bytes of the tokens that are predicted: all but a document's first, unless that is a begin token."""
+    total = sum(len(text.encode()) for text in texts)
+    if tokenizer.bos_token_id is not None:
+        return total
+    return total - sum(len(tokenizer.decode([int(tokens[0])]).encode()) for tokens in encoded)
+
+
+def write_heldout(heldout: HeldOut, folder: Path) -> None:
+    """Keep the held-out text beside the model, so that a later evaluation uses the same and no training does."""
+    import json
+
+    lines = [json.dumps({"text": text}, ensure_ascii=False) for text in heldout.texts]
+    (folder / "heldout.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
