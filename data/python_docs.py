@@ -21,7 +21,7 @@ LEAK_WORDS = 5  # a summary of at least so many words must not occur in the pros
 MIN_DOCUMENT = 200  # characters: a shorter rest of a module's prose is no document
 
 _BLANK_LINE = re.compile(r"\n[ \t]*\n")
-_SENTENCE_END = re.compile(r"(?<!\be\.g)(?<!\bi\.e)(?<!\bvs)(?<!\bcf)[.!?][\"')\]]*(?=\s+[\"'(\[`*]?[A-Z])")
+_SENTENCE_END = re.compile(r"(?<!\be\.g)(?<!\bi\.e)(?<!\bvs)(?<!\bcf)[.!?][\"')\]]*(?=\s+(?:[\"'(\[*]*[A-Z]|`))")
 _CODE = re.compile(r"[{}<>|\\=@#~^]|::|\.\.\.")
 _CODE_MARK = re.compile(r"[={}<>|\\#_]")
 _LETTERS = re.compile(r"[A-Za-z]")
@@ -30,6 +30,7 @@ _LETTERS = re.compile(r"[A-Za-z]")
 class Definition(NamedTuple):
     """A documented function, method or class: its signature as a prompt, and its docstring with indentation removed."""
 
+    name: str
     prompt: str
     docstring: str
 
@@ -45,7 +46,7 @@ def definitions(tree: ast.Module, module: str) -> Iterator[Definition]:
                 name = f"{prefix}.{child.name}"
                 docstring = ast.get_docstring(child)
                 if docstring:
-                    yield Definition(signature(child, name), docstring)
+                    yield Definition(name, signature(child, name), docstring)
                 if isinstance(child, ast.ClassDef):
                     inner.append((child, name))
             elif isinstance(child, (ast.If, ast.Try, ast.With)):
@@ -93,10 +94,10 @@ def _is_prose(text: str) -> bool:
 def pairs(found: Iterable[Definition]) -> list[Pair]:
     """(signature, summary) pairs, the first of each signature."""
     seen: dict[str, Pair] = {}
-    for prompt, docstring in found:
+    for name, prompt, docstring in found:
         line = summary(docstring)
         if line and len(prompt) <= MAX_PROMPT and prompt.isascii() and prompt not in seen:
-            seen[prompt] = Pair(prompt, line, prompt.split(" ")[-1])
+            seen[prompt] = Pair(prompt, line, name)
     return list(seen.values())
 
 
@@ -175,12 +176,14 @@ def read_module(name: str, source: str, with_definitions: bool) -> Module:
 def prose(modules: Iterable[Module], topics: dict[str, str], taken: Iterable[Pair]) -> list[Document]:
     """One document for each topic and module: the paragraphs that read as English prose, each once.
 
-    The docstring of every pair in `taken` is left out whole, and so is every other paragraph that contains the
-    summary of one, so that however pairs are split later, no held-out summary was in the pretraining text.
+    The docstring of every pair in `taken` is left out whole, and so is every other paragraph that repeats one of its
+    paragraphs or contains its summary. So however pairs are split later, no held-out docstring was in this text.
     """
+    modules = list(modules)
     completions = {plain_text(pair.completion) for pair in taken}
     leaks = leak_check(completions)
-    seen: set[str] = set()
+    paired = [d for module in modules for d in module.definitions if summary(d.docstring) in completions]
+    seen = {normalise(paragraph) for d in paired for paragraph in paragraphs(d.docstring)}
 
     def fresh(text: str) -> Iterator[str]:
         for paragraph in paragraphs(text):

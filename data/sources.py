@@ -163,7 +163,7 @@ class HubName(NamedTuple):
     split: str
 
 
-_HUB = re.compile(r"(?P<path>[\w.-]+(/[\w.-]+)?)(:(?P<config>[\w.-]+))?(@(?P<revision>[\w./-]+))?(#(?P<split>.+))?")
+_HUB = re.compile(r"(?P<path>\w[\w.-]*(/\w[\w.-]*)?)(:(?P<config>[\w.-]+))?(@(?P<revision>[\w./-]+))?(#(?P<split>.+))?")
 
 
 def parse_hub(source: str) -> HubName:
