@@ -33,6 +33,7 @@ def guarded(action: Callable[[], Any]) -> int:
 
     try:
         check_shadows()
+        _settle_environment()
         action()
         return 0
     except UserError as error:
@@ -52,6 +53,13 @@ def guarded(action: Callable[[], Any]) -> int:
     rank = os.environ.get("RANK", "0")
     print(f"alignkit: error: {f'rank {rank}: ' if rank != '0' else ''}{text}", file=sys.stderr, flush=True)
     return EXIT_USER_ERROR
+
+
+def _settle_environment() -> None:
+    """Before torch is imported: DeepSpeed is told that there is no GPU (it guesses, and warns), tokenizers not to fork threads."""
+    if not any(os.path.exists(device) for device in ("/dev/nvidiactl", "/dev/kfd", "/dev/dri/renderD128")):
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 _USER_ERRNOS = {

@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, gather_object
+from transformers.utils import logging as transformers_logging
 
 from launch.errors import UserError
 from launch.processes import die_with_parent
@@ -127,6 +128,7 @@ def start_runtime(
         step_scheduler_with_optimizer=False,
     )
     _check_world(accelerator)
+    transformers_logging.disable_progress_bar()  # a run has one display, its own
     _set_threads(accelerator)
     return Runtime(accelerator, chosen)
 

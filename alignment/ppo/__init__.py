@@ -1,7 +1,15 @@
 """PPO from human feedback under plain `accelerate launch`: see docs/ppo.md."""
 
-from alignment.ppo.config import PPOConfig
-from alignment.ppo.stage import STAGE
-from alignment.ppo.trainer import PPOTrainer
+from __future__ import annotations
 
-__all__ = ["STAGE", "PPOConfig", "PPOTrainer"]
+from typing import Any
+
+__all__ = ["STAGE"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "STAGE":  # not imported for the mathematics alone
+        from alignment.ppo.stage import STAGE
+
+        return STAGE
+    raise AttributeError(f"module 'alignment.ppo' has no attribute '{name}'")

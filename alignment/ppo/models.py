@@ -163,4 +163,5 @@ def place_frozen(model: PreTrainedModel, runtime: Runtime) -> Any:
         if k not in ("optimizer", "scheduler")
     }
     engine, *_ = deepspeed.initialize(model=model, config=settings)
-    return engine.eval()
+    engine.eval()  # returns None
+    return engine

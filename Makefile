@@ -1,0 +1,35 @@
+# The two commands: `make demo` and `make test`. Both make .venv and install what they need; no other step is asked for.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO := demo
+
+.PHONY: demo test quick lint clean
+
+$(VENV)/.installed: pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) is not installed; install Python 3.11 or say PYTHON=..." >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[test]"
+	@touch $@
+
+demo: $(VENV)/.installed
+	$(BIN)/alignkit run demo --output_dir $(DEMO)
+
+test: $(VENV)/.installed-test lint
+	$(BIN)/python -m pytest -q --durations=15 -n $${TEST_PROCESSES:-2} --dist=loadscope -m "not distributed"
+	$(BIN)/python -m pytest -q --durations=15 -m distributed
+
+quick: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -q -x -n 2 -m "not slow and not distributed and not browser"
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache
