@@ -165,7 +165,7 @@ def check_value(value: Any, hint: Any, key: str, where: str) -> Any:
         if isinstance(value, dict):
             return {str(k): check_value(v, args[1], f"{key}.{k}", where) for k, v in value.items()}
     elif dataclasses.is_dataclass(hint):
-        if isinstance(value, dict):
+        if isinstance(value, dict) and isinstance(hint, type):
             return build(hint, value, where, prefix=f"{key}.")
     else:
         try:
@@ -176,7 +176,7 @@ def check_value(value: Any, hint: Any, key: str, where: str) -> Any:
 
 
 @functools.cache
-def field_types(cls: type) -> dict[str, Any]:
+def field_types(cls: Any) -> dict[str, Any]:
     """Field name -> resolved type of a config dataclass."""
     hints = typing.get_type_hints(cls)
     return {f.name: hints[f.name] for f in dataclasses.fields(cls)}
@@ -313,7 +313,7 @@ def artefact_paths(config: Any) -> dict[str, str]:
 
 
 @functools.cache
-def field_docs(cls: type) -> dict[str, str]:
+def field_docs(cls: Any) -> dict[str, str]:
     """Field name -> the string literal below it, of a class and its bases."""
     docs: dict[str, str] = {}
     for base in reversed(cls.__mro__):

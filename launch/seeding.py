@@ -9,8 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import random
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    import torch
 
 
 def derive_seed(seed: int, purpose: str, *counters: int) -> int:
@@ -25,7 +29,7 @@ def numpy_generator(seed: int, purpose: str, *counters: int) -> np.random.Genera
     return np.random.Generator(np.random.Philox(key=derive_seed(seed, purpose, *counters)))
 
 
-def torch_generator(seed: int, purpose: str, *counters: int, device: str = "cpu"):  # noqa: ANN201 (lazy torch)
+def torch_generator(seed: int, purpose: str, *counters: int, device: str = "cpu") -> torch.Generator:
     """A torch.Generator of its own for one purpose and its counters."""
     import torch
 

@@ -1,0 +1,128 @@
+"""`alignkit launch COMMAND ...`: the exact way to start a stage on this machine, under Slurm or under Kubernetes.
+
+It prints; it starts nothing. What is printed is complete: copy it, or write it to a file with --write FILE.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from string import Template
+from typing import Literal
+
+from launch.cli import COMMANDS, find_command
+from launch.config import build, describe, parse_overrides
+from launch.errors import UserError
+from launch.files import write_atomic
+
+HOME = Path(__file__).resolve().parent
+
+
+@dataclass(kw_only=True)
+class LaunchConfig:
+    """Where a stage is to run. Everything after `--` goes to the stage itself."""
+
+    on: Literal["local", "slurm", "kubernetes"] = "local"
+    """What starts the job."""
+    nodes: int = 1
+    """Machines."""
+    processes_per_node: int = 8
+    """Processes on each machine: one for each GPU."""
+    zero: Literal[0, 1, 2, 3] = 0
+    """DeepSpeed ZeRO stage; 0 is data parallel without DeepSpeed."""
+    job_name: str = "alignkit"
+    """Name of the job: lower-case letters, digits and dashes."""
+    hours: int = 24
+    """Time limit under Slurm."""
+    cpus_per_process: int = 8
+    """CPU cores for each process."""
+    image: str = "alignkit:latest"
+    """Container image under Kubernetes; it has alignkit installed."""
+    volume: str = "alignkit-runs"
+    """Persistent volume claim under Kubernetes, mounted at /runs: output_dir must lie there, all ranks write to it."""
+    port: int = 29500
+    """Port of the rendezvous on the first machine."""
+    write: str | None = None
+    """Write to this file instead of printing."""
+
+    def check(self) -> None:
+        for name in ("nodes", "processes_per_node", "hours", "cpus_per_process"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)} is below 1; give a positive integer")
+        if not self.job_name.replace("-", "").isalnum() or self.job_name != self.job_name.lower():
+            raise ValueError(f"job_name: {self.job_name!r} may hold lower-case letters, digits and dashes only")
+
+
+def accelerate_words(config: LaunchConfig, module: str, stage_words: Sequence[str], rank: str, address: str) -> str:
+    """The `accelerate launch` line of one machine, quoted for a shell. `rank` and `address` may be shell variables.
+
+    One rendezvous backend per case, as measured (docs/launch.md): `standard` under DeepSpeed, since its default
+    launcher wants pdsh and password-less ssh; no `same_network`, which takes c10d's endpoint away.
+    """
+    words = ["accelerate", "launch", "--num_machines", str(config.nodes)]
+    words += ["--num_processes", str(config.nodes * config.processes_per_node), "--mixed_precision", "no"]
+    if config.zero:
+        words += ["--use_deepspeed", "--zero_stage", str(config.zero), "--gradient_clipping", "1.0"]
+        words += ["--zero3_init_flag", "true", "--zero3_save_16bit_model", "true"] if config.zero == 3 else []
+        words += ["--deepspeed_multinode_launcher", "standard"] if config.nodes > 1 else []
+    elif config.nodes * config.processes_per_node > 1:
+        words += ["--multi_gpu"]
+    line = " ".join(map(shlex.quote, words))
+    if config.nodes > 1:
+        line += f" --machine_rank {rank} --main_process_ip {address} --main_process_port {config.port}"
+    return f"{line} -m {shlex.quote(module)} " + " ".join(map(shlex.quote, stage_words))
+
+
+def render(config: LaunchConfig, command: str, stage_words: Sequence[str]) -> str:
+    """The job as text."""
+    module = COMMANDS[command][0]
+    if config.on == "local":
+        lines = [
+            accelerate_words(config, module, stage_words, str(node), "FIRST_MACHINE") for node in range(config.nodes)
+        ]
+        return "\n".join(f"# machine {n}\n{line}" for n, line in enumerate(lines)) if config.nodes > 1 else lines[0]
+    if config.on == "slurm":
+        line = accelerate_words(config, module, stage_words, '"$SLURM_NODEID"', '"$HEAD"')
+        line = line.replace("'", "'\\''")  # it stands in single quotes
+        template = (HOME / "slurm" / "job.sbatch").read_text()
+    else:
+        line = accelerate_words(
+            config, module, stage_words, '"$JOB_COMPLETION_INDEX"', f"{config.job_name}-worker-0-0.{config.job_name}"
+        )
+        template = (HOME / "k8s" / "jobset.yaml").read_text()
+    values = {
+        "name": config.job_name,
+        "nodes": config.nodes,
+        "processes": config.processes_per_node,
+        "cpus": config.processes_per_node * config.cpus_per_process,
+        "hours": config.hours,
+        "image": config.image,
+        "volume": config.volume,
+        "port": config.port,
+        "line": line,
+    }
+    return Template(template).substitute(values).rstrip()
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Entry point of `alignkit launch`."""
+    words = list(arguments)
+    if not words or words[0] in ("-h", "--help"):
+        print(
+            f"alignkit launch COMMAND [--on slurm] [--nodes 4] ... -- STAGE ARGUMENTS\n\n{__doc__}\n\n{describe(LaunchConfig)}"
+        )
+        return
+    cut = words.index("--") if "--" in words else len(words)
+    own, stage_words = words[:cut], words[cut + 1 :]
+    command, rest = find_command(own)
+    if COMMANDS[command][1] != "STAGE":
+        raise UserError(f"alignkit launch: '{command}' is not a stage; name one such as ppo, sft or pretrain")
+    config = build(LaunchConfig, parse_overrides(rest), "command line")
+    text = render(config, command, stage_words)
+    if config.write:
+        write_atomic(config.write, text + "\n")
+        print(config.write)
+    else:
+        print(text)
