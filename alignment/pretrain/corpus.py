@@ -56,14 +56,12 @@ def read_corpus(config: PretrainConfig) -> Corpus:
     train, heldout = hold_out_end(documents, share) if kind == "last" else hold_out_documents(documents, share)
     tokenizer = load_tokenizer(config.tokenizer) or train_tokenizer(train, config.vocab_size)
     tokenizer.model_max_length = config.context
-    encoded = encode_documents(tokenizer, train)
-    if kind == "last":
-        rows: Rows = cut_windows(encoded[0][:-1], config.context, config.seed)  # the document goes on: no end token
+    encoded, held = encode_documents(tokenizer, train), encode_documents(tokenizer, heldout)
+    if kind == "last":  # the document goes on behind the cut: no end token
+        encoded, held = [encoded[0][:-1]], [held[0][:-1]]
+        rows: Rows = cut_windows(encoded[0], config.context, config.seed)
     else:
         rows = pack_documents(encoded, config.context, tokenizer.pad_token_id)
-    held = encode_documents(tokenizer, heldout)
-    if kind == "last":
-        held = [held[0][:-1]]
     return Corpus(
         tokenizer=tokenizer,
         train=rows,
