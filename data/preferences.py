@@ -31,8 +31,8 @@ def load_preferences(source: str | Path, invalid: Literal["error", "drop"] = "er
     _check_classes(rows, bare)
     preferences, faults = _read(rows)
     if faults and invalid == "error":
-        rest = f" ({len(faults) - 1} more rows are invalid too)" if len(faults) > 1 else ""
-        raise UserError(f"{faults[0]}{rest}, or load with invalid='drop' to leave such rows out")
+        count = f"{len(faults)} of {len(rows)} rows are invalid"
+        raise UserError(f"{faults[0]} ({count}; invalid='drop' leaves them out)")
     if not preferences:
         raise UserError(f"{bare}: none of {len(rows)} rows is valid; the first fault: {faults[0]}")
     kept = keep_split(preferences, split, lambda preference: preference.prompt, bare)

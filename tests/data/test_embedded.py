@@ -112,7 +112,7 @@ def test_prose_leaves_out_paired_docstrings_and_quotes_of_them():
 As its author says: the text that nobody may see before the test. And more.
 """
 # A comment of eight words is kept as prose.
-# 
+#
 def f():
     """{long}
 
