@@ -80,7 +80,7 @@ def length_metrics(rows: Sequence[Completion], level: float = LEVEL) -> list[Met
     prompts = [row.prompt_text for row in rows]
     tokens = clustered_or_plain([len(row.completion_ids) for row in rows], prompts, level)
     characters = clustered_or_plain([len(row.text) for row in rows], prompts, level)
-    finished = proportion([row.finished for row in rows], level)
+    finished = proportion([row.finished for row in rows], prompts, level)
     return [
         metric("mean_length", tokens, "tokens of a completion", higher_is_better=None, unit="tokens"),
         metric("mean_characters", characters, "characters of a completion", higher_is_better=None, unit="characters"),
@@ -99,7 +99,7 @@ def quality_metrics(rows: Sequence[Completion], level: float = LEVEL) -> list[Me
         *length_metrics(rows, level),
         metric(
             "share_empty",
-            proportion([not w for w in words], level),
+            proportion([not w for w in words], prompts, level),
             "completions without a word",
             higher_is_better=False,
             unit="share",

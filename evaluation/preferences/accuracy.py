@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
 
-from evaluation.statistics import LEVEL, Estimate, bootstrap, clustered_mean, mean, win_rate
+from evaluation.statistics import LEVEL, Estimate, bootstrap, clustered_mean, mean
 from evaluation.statistics.intervals import as_vector
 from launch.seeding import numpy_generator
 
@@ -26,14 +26,6 @@ def outcomes(differences: ArrayLike, ties: Ties = "half") -> NDArray[np.float64]
     """1 where a difference is positive, 0 where it is negative; zeros count 0.5 ("half") or 0 ("wrong")."""
     d = as_vector(differences, "differences")
     return np.where(d == 0, 0.5 if ties == "half" else 0.0, (d > 0).astype(float))
-
-
-def share_right(values: ArrayLike, groups: Sequence[object] | None = None, level: float = LEVEL) -> Estimate:
-    """Mean of outcomes 1, 0.5, 0. Score interval when every item stands alone, else clustered by `groups`."""
-    x = as_vector(values)
-    if groups is None or len(set(groups)) == x.size:
-        return win_rate(x, level)
-    return clustered_mean(x, groups, level)
 
 
 def pairwise_loss(margins: ArrayLike, groups: Sequence[object] | None = None, level: float = LEVEL) -> Estimate:

@@ -65,39 +65,52 @@ def wilson(successes: float, n: int, level: float = LEVEL) -> Estimate:
     """A proportion with Wilson's score interval (Wilson 1927): honest also at 0 and n, where s/sqrt(n) is zero."""
     if n < 1 or not 0 <= successes <= n:
         raise ValueError(f"wilson: {successes} successes of {n}; need n >= 1 and 0 <= successes <= n")
-    p, z = successes / n, z_quantile(level)
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    low = 0.0 if successes == 0 else centre - half
-    high = 1.0 if successes == n else centre + half
-    return Estimate(p, n, math.sqrt(p * (1 - p) / n), low, high, level, "wilson")
+    p = successes / n
+    return Estimate(p, n, math.sqrt(p * (1 - p) / n), *_score_limits(p, 0.0, n, level), level, "wilson")
 
 
-def proportion(flags: ArrayLike, level: float = LEVEL) -> Estimate:
-    """Share of true among (n,) flags, with Wilson's interval."""
+def _score_limits(p: float, tie_rate: float, n: float, level: float) -> tuple[float, float]:
+    """The q where |p - q| = z sqrt((q(1 - q) - tie_rate/4) / n): Wilson's limits, for outcomes that may be ties."""
+    z2 = z_quantile(level) ** 2
+    a, b, c = n + z2, 2 * p * n + z2, p * p * n + z2 * tie_rate / 4
+    root = math.sqrt(max(0.0, b * b - 4 * a * c))
+    low, high = max(0.0, (b - root) / (2 * a)), min(1.0, (b + root) / (2 * a))
+    return (0.0 if p == 0 else low), (1.0 if p == 1 else high)
+
+
+def proportion(flags: ArrayLike, clusters: Sequence[object] | None = None, level: float = LEVEL) -> Estimate:
+    """Share of true among (n,) flags, with Wilson's interval; `clusters` as in `win_rate`."""
     x = as_vector(flags, "flags")
     if not np.isin(x, (0.0, 1.0)).all():
         raise ValueError("flags: expected 0 or 1 only")
-    return wilson(float(x.sum()), x.size, level)
+    return win_rate(x, clusters, level)
 
 
-def win_rate(outcomes: ArrayLike, level: float = LEVEL) -> Estimate:
-    """Mean of (n,) outcomes 1 (win), 0.5 (tie), 0 (loss), with a score interval that knows the ties.
+def win_rate(outcomes: ArrayLike, clusters: Sequence[object] | None = None, level: float = LEVEL) -> Estimate:
+    """Mean of (n,) outcomes 1 (win), 0.5 (tie), 0 (loss), with a score interval that knows ties and clusters.
 
     The variance of one outcome is p(1 - p) - t/4 with t the tie rate. Wilson's quadratic is solved with that variance,
     t at its own lower Wilson limit (so that 20 ties of 20 do not claim certainty). Without ties it is Wilson's interval.
+
+    `clusters` labels outcomes that belong together (samples of one prompt). Their number is then replaced by the
+    effective one, variance / (clustered stderr)^2 (Kish 1965; Korn and Graubard 1998), or, where all outcomes are
+    equal, by the number of clusters, which the `n` of the result counts in either case.
     """
     x = as_vector(outcomes, "outcomes")
     if not np.isin(x, (0.0, 0.5, 1.0)).all():
         raise ValueError("outcomes: expected 1, 0.5 or 0 only")
-    n, p, z = x.size, float(x.mean()), z_quantile(level)
-    ties = int((x == 0.5).sum())
-    tie_rate = wilson(ties, n, level).low or 0.0
-    a, b, c = n + z * z, 2 * p * n + z * z, p * p * n + z * z * tie_rate / 4
-    root = math.sqrt(max(0.0, b * b - 4 * a * c))
-    low, high = max(0.0, (b - root) / (2 * a)), min(1.0, (b + root) / (2 * a))
-    stderr = math.sqrt(max(0.0, p * (1 - p) - ties / n / 4) / n)
-    return Estimate(p, n, stderr, low, high, level, "wilson" if ties == 0 else "wilson, ties half")
+    p, ties = float(x.mean()), int((x == 0.5).sum())
+    variance = max(0.0, p * (1 - p) - ties / x.size / 4)
+    method = "wilson" if ties == 0 else "wilson, ties half"
+    units, effective, stderr = x.size, float(x.size), math.sqrt(variance / x.size)
+    if clusters is not None and len(set(clusters)) < x.size:
+        clustered = clustered_mean(x, clusters, level)
+        units, method = clustered.n, f"{method}, clustered"
+        spread = clustered.stderr or 0.0
+        effective = min(effective, variance / spread**2) if spread > 0 else float(units)
+        stderr = math.sqrt(variance / effective)
+    tie_rate = _score_limits(ties / x.size, 0.0, effective, level)[0]
+    return Estimate(p, units, stderr, *_score_limits(p, tie_rate, effective, level), level, method)
 
 
 def clustered_mean(values: ArrayLike, clusters: Sequence[object], level: float = LEVEL) -> Estimate:

@@ -4,6 +4,7 @@ from scipy.special import expit, logit
 from scipy.stats import norm
 
 from evaluation.preferences import accuracy as a
+from evaluation.statistics import win_rate
 from launch.seeding import numpy_generator
 
 
@@ -18,13 +19,13 @@ def test_known_margins():
 
 def test_accuracy_of_normal_margins_is_phi_of_their_ratio():
     margins = numpy_generator(0, "margins").normal(0.6, 1.2, 20_000)
-    assert a.share_right(a.outcomes(margins)).value == pytest.approx(norm.cdf(0.5), abs=0.01)
+    assert win_rate(a.outcomes(margins)).value == pytest.approx(norm.cdf(0.5), abs=0.01)
 
 
 def test_pairs_of_one_prompt_are_one_unit():
     right = [1, 1, 1, 0, 0, 0]
-    alone, grouped = a.share_right(right), a.share_right(right, list("aaabbb"))
-    assert alone.method == "wilson" and a.share_right(right, list("abcdef")) == alone
+    alone, grouped = win_rate(right), win_rate(right, list("aaabbb"))
+    assert alone.method == "wilson" and win_rate(right, list("abcdef")) == alone
     assert grouped.n == 2 and grouped.high - grouped.low > alone.high - alone.low
 
 
@@ -58,7 +59,7 @@ def test_a_calibrated_model_is_not_accused_and_an_overconfident_one_is():
 
 def test_a_model_that_knows_nothing():
     zeros = np.zeros(50)
-    assert a.share_right(a.outcomes(zeros)).value == 0.5
+    assert win_rate(a.outcomes(zeros)).value == 0.5
     assert a.pairwise_loss(zeros).value == pytest.approx(np.log(2))
     assert a.calibration(zeros, seed=0).error.value == pytest.approx(0.0)
     assert expit(0) == 0.5

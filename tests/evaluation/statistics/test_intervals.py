@@ -143,6 +143,28 @@ def test_win_rate_interval_covers_at_its_level(win, tie, n):
     assert 0.93 <= hits / runs <= 0.995
 
 
+def test_clustered_outcomes_count_their_clusters():
+    flags = np.array([1, 0, 1, 1, 0, 1, 1, 0, 0, 1])
+    alone = s.proportion(flags)
+    copied = s.proportion(np.repeat(flags, 6), np.repeat(np.arange(10), 6).tolist())
+    assert copied.n == 10 and copied.method == "wilson, clustered"
+    assert copied.high - copied.low == pytest.approx(alone.high - alone.low, rel=0.08)
+    assert s.proportion(flags, list(range(10))) == alone
+    none = s.proportion([0] * 60, list(range(20)) * 3)
+    assert (none.low, none.high) == (0.0, pytest.approx(0.16113, abs=5e-6))  # as 0 of 20, not of 60
+
+
+def test_clustered_interval_covers_at_its_level():
+    g = rng("cover clusters")
+    hits, runs = 0, 1500
+    for _ in range(runs):
+        rates = g.beta(1.2, 2.8, 50)  # mean 0.3
+        flags = g.random((50, 4)) < rates[:, None]
+        e = s.proportion(flags.ravel(), np.repeat(np.arange(50), 4).tolist())
+        hits += e.low <= 0.3 <= e.high
+    assert 0.92 <= hits / runs <= 0.98
+
+
 def test_log_ratio_interval_covers_at_its_level():
     g = rng("cover ratio")
     hits, runs = 0, 1000
