@@ -1,0 +1,65 @@
+"""Pretraining on two processes gives the losses of one: DDP with Muon, ZeRO with AdamW."""
+
+import json
+
+import numpy as np
+import pytest
+from transformers import AutoModelForCausalLM
+
+from alignment.pretrain import STAGE
+from launch.entry import run_stage_command
+from tests.support import ROOT, accelerate_launch, read_metrics
+
+CONFIGS = ROOT / "launch" / "accelerate"
+pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("text")
+    rows = [{"text": f"Item {i}: " + "word " * (i % 5)} for i in range(80)]
+    (folder / "items.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    settings = {
+        "data": str(folder / "items.jsonl"),
+        "heldout": "hash:0.2",
+        "depth": 2,
+        "width": 16,
+        "heads": 2,
+        "context": 16,
+        "vocab_size": 261,
+        "batch_tokens": 128,
+        "micro_batch_tokens": 32,  # two micro-batches on each of two processes, four on one
+        "tokens": 1280,
+        "precision": "fp32",
+        "log_steps": 1,
+    }
+    return [w for key, value in settings.items() for w in (f"--{key}", str(value))]
+
+
+def losses(folder):
+    return np.array([row["loss"] for row in read_metrics(folder) if "loss" in row])
+
+
+@pytest.mark.parametrize(("recipe", "optimizer"), [("cpu_ddp2", "muon"), ("zero2", "adamw"), ("zero3", "adamw")])
+def test_two_processes_give_the_losses_of_one(words, tmp_path, recipe, optimizer):
+    one, two = tmp_path / "one", tmp_path / "two"
+    run_stage_command(STAGE, [*words, "--optimizer", optimizer, "--output_dir", str(one)])
+    config = CONFIGS / f"{recipe}.yaml"
+    done = accelerate_launch(
+        "alignment.pretrain", [*words, "--output_dir", str(two)], 2, ["--config_file", str(config)]
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert len(losses(one)) == 10
+    assert np.abs(losses(two) - losses(one)).max() < 1e-4
+    held = [read_metrics(folder)[-1]["heldout/nats_per_token"] for folder in (one, two)]
+    assert abs(held[0] - held[1]) < 1e-3
+    for a, b in zip(*(AutoModelForCausalLM.from_pretrained(f).parameters() for f in (one, two)), strict=True):
+        assert (a - b).abs().max() < 5e-3
+
+
+def test_muon_under_zero_is_refused_in_one_sentence(words, tmp_path):
+    flags = ["--config_file", str(CONFIGS / "zero2.yaml")]
+    words = [*words, "--optimizer", "muon", "--output_dir", str(tmp_path / "run")]
+    done = accelerate_launch("alignment.pretrain", words, 1, flags)
+    assert done.returncode != 0
+    assert "optimizer: muon needs whole matrices, which DeepSpeed ZeRO-2 splits" in done.stderr
