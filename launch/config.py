@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import functools
 import inspect
 import itertools
 import textwrap
@@ -175,7 +174,6 @@ def check_value(value: Any, hint: Any, key: str, where: str) -> Any:
     raise UserError(f"{where}: {key}: {value!r} is not {_type_name(hint)}; give {_type_name(hint)}")
 
 
-@functools.cache
 def field_types(cls: Any) -> dict[str, Any]:
     """Field name -> resolved type of a config dataclass."""
     hints = typing.get_type_hints(cls)
@@ -312,15 +310,15 @@ def artefact_paths(config: Any) -> dict[str, str]:
     return found
 
 
-@functools.cache
 def field_docs(cls: Any) -> dict[str, str]:
     """Field name -> the string literal below it, of a class and its bases."""
     docs: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         if not dataclasses.is_dataclass(base):
             continue
-        body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body  # type: ignore[attr-defined]
-        for statement, following in itertools.pairwise(body):
+        source: Any = inspect.getsource(base)  # type: ignore[arg-type]
+        definition: Any = ast.parse(textwrap.dedent(source)).body[0]
+        for statement, following in itertools.pairwise(definition.body):
             is_field = isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
             is_doc = isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
             if is_field and is_doc and isinstance(following.value.value, str):

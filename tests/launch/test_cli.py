@@ -1,0 +1,38 @@
+"""The front door."""
+
+import importlib
+import subprocess
+import sys
+
+import pytest
+
+from launch.cli import COMMANDS, find_command
+from launch.errors import UserError
+from tests.support import alignkit, environment
+
+
+def test_help_imports_no_torch_and_lists_every_command():
+    code = "import sys; from launch.cli import help_text; print(help_text()); assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    result = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=True)
+    assert all(f"  {name} " in result.stdout for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_resolves(name):
+    module, attribute, _ = COMMANDS[name]
+    target = getattr(importlib.import_module(module), attribute)
+    assert callable(target) if attribute != "STAGE" else target.name == name
+
+
+def test_unknown_commands():
+    with pytest.raises(UserError, match="unknown command 'pppo'; did you mean 'ppo'"):
+        find_command(["pppo"])
+    with pytest.raises(UserError, match="which one\\? evaluate text"):
+        find_command(["evaluate"])
+    result = alignkit("rewards")
+    assert result.returncode == 2 and "did you mean 'reward'" in result.stderr
+
+
+def test_a_closed_pipe_is_no_error():
+    result = subprocess.run("alignkit --help | head -1", shell=True, capture_output=True, text=True, env=environment())
+    assert "Traceback" not in result.stderr

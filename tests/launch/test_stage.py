@@ -1,0 +1,193 @@
+"""The stage runner, seen from outside: folders, exit codes, resume."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from launch.files import read_json, sha256_tree
+from launch.stage import run_stage
+from tests.launch.toy import STAGE, ToyConfig
+from tests.support import ROOT, alignkit, environment, read_metrics
+
+
+def toy(*words, **kwargs):
+    command = [sys.executable, "-m", "tests.launch.toy", *map(str, words)]
+    return subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120, **kwargs)
+
+
+def test_artefact_and_its_records(tmp_path):
+    source = tmp_path / "in.txt"
+    source.write_text("x")
+    provenance = run_stage(STAGE, ToyConfig(output_dir=str(tmp_path / "out"), source=str(source), seed=3))
+    folder = tmp_path / "out"
+    assert provenance["summary"] == {"total": 10.5}
+    on_disk = read_json(folder / "provenance.json")
+    assert on_disk["config"]["seed"] == 3
+    assert on_disk["content_sha256"] == sha256_tree(folder)
+    assert len(on_disk["inputs"]["source"]["sha256"]) == 64
+    assert {"torch", "python", "alignkit"} <= set(on_disk["versions"])
+    card = (folder / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: transformers") and "model-index" in card and "| total | 10.5 |" in card
+    assert [row["total"] for row in read_metrics(folder)] == [0.5, 1.5, 3.0, 5.0, 7.5, 10.5]
+
+
+def test_second_run_is_up_to_date_and_writes_nothing(tmp_path, capsys):
+    config = ToyConfig(output_dir=str(tmp_path / "out"))
+    run_stage(STAGE, config)
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").iterdir() if p.name != ".lock"}
+    run_stage(STAGE, config)
+    assert "up to date" in capsys.readouterr().err
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "out").iterdir() if p.name != ".lock"} == before
+
+
+def test_killed_and_resumed_ends_the_same(tmp_path):
+    assert toy("--output_dir", tmp_path / "whole").returncode == 0
+    words = ["--output_dir", tmp_path / "killed", "--checkpoint_steps", 2, "--die_at", 5]
+    assert toy(*words).returncode == -9
+    assert not (tmp_path / "killed" / "provenance.json").exists()
+    again = toy(*words)
+    assert again.returncode == 0, again.stderr
+    assert "resuming after step 4" in again.stderr
+    assert (tmp_path / "killed" / "result.txt").read_text() == (tmp_path / "whole" / "result.txt").read_text()
+    assert read_metrics(tmp_path / "killed") == read_metrics(tmp_path / "whole")
+
+
+def test_sigterm_saves_and_the_same_command_resumes(tmp_path):
+    words = ["--output_dir", tmp_path / "out", "--stop_at", 3]
+    stopped = toy(*words)
+    assert stopped.returncode == 75
+    assert "stopped after step 3 as asked; run the same command again" in stopped.stderr
+    again = toy(*words)
+    assert again.returncode == 0
+    assert "resuming after step 3" in again.stderr
+
+
+def test_folder_of_another_run_is_refused_then_moved_aside(tmp_path):
+    out = tmp_path / "out"
+    assert toy("--output_dir", out, "--rate", 0.5).returncode == 0
+    refused = toy("--output_dir", out, "--rate", 0.25)
+    assert refused.returncode == 2
+    assert "rate was 0.5, is now 0.25" in refused.stderr and "--overwrite" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert json.loads((out / "result.txt").read_text())[0] == 10.5  # nothing lost
+    assert toy("--output_dir", out, "--rate", 0.25, "--overwrite").returncode == 0
+    assert json.loads((tmp_path / "out.previous" / "result.txt").read_text())[0] == 10.5
+    assert json.loads((out / "result.txt").read_text())[0] == 5.25
+
+
+def test_folder_with_strangers_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    refused = toy("--output_dir", tmp_path)
+    assert refused.returncode == 2
+    assert "not of an alignkit run (thesis.tex)" in refused.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) in (["thesis.tex"], [".lock", "thesis.tex"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--output_dir", "{tmp}/o", "--rate", "abc"], "--rate: 'abc' is not a number"),
+        (["--output_dir", "{tmp}/o", "--stepps", "1"], "unknown key '--stepps'; did you mean 'steps'"),
+        (
+            ["--output_dir", "{tmp}/o", "--source", "{tmp}/missing.txt"],
+            "source: {tmp}/missing.txt: no such file or folder",
+        ),
+        (["--steps", "1"], "output_dir is missing"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_code_2(tmp_path, words, message):
+    result = toy(*[w.format(tmp=tmp_path) for w in words])
+    assert result.returncode == 2
+    assert result.stderr.count("alignkit: error:") == 1
+    assert message.format(tmp=tmp_path) in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "o").exists()
+
+
+def test_input_that_was_not_finished_is_named(tmp_path):
+    toy("--output_dir", tmp_path / "a", "--die_at", 2)
+    result = toy("--output_dir", tmp_path / "b", "--source", tmp_path / "a")
+    assert result.returncode == 2
+    assert "this run of `alignkit toy` was not finished" in result.stderr
+
+
+def test_two_jobs_cannot_write_one_folder(tmp_path):
+    command = [sys.executable, "-m", "tests.launch.toy", "--output_dir", str(tmp_path / "out"), "--pause", "20"]
+    first = subprocess.Popen(command, cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL)
+    try:
+        while not (tmp_path / "out" / "run.json").exists():
+            time.sleep(0.1)
+        second = toy("--output_dir", tmp_path / "out", "--pause", 20)
+        assert second.returncode == 2
+        assert "another alignkit job is writing here" in second.stderr
+    finally:
+        first.kill()
+        first.wait()
+
+
+def test_a_wedged_job_ends_with_a_reason(tmp_path):
+    result = toy("--output_dir", tmp_path / "out", "--pause", 60, "--watchdog_minutes", 0.03)
+    assert result.returncode == 75
+    assert "rank 0: no step for" in result.stderr and "the job is stuck" in result.stderr
+    assert (
+        "run(config, job)" in (tmp_path / "out" / ".watchdog" / "hang-0.txt").read_text()
+        or "in run" in (tmp_path / "out" / ".watchdog" / "hang-0.txt").read_text()
+    )
+
+
+def test_full_disk_while_finishing_is_one_sentence(tmp_path):
+    """A folder on a file system of 1 MiB: the stage cannot write, says so, and leaves no torn record."""
+    import os
+
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small file system needs root")
+    small = tmp_path / "small"
+    small.mkdir()
+    if (
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(small)], capture_output=True).returncode
+        != 0
+    ):
+        pytest.skip("this machine does not allow to mount a tmpfs")
+    try:
+        (small / "filler").write_bytes(b"x" * 50_000)
+        result = toy("--output_dir", small / "out")
+        assert result.returncode == 2, result.stderr
+        assert "No space left on device; free some space" in result.stderr
+        assert "Traceback" not in result.stderr
+        assert not (small / "out" / "provenance.json").exists()
+        (small / "filler").unlink()
+        assert toy("--output_dir", small / "out").returncode == 0
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+def test_shadowed_package_is_named(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "__init__.py").write_text("")
+    result = subprocess.run(
+        [sys.executable, "-m", "alignment.ppo", "--help"],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 2
+    assert "this folder hides alignkit's own package 'data'" in result.stderr
+    assert alignkit("--help", cwd=tmp_path).returncode == 0
+
+
+def test_namespace_folder_of_the_user_does_no_harm(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "corpus.txt").write_text("x")
+    result = subprocess.run(
+        [sys.executable, "-m", "alignment.ppo", "--help"],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "--kl_coef" in result.stdout

@@ -1,0 +1,60 @@
+"""A stage that counts: quick, resumable, and told by its config how to misbehave."""
+
+import os
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from launch.config import artefact
+from launch.entry import guarded, run_stage_command
+from launch.stage import Stage, StageConfig
+
+
+@dataclass(kw_only=True)
+class ToyConfig(StageConfig):
+    """Count to `steps`."""
+
+    steps: int = 6
+    """How far."""
+    rate: float = 0.5
+    """How fast."""
+    source: str = artefact("")
+    """An input."""
+    pause: float = 0.0
+    """Seconds of each step."""
+    die_at: int = 0
+    """Kill this process by SIGKILL after so many steps, once."""
+    stop_at: int = 0
+    """Ask for a stop (SIGTERM) after so many steps, once."""
+
+
+def run(config, job):
+    total = torch.zeros(3)
+    start = 0
+    if found := job.resume():
+        start, total = found.step, found.state()["total"]
+    for step in range(start + 1, config.steps + 1):
+        total += config.rate * step
+        job.log(step, {"total": float(total[0]), "perf/when": time.time()})
+        job.beat(step)
+        time.sleep(config.pause)
+        once = Path(config.output_dir) / ".once"
+        if step in (config.die_at, config.stop_at) and not once.exists():
+            once.touch()
+            os.kill(os.getpid(), signal.SIGKILL if step == config.die_at else signal.SIGTERM)
+        if job.checkpoint_due(step):
+            job.checkpoints.save(step, {"total": total})
+            job.stop_if_requested(step)
+    (job.output_dir / "result.txt").write_text(f"{total.tolist()}")
+    return {"total": float(total[0])}
+
+
+STAGE = Stage("toy", ToyConfig, run)
+
+if __name__ == "__main__":
+    import sys
+
+    sys.exit(guarded(lambda: run_stage_command(STAGE, sys.argv[1:])))
