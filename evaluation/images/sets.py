@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +21,16 @@ SAMPLES_FILE = "samples.npz"
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images uint8 (N, C, H, W) with C = 1 or 3, labels int64 (N,) where known, and how the files were compressed."""
+    """Images uint8 (N, C, H, W) with C = 1 or 3, labels int64 (N,) where known, and how the files were compressed.
+
+    `sha256` is of the pixels of the whole source; a part of it keeps that hash.
+    """
 
     images: np.ndarray
     labels: np.ndarray | None
     source: str
     compression: str
+    sha256: str
 
     def __len__(self) -> int:
         return len(self.images)
@@ -34,18 +38,18 @@ class ImageSet:
     def take(self, index: np.ndarray) -> ImageSet:
         """The images of an index or mask, in its order."""
         labels = None if self.labels is None else self.labels[index]
-        return ImageSet(self.images[index], labels, self.source, self.compression)
+        return replace(self, images=self.images[index], labels=labels)
 
     def sample(self, count: int, seed: int) -> ImageSet:
         """`count` images drawn without replacement, or all when there are no more than that."""
         return self if count >= len(self) else self.take(np.sort(permutation(len(self), seed, "image subset")[:count]))
 
-    @property
-    def sha256(self) -> str:
-        """Hex SHA-256 of shape and pixels."""
-        digest = hashlib.sha256(repr(self.images.shape).encode())
-        digest.update(np.ascontiguousarray(self.images))
-        return digest.hexdigest()
+
+def image_set(images: np.ndarray, labels: np.ndarray | None, source: str, compression: str = "none") -> ImageSet:
+    """A set with the hash of its shape and pixels."""
+    digest = hashlib.sha256(repr(images.shape).encode())
+    digest.update(np.ascontiguousarray(images))
+    return ImageSet(images, labels, source, compression, digest.hexdigest())
 
 
 def content_fractions(images: np.ndarray, purpose: str) -> np.ndarray:
@@ -82,7 +86,7 @@ def _embedded_digits(source: str) -> ImageSet:
         )
     planes, labels = digits()
     images = planes[:, None]
-    found = ImageSet(images, labels, source, "none")
+    found = image_set(images, labels, source)
     if not part:
         return found
     held_out = content_fractions(images, "digits split") < 0.2
@@ -107,7 +111,7 @@ def _from_npz(path: Path) -> ImageSet:
         raise UserError(
             f"{path}: labels have shape {labels.shape} and type {labels.dtype}; give one integer to each image"
         )
-    return ImageSet(_as_nchw(images, path), labels, str(path), "none")
+    return image_set(_as_nchw(images, path), labels, str(path))
 
 
 def _as_nchw(images: np.ndarray, path: Path) -> np.ndarray:
@@ -138,7 +142,7 @@ def _from_folder(folder: Path) -> ImageSet:
             raise UserError(
                 f"{path}: {_describe(picture)}, but {files[0].name} is {_describe(pictures[0])}; bring all to one size and mode"
             )
-    return ImageSet(np.stack(pictures), None, str(folder), "lossy" if lossy else "none")
+    return image_set(np.stack(pictures), None, str(folder), "lossy" if lossy else "none")
 
 
 def _hidden(path: Path, root: Path) -> bool:

@@ -129,7 +129,8 @@ def _protocol(config: DeepfakeConfig, real: ImageSet) -> Protocol:
 
 def _metric(name: str, estimate: Estimate, **extra: Any) -> Metric:
     meaning, higher = MEANINGS[name]
-    return metric(name, estimate, meaning, higher_is_better=higher, **extra)
+    unit = "" if name in ("auc", "ap") else "share"
+    return metric(name, estimate, meaning, higher_is_better=higher, unit=unit, **extra)
 
 
 def _control_metric(control: Estimate) -> Metric:

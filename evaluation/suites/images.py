@@ -27,7 +27,7 @@ from evaluation.images.fidelity import (
 from evaluation.images.grid import image_grid, save_png
 from evaluation.images.intervals import frechet_estimate, inception_estimate, kernel_estimate
 from evaluation.images.metrics import precision_recall_density_coverage, shuffled
-from evaluation.images.sets import EMBEDDED, ImageSet, content_fractions, load_images
+from evaluation.images.sets import EMBEDDED, ImageSet, content_fractions, image_set, load_images
 from evaluation.schema import EvaluationResult, Metric, Protocol, Subject, metric, write_samples
 from evaluation.statistics import mean, proportion
 from launch.errors import UserError
@@ -132,7 +132,7 @@ def independent_pixels(reference: ImageSet, count: int, seed: int) -> ImageSet:
     """Images whose pixels are each drawn from that pixel's values in the reference: right margins, no structure."""
     rows = numpy_generator(seed, "independent pixels").integers(0, len(reference), (count, *reference.images.shape[1:]))
     images = np.take_along_axis(reference.images, rows, axis=0)
-    return ImageSet(images, None, "independent pixels", "none")
+    return image_set(images, None, "independent pixels")
 
 
 # ---------------------------------------------------------------------------------------------- one set
@@ -228,7 +228,13 @@ def _manifold_metrics(manifold: Any, extractor: Extractor, n: int) -> list[Metri
         "coverage": ("Share of real images with a generated one in their neighbourhood (k = 3)", proportion),
     }
     return [
-        metric(f"{name}_{extractor.name}@{n}", estimate(getattr(manifold, name)), meaning, higher_is_better=True)
+        metric(
+            f"{name}_{extractor.name}@{n}",
+            estimate(getattr(manifold, name)),
+            meaning,
+            higher_is_better=True,
+            unit="share" if estimate is proportion else "",
+        )
         for name, (meaning, estimate) in meanings.items()
     ]
 

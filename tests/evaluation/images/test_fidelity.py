@@ -24,7 +24,7 @@ from evaluation.images.fidelity import (
 )
 from evaluation.images.frechet import frechet_distance_from_features
 from evaluation.images.metrics import inception_score, precision_recall_density_coverage, shuffled
-from evaluation.images.sets import ImageSet, load_images
+from evaluation.images.sets import image_set, load_images
 from launch.errors import UserError
 
 CPU = torch.device("cpu")
@@ -72,7 +72,7 @@ def test_features_are_those_of_the_classifier(digits_extractor):
 
 def test_the_extractor_refuses_other_sizes(digits_extractor):
     extractor, _ = digits_extractor
-    large = ImageSet(np.zeros((4, 1, 28, 28), np.uint8), None, "x", "none")
+    large = image_set(np.zeros((4, 1, 28, 28), np.uint8), None, "x")
     with pytest.raises(UserError, match="28x28, the digits extractor takes 8x8"):
         extract_features(load_extractor(extractor, CPU), extractor, large)
 
@@ -157,7 +157,7 @@ def test_inception_with_random_weights_orders_corruptions(tmp_path):
     assert extractor.distance_name == "fid" and extractor.score_name == "is"
     module = load_extractor(extractor, CPU)
     pixels = np.random.default_rng(0).integers(0, 256, (6, 3, 4, 4), dtype=np.uint8).repeat(8, 2).repeat(8, 3)
-    real = ImageSet(pixels, None, "x", "none")
+    real = image_set(pixels, None, "x")
     base = extract_features(module, extractor, real)
     assert base.features.shape == (6, 2048) and base.logits.shape == (6, 1008)
     levels = [extract_features(module, extractor, noisy(real, level)).features for level in (8, 32, 96)]
