@@ -176,8 +176,9 @@ def read_module(name: str, source: str, with_definitions: bool) -> Module:
 def prose(modules: Iterable[Module], topics: dict[str, str], taken: Iterable[Pair]) -> list[Document]:
     """One document for each topic and module: the paragraphs that read as English prose, each once.
 
-    The docstring of every pair in `taken` is left out whole, and so is every other paragraph that repeats one of its
-    paragraphs or contains its summary. So however pairs are split later, no held-out docstring was in this text.
+    The paragraphs of the docstrings of the pairs in `taken` are left out wherever they occur, and so is every
+    paragraph that contains one of their summaries. So however pairs are split later, no held-out docstring was in
+    this text.
     """
     modules = list(modules)
     completions = {plain_text(pair.completion) for pair in taken}
@@ -193,8 +194,6 @@ def prose(modules: Iterable[Module], topics: dict[str, str], taken: Iterable[Pai
                 yield paragraph
 
     texts = [(f"topic {name}", [text]) for name, text in topics.items()]
-    for module in modules:
-        unpaired = [d.docstring for d in module.definitions if summary(d.docstring) not in completions]
-        texts.append((module.name, [*module.texts, *unpaired]))
+    texts += [(module.name, [*module.texts, *(d.docstring for d in module.definitions)]) for module in modules]
     found = (Document("\n\n".join(p for part in parts for p in fresh(part)), name) for name, parts in texts)
     return [document for document in found if len(document.text) >= MIN_DOCUMENT]

@@ -71,8 +71,7 @@ def train_tokenizer(
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    # sorted, because equal counts are resolved by the order of first sight
-    tokenizer.train_from_iterator(sorted(texts), trainer)
+    tokenizer.train_from_iterator(texts, trainer)
     if bos:
         start = (BOS, tokenizer.token_to_id(BOS))
         tokenizer.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[start])

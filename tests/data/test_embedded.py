@@ -130,6 +130,9 @@ def g():
     assert parts[0].startswith("About this module") and parts[1].startswith("A comment of eight")
     assert len(parts) == 3 and parts[2].startswith("One. A docstring without")
     assert "before the test" not in document.text and "Its body explains" not in document.text
+    copy = read_module("n", source.replace(long, "Too short."), with_definitions=True)  # its body, under no pair
+    assert "Its body explains" not in prose([module, copy], {}, taken)[-1].text
+    assert "Its body explains" in prose([copy], {}, [])[0].text
 
 
 def test_leak_check_needs_the_whole_phrase():
