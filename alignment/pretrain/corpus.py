@@ -124,7 +124,8 @@ def scored_bytes(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], encod
     total = sum(len(text.encode()) for text in texts)
     if tokenizer.bos_token_id is not None:
         return total
-    return total - sum(len(tokenizer.decode([int(tokens[0])]).encode()) for tokens in encoded)
+    first = tokenizer.batch_decode([[int(tokens[0])] for tokens in encoded])
+    return total - sum(len(text.encode()) for text in first)
 
 
 def write_heldout(heldout: HeldOut, folder: Path) -> None:

@@ -52,6 +52,7 @@ class MuonAdamW(torch.optim.Optimizer):
             "momentum": 0.95,
             "betas": (0.9, 0.95),
             "eps": 1e-10,
+            "fused": True,  # also tells load_state_dict to put the step counts on the parameters' device
         }
         super().__init__(list(groups), defaults)
         for group in self.param_groups:
@@ -80,8 +81,9 @@ class MuonAdamW(torch.optim.Optimizer):
             torch._foreach_copy_(momenta, list(averages))
             looked_ahead = gradients.lerp_(averages, beta)  # Nesterov
             updates = orthogonalise(looked_ahead.bfloat16() if looked_ahead.is_cuda else looked_ahead)
-            torch._foreach_mul_(equal, 1 - lr * group["weight_decay"])
-            torch._foreach_add_(equal, list(updates.to(equal[0].dtype)), alpha=-lr * update_scale(*shape))
+            weights = [p.data for p in equal]
+            torch._foreach_mul_(weights, 1 - lr * group["weight_decay"])
+            torch._foreach_add_(weights, list(updates.to(equal[0].dtype)), alpha=-lr * update_scale(*shape))
 
     def _adamw(self, group: dict[str, Any], parameters: list[nn.Parameter]) -> None:
         for p in parameters:
@@ -96,7 +98,7 @@ class MuonAdamW(torch.optim.Optimizer):
             [s["exp_avg_sq"] for s in states],
             [],
             [s["step"] for s in states],
-            fused=True,
+            fused=group["fused"],
             amsgrad=False,
             beta1=group["betas"][0],
             beta2=group["betas"][1],

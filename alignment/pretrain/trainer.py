@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,7 +44,7 @@ def make_optimizer(model: nn.Module, plan: Plan, weight_decay: float) -> torch.o
     return torch.optim.AdamW([matrices, rest], betas=(0.9, 0.95), eps=1e-10)
 
 
-def token_nats(model: Callable[..., object], batch: Batch, device: torch.device) -> Tensor:
+def token_nats(model: Callable[..., Any], batch: Batch, device: torch.device) -> Tensor:
     """Sum over the targets of a batch of -log p(target), in nats: a float32 scalar."""
     input_BT, position_BT, target_BT = (
         torch.from_numpy(batch[name]).to(device) for name in ("input_ids", "position_ids", "targets")
