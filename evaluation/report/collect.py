@@ -1,0 +1,149 @@
+"""Find what a report is made of: results.json, provenance.json and metrics.jsonl under folders, and their parents."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from evaluation.schema import RESULTS_FILE, EvaluationResult, load
+from launch.errors import UserError
+from launch.files import read_json, read_jsonl_log
+
+PROVENANCE_FILE = "provenance.json"
+METRICS_FILE = "metrics.jsonl"
+SKIPPED = {"checkpoints", "trackers"}
+
+
+@dataclass(frozen=True)
+class FoundResult:
+    """One results.json and the folder that holds it."""
+
+    folder: Path
+    result: EvaluationResult
+
+
+@dataclass(frozen=True)
+class FoundStage:
+    """One finished run: its folder, provenance and log. `parents` are the indices of the stages it was made from."""
+
+    name: str
+    folder: Path
+    provenance: dict[str, Any]
+    log: list[dict[str, Any]]
+    parents: list[int] = field(default_factory=list)
+
+    @property
+    def sources(self) -> list[str]:
+        """Inputs that no stage made: embedded and hub sources, and plain files."""
+        return [
+            i.get("source") or Path(i["path"]).name for i in self.provenance["inputs"].values() if not _stage_input(i)
+        ]
+
+
+@dataclass(frozen=True)
+class Collection:
+    """Everything a report shows. Stages come after their parents."""
+
+    results: list[FoundResult]
+    stages: list[FoundStage]
+    warnings: list[str]
+
+
+def collect(folders: Sequence[str | Path], leave_out: Path | None = None) -> Collection:
+    """Read all results and stages under folders, and the stages that those were made from, wherever they lie.
+
+    `leave_out` (the report's own folder), hidden folders, checkpoints and `*.previous` are not entered.
+    """
+    results: dict[Path, FoundResult] = {}
+    runs: dict[Path, dict[str, Any]] = {}
+    for root in map(Path, folders):
+        if not root.is_dir():
+            raise UserError(
+                f"inputs: {root}: no such folder; give folders with results.json or provenance.json in them"
+            )
+        for folder in _folders(root.resolve(), leave_out.resolve() if leave_out else None):
+            if (folder / RESULTS_FILE).is_file():
+                results[folder] = FoundResult(folder, load(folder))
+            if (folder / PROVENANCE_FILE).is_file():
+                provenance = _read_provenance(folder)
+                if provenance["stage"] != "report":
+                    runs[folder] = provenance
+    if not results and not runs:
+        listed = ", ".join(str(f) for f in folders)
+        raise UserError(f"inputs: {listed}: no {RESULTS_FILE} and no {PROVENANCE_FILE} there; run an evaluation first")
+    _add_ancestors(runs)
+    stages = _in_order(runs)
+    ordered = sorted(results.values(), key=lambda r: (r.result.created, str(r.folder)))
+    return Collection(ordered, stages, _code_warnings(stages))
+
+
+def _folders(root: Path, leave_out: Path | None) -> Iterator[Path]:
+    """The folder and those below it, in name order."""
+    if root == leave_out or root.name in SKIPPED or root.name.endswith(".previous"):
+        return
+    yield root
+    for child in sorted(root.iterdir()):
+        if child.is_dir() and not child.is_symlink() and not child.name.startswith("."):
+            yield from _folders(child, leave_out)
+
+
+def _read_provenance(folder: Path) -> dict[str, Any]:
+    content = read_json(folder / PROVENANCE_FILE, remedy="run the stage again")
+    missing = [k for k in ("stage", "inputs", "config", "seconds", "content_sha256") if k not in content]
+    if missing:
+        raise UserError(f"{folder / PROVENANCE_FILE}: '{missing[0]}' is missing; run the stage again")
+    return content
+
+
+def _stage_input(entry: dict[str, Any]) -> bool:
+    return "path" in entry and _stage_folder(Path(entry["path"])) is not None
+
+
+def _stage_folder(path: Path) -> Path | None:
+    """The folder of the stage that made a path: the path itself or the nearest folder above it with a provenance."""
+    resolved = path.resolve()
+    return next((f for f in (resolved, *resolved.parents) if (f / PROVENANCE_FILE).is_file()), None)
+
+
+def _parents(provenance: dict[str, Any]) -> list[Path]:
+    paths = [_stage_folder(Path(i["path"])) for i in provenance["inputs"].values() if "path" in i]
+    return list(dict.fromkeys(p for p in paths if p is not None))
+
+
+def _add_ancestors(runs: dict[Path, dict[str, Any]]) -> None:
+    waiting = list(runs.values())
+    while waiting:
+        for folder in _parents(waiting.pop()):
+            if folder not in runs:
+                runs[folder] = _read_provenance(folder)
+                waiting.append(runs[folder])
+
+
+def _in_order(runs: dict[Path, dict[str, Any]]) -> list[FoundStage]:
+    """Parents first; among the free ones the earlier started first."""
+    left = dict(sorted(runs.items(), key=lambda item: (item[1].get("started", 0.0), str(item[0]))))
+    index: dict[Path, int] = {}
+    stages: list[FoundStage] = []
+    while left:
+        free = [f for f, p in left.items() if not any(q in left and q != f for q in _parents(p))]
+        folder = (free or list(left))[0]  # stages cannot make a circle, but edited records can
+        provenance = left.pop(folder)
+        parents = [index[p] for p in _parents(provenance) if p in index]
+        index[folder] = len(stages)
+        stages.append(FoundStage(folder.name, folder, provenance, read_jsonl_log(folder / METRICS_FILE), parents))
+    return stages
+
+
+def _code_warnings(stages: Sequence[FoundStage]) -> list[str]:
+    """Warnings about code: changes that were not committed, and more than one version."""
+    warnings = []
+    codes = {(s.provenance.get("code") or {}).get("commit") for s in stages} - {None}
+    dirty = [s.name for s in stages if (s.provenance.get("code") or {}).get("dirty")]
+    if len(codes) > 1:
+        short = ", ".join(sorted(c[:10] for c in codes))
+        warnings.append(f"The stages ran with different versions of the code: {short}.")
+    if dirty:
+        warnings.append(f"Run from code with uncommitted changes: {', '.join(dirty)}.")
+    return warnings

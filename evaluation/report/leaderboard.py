@@ -1,0 +1,286 @@
+"""A leaderboard: evaluation results in, rows, columns and significance groups out. Pure.
+
+A column is one metric under one protocol: the same name under two protocols gives two columns, never one. Within a
+column entries whose intervals overlap share a rank; an entry without an interval has none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from evaluation.report.names import is_headline, primary_rank, title_of
+from evaluation.report.text import decimals_for
+from evaluation.schema import EvaluationResult, Metric, Protocol
+from evaluation.statistics import significance_groups
+from launch.config import to_dict
+from launch.files import canonical_json
+
+FAMILIES: dict[str, tuple[str, ...]] = {
+    "Language models": ("language model", "completions"),
+    "Reward models": ("reward model",),
+    "Image generators": ("image generator", "images"),
+    "Detectors of generated images": ("detector",),
+}
+REFERENCE_KINDS = ("images",)
+"""Kinds of subjects that are yardsticks: shown, and not ranked."""
+SMALL_N = 30
+
+
+@dataclass(frozen=True)
+class Column:
+    """One metric under one protocol."""
+
+    key: str
+    name: str
+    title: str
+    suite: str
+    dataset: str
+    protocol: str
+    unit: str
+    higher_is_better: bool | None
+    description: str
+    baseline: str | None
+    headline: bool
+    decimals: int
+
+    @property
+    def arrow(self) -> str:
+        """The direction of better: up, down, or nothing."""
+        return {True: "↑", False: "↓", None: ""}[self.higher_is_better]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A metric of one subject, and the rank of its significance group in the column (None: not ranked)."""
+
+    metric: Metric
+    rank: int | None = None
+    tied: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    """One subject. `reference` rows are yardsticks (real images, say) that are not ranked."""
+
+    name: str
+    kind: str
+    reference: bool
+    cells: dict[str, Cell] = field(default_factory=dict)
+
+
+class Leaderboard:
+    """The results of one family of subjects as a table.
+
+    `columns` begin with the headline metrics, `rows` are in the order of `primary`, the column that decides; rows
+    within one significance group have the same rank there.
+    """
+
+    def __init__(self, results: Sequence[EvaluationResult], title: str = "Leaderboard") -> None:
+        self.title = title
+        self.warnings: list[str] = []
+        newest = self._newest(distinct_names(results))
+        self.columns = self._columns(newest)
+        self.primary = self._primary()
+        self.rows = self._ordered(self._rows(newest))
+        self.warnings += _warnings(self)
+
+    def column(self, key: str) -> Column:
+        """The column of a key."""
+        return next(column for column in self.columns if column.key == key)
+
+    @property
+    def headline(self) -> list[Column]:
+        """The columns for the first table: the headline metrics, or the first six where none is known as such.
+
+        Where two suites measure one metric (the length of completions, say) the column that covers more rows counts.
+        """
+        best: dict[str, Column] = {}
+        for column in [c for c in self.columns if c.headline] or self.columns[:6]:
+            other = best.get(column.name)
+            if other is None or self._covered(column) > self._covered(other):
+                best[column.name] = column
+        return list(best.values())
+
+    def _covered(self, column: Column) -> int:
+        return sum(column.key in row.cells for row in self.rows)
+
+    # ------------------------------------------------------------------------------------------ building
+
+    def _newest(self, results: Sequence[EvaluationResult]) -> dict[tuple[str, str], tuple[EvaluationResult, Metric]]:
+        """(subject, column key) -> the newest metric; a warning names what an older one was dropped for."""
+        newest: dict[tuple[str, str], tuple[EvaluationResult, Metric]] = {}
+        for result in sorted(results, key=lambda r: r.created):
+            for entry in result.metrics:
+                place = (result.subject.name, column_key(result, entry))
+                before = newest.get(place)
+                if before and before[1] != entry:
+                    self.warnings.append(
+                        f"{result.subject.name}: {entry.name} was measured twice under one protocol; the newer counts "
+                        f"({result.created})."
+                    )
+                newest[place] = (result, entry)
+        return newest
+
+    def _columns(self, newest: dict[tuple[str, str], tuple[EvaluationResult, Metric]]) -> list[Column]:
+        found: dict[str, list[tuple[EvaluationResult, Metric]]] = {}
+        for (_, key), pair in newest.items():
+            found.setdefault(key, []).append(pair)
+        columns = [_column(key, pairs) for key, pairs in found.items()]
+        titles = [column.title for column in columns]
+        columns = [replace(c, title=f"{c.title} ({c.dataset})") if titles.count(c.title) > 1 else c for c in columns]
+        return sorted(columns, key=lambda c: primary_rank(c.name))
+
+    def _primary(self) -> Column | None:
+        directed = [c for c in self.columns if c.higher_is_better is not None]
+        return directed[0] if directed else None
+
+    def _rows(self, newest: dict[tuple[str, str], tuple[EvaluationResult, Metric]]) -> list[Row]:
+        rows: dict[str, Row] = {}
+        for (name, key), (result, entry) in newest.items():
+            kind = result.subject.kind
+            row = rows.setdefault(name, Row(name, kind, kind in REFERENCE_KINDS))
+            row.cells[key] = Cell(entry)
+        for column in self.columns:
+            _rank(column, [row for row in rows.values() if not row.reference])
+        return list(rows.values())
+
+    def _ordered(self, rows: list[Row]) -> list[Row]:
+        def place(row: Row) -> tuple[object, ...]:
+            cell = row.cells.get(self.primary.key) if self.primary else None
+            value = cell.metric.value if cell else None
+            if cell is None or value is None or self.primary is None:
+                return (row.reference, float("inf"), 0.0, row.name)
+            better = -value if self.primary.higher_is_better else value
+            return (row.reference, cell.rank or float("inf"), better, row.name)
+
+        return sorted(rows, key=place)
+
+
+def distinct_names(results: Sequence[EvaluationResult]) -> list[EvaluationResult]:
+    """The results, with a short hash behind the name where one name stands for different contents of one kind."""
+    contents: dict[tuple[str, str], set[str]] = {}
+    for result in results:
+        subject = result.subject
+        contents.setdefault((subject.name, subject.kind), set()).add(subject.sha256)
+    return [
+        replace(r, subject=replace(r.subject, name=f"{r.subject.name} ({r.subject.sha256[:6]})"))
+        if len(contents[r.subject.name, r.subject.kind]) > 1
+        else r
+        for r in results
+    ]
+
+
+def column_key(result: EvaluationResult, entry: Metric) -> str:
+    """Suite, metric and protocol: equal keys may stand in one column."""
+    return f"{result.suite}/{entry.name}#{protocol_hash(result.protocol)}"
+
+
+def protocol_hash(protocol: Protocol) -> str:
+    """Twelve hex digits that are equal for equal protocols. The hash of the subject's own completions is left out."""
+    record = to_dict(protocol)
+    record["settings"].pop("completions_sha256", None)
+    return hashlib.sha256(canonical_json(record).encode()).hexdigest()[:12]
+
+
+def _column(key: str, pairs: list[tuple[EvaluationResult, Metric]]) -> Column:
+    result, entry = pairs[0]
+    widths = [(m.ci_high - m.ci_low) / 2 for _, m in pairs if m.ci_high is not None and m.ci_low is not None]
+    scale = 100 if entry.unit == "share" else 1
+    values = [abs(m.value) for _, m in pairs if m.value is not None]
+    half = min((w for w in widths if w > 0), default=None)
+    return Column(
+        key=key,
+        name=entry.name,
+        title=title_of(entry.name),
+        suite=result.suite,
+        dataset=result.protocol.dataset,
+        protocol=protocol_hash(result.protocol),
+        unit=entry.unit,
+        higher_is_better=entry.higher_is_better,
+        description=entry.description,
+        baseline=entry.baseline,
+        headline=is_headline(entry.name),
+        decimals=decimals_for(half * scale if half else None, scale * max(values, default=0.0)),
+    )
+
+
+def _rank(column: Column, rows: list[Row]) -> None:
+    """Fill in the ranks of a column, in place."""
+    if column.higher_is_better is None:
+        return
+    ranked = [r for r in rows if column.key in r.cells and r.cells[column.key].metric.ci_low is not None]
+    if len(ranked) < 2:
+        return
+    metrics = [row.cells[column.key].metric for row in ranked]
+    groups = significance_groups([m.ci_low for m in metrics], [m.ci_high for m in metrics], column.higher_is_better)
+    for row, rank in zip(ranked, groups, strict=True):
+        row.cells[column.key] = replace(row.cells[column.key], rank=rank, tied=groups.count(rank) > 1)
+
+
+def leaderboards(results: Sequence[EvaluationResult]) -> list[Leaderboard]:
+    """One leaderboard for each family of subjects that has results."""
+    boards = []
+    for title, kinds in FAMILIES.items():
+        chosen = [result for result in results if result.subject.kind in kinds]
+        if chosen:
+            boards.append(Leaderboard(chosen, title))
+    return boards
+
+
+# ---------------------------------------------------------------------------------------------- warnings
+
+
+def _warnings(board: Leaderboard) -> list[str]:
+    return [*_missing_intervals(board), *_small_samples(board), *_protocols(board), *_wins_by_length(board)]
+
+
+def _missing_intervals(board: Leaderboard) -> list[str]:
+    names = [
+        column.name
+        for column in board.columns
+        if column.higher_is_better is not None
+        and any(
+            row.cells[column.key].metric.ci_low is None and row.cells[column.key].metric.value is not None
+            for row in board.rows
+            if column.key in row.cells
+        )
+    ]
+    return [f"Without an interval, and so not ranked: {', '.join(dict.fromkeys(names))}."] if names else []
+
+
+def _small_samples(board: Leaderboard) -> list[str]:
+    small: dict[tuple[str, int], None] = {}
+    for column in board.columns:
+        for row in board.rows:
+            cell = row.cells.get(column.key)
+            if cell and cell.metric.value is not None and cell.metric.n < SMALL_N and cell.metric.ci_low is not None:
+                small[column.name, cell.metric.n] = None
+    listed = [f"{name} (n = {n})" for name, n in small]
+    return [f"Few items, so wide intervals: {', '.join(listed)}."] if listed else []
+
+
+def _protocols(board: Leaderboard) -> list[str]:
+    warnings = []
+    for name in dict.fromkeys((c.suite, c.name) for c in board.columns):
+        same = [c for c in board.columns if (c.suite, c.name) == name]
+        if len(same) > 1:
+            warnings.append(
+                f"{name[1]} was measured under {len(same)} protocols; they stand in separate columns and are not compared."
+            )
+    return warnings
+
+
+def _wins_by_length(board: Leaderboard) -> list[str]:
+    """A win rate above one half whose length-controlled rate is not."""
+    warnings = []
+    for row in board.rows:
+        found = {c.metric.name: c.metric for c in row.cells.values()}
+        raw = [m for name, m in found.items() if name == "win_rate" and (m.ci_low or 0) > 0.5]
+        controlled = [m for name, m in found.items() if name == "win_rate_length_controlled"]
+        if raw and controlled and all(m.ci_low is not None and m.ci_low <= 0.5 for m in controlled):
+            warnings.append(
+                f"{row.name} wins against {raw[0].baseline or 'its baseline'}, and does not where lengths are equal: a win by length."
+            )
+    return warnings

@@ -1,0 +1,56 @@
+"""How metrics are called and ordered in a report. A metric that is not known here is shown under its own name."""
+
+from __future__ import annotations
+
+import re
+
+# Pattern of a metric's name -> title for people. The first that matches counts; they are also the order of columns,
+# and the first directed one of a leaderboard is what its rows are sorted by.
+HEADLINE: dict[str, str] = {
+    r"win_rate": "Win rate",
+    r"win_rate_length_controlled": "Win rate, length-controlled",
+    r"win_rate_against_reference": "Win rate against people",
+    r"kl_k1": "KL to the reference",
+    r"accuracy": "Accuracy",
+    r"pairwise_loss": "Pairwise loss",
+    r"calibration_error": "Calibration error",
+    r"baseline_longest": "Accuracy by length alone",
+    r"fid@\d+": "FID",
+    r"fd_\w+@\d+": "Fréchet distance",
+    r"is(_\w+)?@\d+": "Inception Score",
+    r"(kid|kd_\w+)@\d+": "Kernel distance",
+    r"precision_\w+@\d+": "Precision",
+    r"recall_\w+@\d+": "Recall",
+    r"auc": "Detector AUC",
+    r"accuracy_frozen": "Detector accuracy",
+    r"auc_control": "AUC, real against real",
+    r"auc_own_generator": "AUC, own generator",
+    r"auc_other_generators": "AUC, other generators",
+    r"bits_per_byte": "Bits per byte",
+    r"perplexity(_token)?": "Perplexity",
+    r"mean_length": "Mean length",
+    r"(harmful_compliance|over_refusal|refusal|unsafe|toxicity|lexicon|personal_data|copied)\w*": "",
+}
+_PATTERNS = [re.compile(pattern) for pattern in HEADLINE]
+
+
+def _match(name: str) -> int | None:
+    return next((index for index, pattern in enumerate(_PATTERNS) if pattern.fullmatch(name)), None)
+
+
+def title_of(name: str) -> str:
+    """A title for people: `Fréchet distance` of `fd_digits@900`, which stays beside it as the exact name."""
+    index = _match(name)
+    title = list(HEADLINE.values())[index] if index is not None else ""
+    return title or (name[:1].upper() + name[1:]).replace("_", " ")
+
+
+def is_headline(name: str) -> bool:
+    """Whether a metric belongs into the first table of a report."""
+    return _match(name) is not None
+
+
+def primary_rank(name: str) -> int:
+    """The place of a metric's column: known ones first, in their order."""
+    index = _match(name)
+    return len(_PATTERNS) if index is None else index

@@ -1,0 +1,152 @@
+"""The page: one self-contained HTML file. No script, no request, everything escaped."""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import hashlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from evaluation.report.charts import POINTS
+from evaluation.report.collect import Collection, FoundResult
+from evaluation.report.leaderboard import Leaderboard
+from evaluation.report.samples import SampleSection
+from evaluation.report.stages import code_of, graph_of, stage_view
+from evaluation.report.tables import comparison_rows, evaluation_view, has_matrix, matrix_of
+from evaluation.report.text import decimals_for, format_number, format_seconds, visible
+from evaluation.report.views import COLORS, BoardView, board_view, curves_of, pictures_of, unit_of
+
+HERE = Path(__file__).parent
+
+
+def render_page(
+    collection: Collection,
+    boards: Sequence[Leaderboard],
+    warnings: Sequence[str],
+    samples: SampleSection | None,
+    title: str,
+) -> str:
+    """The whole page as HTML text."""
+    style = Markup((HERE / "style.css").read_text(encoding="utf-8"))
+    colors = assign_colors(boards)
+    matrices = [matrix_of(found.result) for found in collection.results if has_matrix(found.result)]
+    detectors = {found.result.subject.name for found in collection.results if has_matrix(found.result)}
+    shown = [board for board in boards if {row.name for row in board.rows} != detectors]  # the matrix says more
+    views = [board_view(board, colors) for board in shown]
+    context = {
+        "title": title,
+        "style": style,
+        "style_hash": f"sha256-{base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()}",
+        "lede": [view.sentence for view in views if view.sentence],
+        "facts": facts(collection),
+        "warnings": list(dict.fromkeys(warnings)),
+        "boards": views,
+        "level": level_of(collection.results),
+        "comparisons": comparison_rows(boards),
+        "pictures": pictures_of(collection.results),
+        "matrices": matrices,
+        "samples": samples,
+        "curves": [
+            c
+            for i, stage in enumerate(collection.stages)
+            if (c := curves_of(stage, colors.get(stage.name, (i + len(colors)) % COLORS)))
+        ],
+        "points": POINTS,
+        "stages": [stage_view(i, stage, collection.stages) for i, stage in enumerate(collection.stages)],
+        "graph": graph_of(collection.stages),
+        "evaluations": [evaluation_view(found.result) for found in collection.results],
+    }
+    context["contents"] = contents(context, views)
+    return environment().get_template("page.html").render(context)
+
+
+def environment() -> jinja2.Environment:
+    """Jinja with everything escaped, invisible characters shown, and no name left undefined."""
+
+    def show(value: Any) -> Any:
+        return value if isinstance(value, Markup) else visible(str(value))
+
+    found = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.StrictUndefined, finalize=show
+    )
+    found.filters |= {
+        "number": format_number,
+        "whole": lambda n: format_number(n, 0),
+        "three": lambda v: format_number(v, max(0, decimals_for(None, v) - 1)),
+        "unit": unit_of,
+        "oneline": lambda text: " ".join(text.split())[:160],
+    }
+    return found
+
+
+def assign_colors(boards: Iterable[Leaderboard]) -> dict[str, int]:
+    """One colour for each subject, the same in every chart."""
+    names = dict.fromkeys(row.name for board in boards for row in board.rows)
+    return {name: index % COLORS for index, name in enumerate(names)}
+
+
+def contents(context: dict[str, Any], views: Sequence[BoardView]) -> list[tuple[str, str]]:
+    """(fragment, name) of every section that the page has."""
+    entries = [("warnings", "Read this first")] if context["warnings"] else []
+    entries += [(view.anchor, view.title) for view in views]
+    entries += [("pictures", "Generated images")] if context["pictures"] else []
+    entries += [(m.anchor, m.title) for m in context["matrices"]]
+    entries += [("comparisons", "Paired comparisons")] if context["comparisons"] else []
+    for key, name in (("samples", "Samples"), ("curves", "Training"), ("stages", "Lineage")):
+        if context[key]:
+            entries.append(("lineage" if key == "stages" else key, name))
+    return [*entries, ("numbers", "Every number")]
+
+
+# ---------------------------------------------------------------------------------------------- facts
+
+
+def facts(collection: Collection) -> list[tuple[str, str]]:
+    """When, how long, which code, on what: from the provenance of the stages, or from the results without any."""
+    records = [stage.provenance for stage in collection.stages]
+    found = []
+    if records:
+        starts = [r["started"] for r in records if r.get("started")]
+        if starts:
+            found.append(("Started", _date(min(starts))))
+        found.append(("Stages", f"{len(records)} in {format_seconds(sum(r['seconds'] for r in records))}"))
+        found.append(("Code", _join(map(code_of, records))))
+    results = [entry.result for entry in collection.results]
+    found.append(("Evaluations", str(len(results))))
+    hardware = [h for h in [*(r.get("hardware") for r in records), *(r.hardware for r in results)] if h]
+    found.append(("Machine", _join(map(_machine, hardware))))
+    versions = [v for v in [*(r.get("versions") for r in records), *(r.versions for r in results)] if v]
+    found.append(("Software", _join(_software(v) for v in versions)))
+    return [(name, value) for name, value in found if value]
+
+
+def _join(values: Iterable[str]) -> str:
+    return "; ".join(dict.fromkeys(v for v in values if v))
+
+
+def _date(seconds: float) -> str:
+    moment = datetime.datetime.fromtimestamp(seconds, datetime.UTC)
+    return f"{moment.day} {moment:%B %Y, %H:%M} UTC"
+
+
+def _machine(hardware: dict[str, Any]) -> str:
+    gpus: list[str] = hardware.get("gpus") or []
+    counted = ", ".join(f"{gpus.count(g)} × {g}" for g in dict.fromkeys(gpus))
+    memory = hardware.get("memory_gib")
+    parts = [str(hardware.get("processor", "")), f"{hardware.get('cores')} cores", f"{memory} GiB" if memory else ""]
+    return ", ".join(p for p in [*parts, counted] if p)
+
+
+def _software(versions: dict[str, str]) -> str:
+    return ", ".join(f"{name} {versions[name]}" for name in ("python", "torch", "transformers") if name in versions)
+
+
+def level_of(results: Sequence[FoundResult]) -> str:
+    """The confidence level of the intervals, such as 95 %."""
+    levels = sorted({m.ci_level for found in results for m in found.result.metrics if m.ci_low is not None})
+    return " and ".join(f"{level:.0%}".replace("%", " %") for level in levels) or "95 %"

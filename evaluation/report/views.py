@@ -1,0 +1,309 @@
+"""What the page shows of leaderboards and logs: texts, charts and pictures, ready for the template."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from markupsafe import Markup
+
+from evaluation.report.charts import Curve, Scale, curve, whisker
+from evaluation.report.collect import FoundResult, FoundStage
+from evaluation.report.leaderboard import Column, Leaderboard, Row
+from evaluation.report.text import format_interval, format_number, format_p
+from evaluation.schema import Metric
+
+COLORS = 8
+CHANCE = {"win_rate": 0.5, "auc": 0.5}
+"""Metrics (by the beginning of their names) whose neutral value a chart marks."""
+LARGEST_PICTURE = 2_000_000
+
+
+def anchor(text: str) -> str:
+    """A fragment identifier from a text."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "part"
+
+
+def scale_of(column: Column) -> int:
+    """100 for shares, which a page shows in percent."""
+    return 100 if column.unit == "share" else 1
+
+
+def unit_of(column: Column) -> str:
+    """The unit as a page shows it."""
+    return "%" if column.unit == "share" else column.unit
+
+
+@dataclass(frozen=True)
+class CellView:
+    """One cell: its texts; an empty one has only a note that says why."""
+
+    label: str
+    value: str
+    interval: str = ""
+    rank: str = ""
+    first: bool = False
+    change: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class RowView:
+    """One row of a leaderboard."""
+
+    name: str
+    reference: bool
+    color: int
+    cells: list[CellView]
+
+
+@dataclass(frozen=True)
+class Mark:
+    """One row of a dot plot."""
+
+    name: str
+    reference: bool
+    svg: Markup
+    value: str
+    interval: str
+    n: int
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A dot plot of one metric."""
+
+    column: Column
+    unit: str
+    marks: list[Mark]
+    low: str
+    high: str
+    chance: str
+
+
+@dataclass(frozen=True)
+class BoardView:
+    """A leaderboard with its figures."""
+
+    title: str
+    anchor: str
+    sentence: str
+    columns: list[Column]
+    rows: list[RowView]
+    figures: list[Figure]
+    others: list[Column] = field(default_factory=list)
+
+
+def board_view(board: Leaderboard, colors: dict[str, int]) -> BoardView:
+    """The table of the headline columns and a figure for each of them."""
+    columns = board.headline
+    rows = [RowView(r.name, r.reference, colors[r.name], [cell_view(r, c) for c in columns]) for r in board.rows]
+    figures = [figure for column in columns if (figure := figure_of(board, column, colors))]
+    return BoardView(board.title, anchor(board.title), sentence(board), columns, rows, figures)
+
+
+def cell_view(row: Row, column: Column) -> CellView:
+    """The texts of a cell; an empty one says whether the row is the column's baseline or was not measured."""
+    label = f"{column.title} {column.arrow}".strip()
+    cell = row.cells.get(column.key)
+    if cell is None:
+        return CellView(label, "", note="baseline" if column.baseline == row.name else "")
+    entry, scale = cell.metric, scale_of(column)
+    if entry.value is None:
+        return CellView(label, "", note=entry.note)
+    return CellView(
+        label=label,
+        value=format_number(entry.value * scale, column.decimals),
+        interval=_interval(entry, scale, column.decimals),
+        rank="" if cell.rank is None else f"{cell.rank}{'=' if cell.tied else ''}",
+        first=cell.rank == 1,
+        change=_change(entry, scale, column.decimals),
+        note=entry.note,
+    )
+
+
+def _interval(entry: Metric, scale: int, decimals: int) -> str:
+    if entry.ci_low is None or entry.ci_high is None:
+        return ""
+    return format_interval(entry.ci_low * scale, entry.ci_high * scale, decimals)
+
+
+def _change(entry: Metric, scale: int, decimals: int) -> str:
+    """The paired difference from the baseline, when one was computed."""
+    found = entry.comparison
+    if found is None:
+        return ""
+    sign = "+" if found.difference > 0 else ""
+    text = f"{sign}{format_number(found.difference * scale, decimals)} vs {found.baseline}"
+    return text if found.p_value is None else f"{text}, p {_with_equals(format_p(found.p_value))}"
+
+
+def _with_equals(p: str) -> str:
+    return p if p.startswith("<") else f"= {p}"
+
+
+def figure_of(board: Leaderboard, column: Column, colors: dict[str, int]) -> Figure | None:
+    """A dot plot with whiskers of one column; None with fewer than two different values."""
+    found = [(r, r.cells[column.key].metric) for r in board.rows if column.key in r.cells]
+    found = [(row, entry) for row, entry in found if entry.value is not None]
+    if len(found) < 2 or len({(m.value, m.ci_low, m.ci_high) for _, m in found}) == 1:
+        return None
+    chance = next((v for start, v in CHANCE.items() if column.name.startswith(start)), None)
+    ends = [v for _, m in found for v in (m.value, m.ci_low, m.ci_high) if v is not None]
+    scale, factor = Scale.of([*ends, *([chance] if chance is not None else [])]), scale_of(column)
+    marks = [
+        Mark(
+            name=row.name,
+            reference=row.reference,
+            svg=whisker(entry.value or 0.0, entry.ci_low, entry.ci_high, scale, chance, colors[row.name]),
+            value=format_number((entry.value or 0.0) * factor, column.decimals),
+            interval=_interval(entry, factor, column.decimals),
+            n=entry.n,
+        )
+        for row, entry in found
+    ]
+    low, high = (format_number(v * factor, column.decimals) for v in (scale.low, scale.high))
+    mark = "" if chance is None else format_number(chance * factor, 0 if factor == 100 else 1)
+    return Figure(column, unit_of(column), marks, low, high, mark)
+
+
+def sentence(board: Leaderboard) -> str:
+    """Who is first on the deciding metric, with its interval; a tie is called a tie."""
+    column = board.primary
+    if column is None:
+        return ""
+    ranked = [r for r in board.rows if column.key in r.cells and not r.reference]
+    best = [r for r in ranked if r.cells[column.key].rank == 1]
+    metric = inside_sentence(column.title) + (f" against {column.baseline}" if column.baseline else "")
+
+    def figure(row: Row) -> str:
+        view, unit = cell_view(row, column), unit_of(column)
+        return f"{view.value}{f' {unit}' if unit else ''} {view.interval}".strip()
+
+    if len(best) == 1:
+        return f"{best[0].name} leads on {metric}: {figure(best[0])}."
+    if best:
+        named = listed([f"{row.name} {figure(row)}" for row in best])
+        return f"{listed([row.name for row in best])} are tied on {metric}, since their intervals overlap: {named}."
+    if ranked:
+        return (
+            f"{column.title}{metric.removeprefix(inside_sentence(column.title))}: "
+            + listed([f"{row.name} {figure(row)}" for row in ranked])
+            + "."
+        )
+    return ""
+
+
+def listed(parts: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return " and ".join([", ".join(parts[:-1]), parts[-1]]) if len(parts) > 1 else parts[0]
+
+
+def inside_sentence(title: str) -> str:
+    """A title inside a sentence: names and acronyms keep their capitals."""
+    keeps = title[:2].isupper() or title.startswith(("Fréchet", "Inception"))
+    return title if keeps else title[:1].lower() + title[1:]
+
+
+# ---------------------------------------------------------------------------------------------- pictures
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The image grid of one result, and its images above their nearest real ones, as data URIs."""
+
+    name: str
+    reference: bool
+    grid: str
+    neighbours: str
+    caption: str
+
+
+def pictures_of(found: Sequence[FoundResult]) -> list[Pictures]:
+    """The grids beside the results of image sets, in the order of the results."""
+    shown = []
+    for entry in found:
+        if (entry.folder / "grid.png").is_file():
+            kind = entry.result.subject.kind
+            caption = f"{entry.result.metrics[0].n:,} images measured; the first 64 are shown"
+            grid, neighbours = (data_uri(entry.folder / name) for name in ("grid.png", "neighbours.png"))
+            shown.append(Pictures(entry.result.subject.name, kind == "images", grid, neighbours, caption))
+    return shown
+
+
+def data_uri(path: Path) -> str:
+    """A PNG file as a data URI; empty when it is absent, too large, or no PNG."""
+    if not path.is_file() or path.stat().st_size > LARGEST_PICTURE:
+        return ""
+    content = path.read_bytes()
+    if not content.startswith(b"\x89PNG\r\n"):
+        return ""
+    return f"data:image/png;base64,{base64.b64encode(content).decode()}"
+
+
+# ---------------------------------------------------------------------------------------------- curves
+
+# Names of logged numbers, the telling ones first; those below are shown, the others are folded away.
+TELLING = [
+    r"(train_)?loss|(train|loss)/(loss|total|nll)",
+    r"eval_loss|.*bits_per_byte|.*bpb|eval/.*|val.*",
+    r"reward/score|reward",
+    r"kl/k1|kl(/.*)?",
+    r".*accuracy|.*acc",
+    r"entropy|policy/entropy",
+    r".*length",
+    r".*clip_?frac(tion)?",
+    r".*explained_variance",
+    r"lr|learning_rate",
+    r"loss/.*|.*_loss",
+]
+_TELLING = [re.compile(pattern) for pattern in TELLING]
+SHOWN_CURVES = 6
+
+
+@dataclass(frozen=True)
+class StageCurves:
+    """The curves of one stage: those shown and those folded away."""
+
+    name: str
+    color: int
+    main: list[Curve]
+    more: list[Curve]
+
+
+def curves_of(stage: FoundStage, color: int) -> StageCurves | None:
+    """The curves of a stage's log; None without any. Names that begin with `perf/` depend on the machine: folded away."""
+    series: dict[str, tuple[list[int], list[float]]] = {}
+    for row in stage.log:
+        for name, value in row.items():
+            number = _number(value)
+            if name != "step" and number is not None:
+                steps, values = series.setdefault(name, ([], []))
+                steps.append(int(row.get("step", len(steps))))
+                values.append(number)
+    curves = [c for name, (steps, values) in series.items() if (c := curve(name, steps, values, color))]
+    if not curves:
+        return None
+    curves.sort(key=lambda c: (_telling(c.name), c.name))
+    count = sum(_telling(c.name) < len(_TELLING) for c in curves)
+    cut = min(count or SHOWN_CURVES, SHOWN_CURVES)
+    return StageCurves(stage.name, color, curves[:cut], curves[cut:])
+
+
+def _telling(name: str) -> int:
+    if name.startswith("perf/"):
+        return len(_TELLING) + 1
+    return next((i for i, pattern in enumerate(_TELLING) if pattern.fullmatch(name)), len(_TELLING))
+
+
+def _number(value: object) -> float | None:
+    """A logged value; NaN and infinity are logged as text."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
+    try:
+        return float(value)
+    except ValueError:
+        return None

@@ -1,0 +1,99 @@
+"""`alignkit report DIR... --output_dir OUT`: results of evaluations as a page, a leaderboard, and tables.
+
+Writes index.html (one self-contained file), leaderboard.json, leaderboard.csv and leaderboard.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from evaluation.report.collect import Collection, collect
+from evaluation.report.export import to_csv, to_json, to_markdown
+from evaluation.report.leaderboard import Leaderboard, leaderboards
+from evaluation.report.page import render_page
+from evaluation.report.samples import sample_section
+from evaluation.report.terminal import print_leaderboard
+from launch.config import artefact, operational
+from launch.errors import UserError
+from launch.files import read_json, write_atomic, write_json
+from launch.stage import Job, Stage, StageConfig
+
+
+@dataclass(kw_only=True)
+class ReportConfig(StageConfig):
+    """The report of everything under some folders."""
+
+    inputs: list[str] = artefact([])
+    """Folders with results.json, provenance.json and metrics.jsonl, at any depth. Parents of stages are found by
+    themselves."""
+    title: str = "Evaluation report"
+    """Title of the page."""
+    show: bool = operational(True)
+    """Print the leaderboards on the terminal."""
+
+    def check(self) -> None:
+        if not self.inputs:
+            raise ValueError("inputs: is empty; name folders, as in `alignkit report DIR... --output_dir OUT`")
+
+
+def run(config: ReportConfig, job: Job) -> dict[str, Any]:
+    """Write the four files; the summary counts what is in them."""
+    if not job.runtime.is_main:
+        return {}
+    found = collect(config.inputs, leave_out=job.output_dir)
+    boards = leaderboards([entry.result for entry in found.results])
+    warnings = all_warnings(found, boards)
+    leader = next((row.name for board in boards for row in board.rows), "")
+    page = render_page(found, boards, warnings, sample_section(found.results, leader), config.title)
+    write_atomic(job.output_dir / "index.html", page.encode("utf-8"))
+    write_json(job.output_dir / "leaderboard.json", to_json(boards, warnings))
+    write_atomic(job.output_dir / "leaderboard.csv", to_csv(boards))
+    write_atomic(job.output_dir / "leaderboard.md", to_markdown(boards, warnings, config.title))
+    if config.show:
+        print_leaderboard(boards, warnings)
+    job.say(f"report: {(job.output_dir / 'index.html').resolve()}")
+    subjects = sum(len(board.rows) for board in boards)
+    return {
+        "evaluations": len(found.results),
+        "stages": len(found.stages),
+        "subjects": subjects,
+        "warnings": len(warnings),
+    }
+
+
+def all_warnings(found: Collection, boards: Sequence[Leaderboard]) -> list[str]:
+    """Those of the leaderboards, the notes of the results, and those about the code, each once."""
+    notes = [f"{e.result.subject.name}, {e.result.suite}: {note}" for e in found.results for note in e.result.notes]
+    return list(dict.fromkeys([*(line for board in boards for line in board.warnings), *notes, *found.warnings]))
+
+
+def main(arguments: Sequence[str]) -> None:
+    """The command line: folders first, then the options of the stage. An earlier report in OUT is replaced."""
+    from launch.entry import run_stage_command
+
+    words = list(arguments)
+    folders: list[str] = []
+    while words and not words[0].startswith("-"):
+        folders.append(words.pop(0))
+    if folders:
+        if any("," in folder for folder in folders):
+            raise UserError("inputs: a folder's name holds a comma; name it in a recipe, as an entry of `inputs:`")
+        words += ["--inputs", ",".join(folders)]
+    if _holds_a_report(words):
+        words += ["--overwrite"]
+    run_stage_command(STAGE, words)
+
+
+def _holds_a_report(words: Sequence[str]) -> bool:
+    """Whether --output_dir names the folder of an earlier report: derived from the results, so it may be replaced."""
+    folder = next((b for a, b in pairwise(words) if a.replace("-", "_") == "__output_dir"), "")
+    record = Path(folder) / "run.json"
+    asked = any(word.startswith("--overwrite") for word in words)
+    return bool(folder) and not asked and record.is_file() and read_json(record).get("stage") == "report"
+
+
+STAGE = Stage(name="report", config=ReportConfig, run=run)
