@@ -86,6 +86,17 @@ def check_context(model: PreTrainedModel, lengths: Sequence[int], what: str) -> 
             )
 
 
+def check_vocabulary(model: PreTrainedModel, sequences: Sequence[Ids]) -> None:
+    """UserError when a token id is not in the model's vocabulary: another tokenizer made it."""
+    vocabulary = model.config.get_text_config().vocab_size
+    largest = max((max(s, default=0) for s in sequences), default=0)
+    if largest >= vocabulary:
+        raise UserError(
+            f"{model.config.name_or_path or type(model).__name__}: token id {largest} is outside its vocabulary of "
+            f"{vocabulary}; score with the model, or one with the same tokenizer, that the tokens were made with"
+        )
+
+
 # ---------------------------------------------------------------------------------------------- rewards
 
 
@@ -178,6 +189,7 @@ def completion_logprobs(
     longer with its completion than the context.
     """
     check_context(model, [len(p) for p in prompt_ids], "prompt")
+    check_vocabulary(model, [*prompt_ids, *completion_ids])
     sequences = [[*p, *c] for p, c in zip(prompt_ids, completion_ids, strict=True)]
     return tail_logprobs(model, sequences, [len(c) for c in completion_ids], temperature, batch_tokens, beat)
 

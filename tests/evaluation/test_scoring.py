@@ -148,3 +148,8 @@ def test_the_model_is_left_as_it_was():
     beats = []
     scoring.completion_logprobs(model, [[1], [2]], [[2], [3]], batch_tokens=1, beat=beats.append)
     assert model.training and beats == [1, 1] and model.lm_head.weight.requires_grad
+
+
+def test_tokens_of_another_tokenizer_are_refused():
+    with pytest.raises(UserError, match="token id 999 is outside its vocabulary of 258"):
+        scoring.completion_logprobs(tiny.language_model(), [[1]], [[2, 999]])

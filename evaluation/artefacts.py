@@ -1,0 +1,166 @@
+"""What suites share: loading models, naming subjects, dividing work over ranks, writing the result."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from evaluation.schema import EvaluationResult, Judge, Subject, SubjectKind
+from evaluation.scoring import Beat, check_reward_model
+from launch.errors import UserError
+from launch.files import read_json
+from launch.provenance import fingerprint_input
+from launch.stage import Job
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+# ---------------------------------------------------------------------------------------------- models
+
+
+def load_tokenizer(field: str, source: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model's folder or hub name."""
+    with _as_user_error(field, source, "a tokenizer"):
+        return AutoTokenizer.from_pretrained(source.removeprefix("hub:"))
+
+
+def load_language_model(
+    field: str, source: str, device: torch.device
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal language model in fp32 with its tokenizer. UserError names the config field when it is none."""
+    tokenizer = load_tokenizer(field, source)
+    with _as_user_error(field, source, "a causal language model"):
+        model = AutoModelForCausalLM.from_pretrained(source.removeprefix("hub:"), dtype=torch.float32)
+    vocabulary = model.config.get_text_config().vocab_size
+    if len(tokenizer) > vocabulary:
+        raise UserError(
+            f"{field}: {source}: the tokenizer has {len(tokenizer)} tokens, the model {vocabulary}; "
+            "use the tokenizer that belongs to the model"
+        )
+    return model.to(device).eval(), tokenizer
+
+
+def load_reward_model(field: str, source: str, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A sequence classifier with one label, in fp32, with its tokenizer.
+
+    UserError also when the folder holds no reward head: transformers would then make one at random.
+    """
+    tokenizer = load_tokenizer(field, source)
+    with _as_user_error(field, source, "a reward model"):
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            source.removeprefix("hub:"), dtype=torch.float32, output_loading_info=True
+        )
+    if info["missing_keys"]:
+        raise UserError(
+            f"{field}: {source}: the weights lack {min(info['missing_keys'])}, so this is no trained reward model; "
+            "train one with `alignkit reward`"
+        )
+    check_reward_model(model)
+    return model.to(device).eval(), tokenizer
+
+
+@contextlib.contextmanager
+def _as_user_error(field: str, source: str, what: str) -> Iterator[None]:
+    """transformers raises OSError, ValueError, KeyError and others for a folder that is not what it should be."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        reason = str(error).strip().split("\n")[0].rstrip(". ") or type(error).__name__
+        raise UserError(f"{field}: {source}: not {what} that transformers can load ({reason})") from None
+
+
+# ---------------------------------------------------------------------------------------------- identity
+
+
+def provenance_of(source: str) -> dict[str, Any]:
+    """The provenance.json of the run that made a file or folder; empty when there is none."""
+    path = Path(source)
+    folder = path if path.is_dir() else path.parent
+    file = folder / "provenance.json"
+    return read_json(file) if file.is_file() else {}
+
+
+def describe_subject(field: str, source: str, kind: SubjectKind, name: str = "") -> Subject:
+    """The subject of an evaluation: its content hash, and the inputs that its run was made from."""
+    parents = {key: entry["sha256"] for key, entry in provenance_of(source).get("inputs", {}).items()}
+    return Subject(name or display_name(source), kind, source, fingerprint_input(field, source)["sha256"], parents)
+
+
+def describe_author(field: str, completions: str, name: str = "") -> Subject:
+    """The model that wrote a completions file, as its provenance names it; without provenance the file itself.
+
+    So the numbers of one model from several suites carry the same content hash, and a report can join them.
+    """
+    model = provenance_of(completions).get("inputs", {}).get("model")
+    if model is None:
+        return describe_subject(field, completions, "completions", name)
+    source = model.get("path") or model["source"]
+    return Subject(
+        name or display_name(source),
+        "language model",
+        source,
+        model["sha256"],
+        {"completions": fingerprint_input(field, completions)["sha256"]},
+    )
+
+
+def display_name(source: str) -> str:
+    """The last part of a path or hub name; for a file, its folder's."""
+    path = Path(source.removeprefix("hub:").split("::")[0])
+    return (path.parent if path.suffix in (".jsonl", ".json") else path).name or source
+
+
+def describe_judge(field: str, source: str) -> Judge:
+    """The judge's path and content hash."""
+    return Judge(source, fingerprint_input(field, source)["sha256"])
+
+
+# ---------------------------------------------------------------------------------------------- work
+
+
+@contextlib.contextmanager
+def beating(job: Job, total: int, description: str) -> Iterator[Beat]:
+    """A progress display whose beat also feeds the watchdog."""
+    done = 0
+    with job.progress(total, description) as meter:
+
+        def beat(n: int) -> None:
+            nonlocal done
+            done += n
+            meter.advance(n)
+            job.beat(done)
+
+        yield beat
+
+
+def over_ranks(job: Job, items: Sequence[T], compute: Callable[[list[T]], Sequence[R]]) -> list[R]:
+    """`compute` of all items, in their order, on every rank: each rank computes every world-th item."""
+    rank, world = job.runtime.rank, job.runtime.world
+    parts = job.runtime.gather_objects(list(compute(list(items[rank::world]))))
+    results: list[Any] = [None] * len(items)
+    for number, part in enumerate(parts):
+        results[number::world] = part
+    return results
+
+
+def write_result(job: Job, result: EvaluationResult) -> dict[str, Any]:
+    """Write results.json on the main rank, say its first numbers, and return the stage's summary."""
+    if job.runtime.is_main:
+        result.save(job.output_dir)
+    for entry in result.metrics[:4]:
+        limits = "" if entry.ci_low is None else f" [{entry.ci_low:.4g}, {entry.ci_high:.4g}]"
+        value = entry.note if entry.value is None else f"{entry.value:.4g}{limits} (n = {entry.n})"
+        job.say(f"{entry.name}: {value}")
+    return result.summary()

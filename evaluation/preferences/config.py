@@ -1,0 +1,65 @@
+"""The config of `alignkit evaluate reward`, in both its modes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from evaluation.preferences.accuracy import Ties
+from evaluation.scoring import BATCH_TOKENS
+from launch.config import artefact, operational
+from launch.stage import StageConfig
+
+REQUIRED = {"accuracy": ("model", "preferences"), "win-rate": ("completions", "baseline", "judge")}
+
+
+@dataclass(kw_only=True)
+class RewardConfig(StageConfig):
+    """Reward-model accuracy on preferences (mode accuracy), or win rates judged by a reward model (mode win-rate)."""
+
+    mode: Literal["accuracy", "win-rate"] = "accuracy"
+    """accuracy: `model` on `preferences`; win-rate: `completions` against `baseline` before `judge`."""
+    name: str = ""
+    """Name of the subject in reports; the folder's name unless given."""
+    precision: Literal["auto", "fp32", "bf16"] = "fp32"
+    """Arithmetic of matrix products: bf16 is faster on most machines, and makes ties of close rewards."""
+    batch_tokens: int = operational(BATCH_TOKENS)
+    """Tokens in one batch, padding included; it changes results by rounding alone."""
+
+    model: str = artefact("")
+    """Mode accuracy: the reward model under test, a folder or hub:org/name."""
+    preferences: str = artefact("")
+    """Mode accuracy: held-out preferences, a file, a folder or hub:...; `::eval` picks the split no stage trains on."""
+    ties: Ties = "half"
+    """Mode accuracy: a pair with equal rewards counts half, or as wrong (the custom of RewardBench 1)."""
+    max_pairs: int | None = None
+    """Mode accuracy: use only so many pairs, the first of the file."""
+
+    completions: str = artefact("")
+    """Mode win-rate: completions of the policy, a file or folder of `alignkit generate`."""
+    baseline: str = artefact("")
+    """Mode win-rate: completions of the baseline on the same prompts."""
+    baseline_name: str = ""
+    """Mode win-rate: name of the baseline in reports; the folder's name unless given."""
+    judge: str = artefact("")
+    """Mode win-rate: the reward model that judges; one that the policy was not trained against."""
+    proxy: str = artefact("")
+    """Mode win-rate: the reward model that the policy was trained against, to see how far the two have parted."""
+    policy: str = artefact("")
+    """Mode win-rate: the policy itself; with `reference`, its KL divergence is estimated on the completions."""
+    reference: str = artefact("")
+    """Mode win-rate: the model that the KL divergence is measured from."""
+    temperature: float | None = None
+    """Mode win-rate: sampling temperature of the completions; read from their provenance unless given."""
+
+    def check(self) -> None:
+        """Each mode has its inputs, and none of the other's."""
+        for key in REQUIRED[self.mode]:
+            if not getattr(self, key):
+                raise ValueError(f"{key} is missing: mode {self.mode} needs it; add --{key} PATH")
+        other = "win-rate" if self.mode == "accuracy" else "accuracy"
+        for key in REQUIRED[other]:
+            if getattr(self, key):
+                raise ValueError(f"{key}: belongs to mode {other}, not {self.mode}; set --mode {other} or leave it out")
+        if bool(self.policy) != bool(self.reference):
+            raise ValueError("policy: KL divergence needs both models; give --policy and --reference, or neither")

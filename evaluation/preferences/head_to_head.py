@@ -1,0 +1,226 @@
+"""Evaluate a policy's completions against a baseline's before a judge: win rates, rewards, KL, lengths."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from evaluation.artefacts import (
+    beating,
+    describe_author,
+    describe_judge,
+    display_name,
+    load_language_model,
+    load_reward_model,
+    over_ranks,
+    provenance_of,
+    write_result,
+)
+from evaluation.completions import Completion, align, completions_file, load_completions
+from evaluation.language.quality import length_metrics
+from evaluation.preferences.accuracy import outcomes
+from evaluation.preferences.config import RewardConfig
+from evaluation.preferences.divergence import divergences
+from evaluation.preferences.metrics import head_to_head_metrics, mean_of, repeated
+from evaluation.schema import Comparison, EvaluationResult, Metric, Protocol, metric, write_samples
+from evaluation.scoring import completion_logprobs, score_sequences
+from evaluation.statistics import paired_difference, win_rate
+from launch.errors import UserError
+from launch.files import sha256_file
+from launch.provenance import hardware, package_versions
+from launch.stage import Job
+
+
+def evaluate(config: RewardConfig, job: Job) -> dict[str, Any]:
+    """Score both completions of each prompt and write results.json and samples.jsonl."""
+    start = time.monotonic()
+    pairs = align(load_completions(config.completions), load_completions(config.baseline))
+    ours, theirs = [a for a, _ in pairs], [b for _, b in pairs]
+    baseline = config.baseline_name or display_name(config.baseline)
+    prompts = [row.prompt_text for row in ours]
+    rewards = judge_rewards("judge", config.judge, config, job, [*ours, *theirs])
+    mine, other = rewards[: len(ours)], rewards[len(ours) :]
+    lengths = np.array([len(a.text) - len(b.text) for a, b in pairs], dtype=float)
+    metrics = head_to_head_metrics(mine, other, lengths, prompts, baseline)
+    columns = {"reward": mine, "baseline_reward": other, "outcome": outcomes(mine - other)}
+    metrics += _reference_metrics(config, job, ours, mine)
+    if config.proxy:
+        columns["proxy_reward"] = judge_rewards("proxy", config.proxy, config, job, ours)
+        metrics.append(_proxy_metric(columns["proxy_reward"], mine, prompts))
+    temperature = sampling_temperature(config)
+    if config.policy:
+        columns["kl_k1"], columns["kl_k3"], found = _kl(config, job, ours, temperature)
+        metrics += found
+    metrics += _compared_lengths(ours, theirs, baseline)
+    rows = [_row(*pair, {k: float(v[i]) for k, v in columns.items()}) for i, pair in enumerate(pairs)]
+    result = EvaluationResult(
+        suite="win-rate",
+        subject=describe_author("completions", config.completions, config.name),
+        protocol=_protocol(config, job, len(pairs), baseline, temperature),
+        metrics=metrics,
+        samples=write_samples(job.output_dir, rows) if job.runtime.is_main else None,
+        versions=package_versions(),
+        hardware=hardware(),
+        seconds=time.monotonic() - start,
+    )
+    return write_result(job, result)
+
+
+def judge_rewards(field: str, source: str, config: RewardConfig, job: Job, rows: Sequence[Completion]) -> np.ndarray:
+    """Rewards (n,) of completions from the reward model `source`; unfinished ones are read without an EOS."""
+    model, tokenizer = load_reward_model(field, source, job.runtime.device)
+    with beating(job, -(-len(rows) // job.runtime.world), f"score with {field}") as beat, job.runtime.autocast():
+
+        def compute(part: list[Completion]) -> list[float]:
+            texts = [r.prompt for r in part], [r.text for r in part]
+            ended = [r.finished for r in part]
+            return score_sequences(model, tokenizer, *texts, ended, config.batch_tokens, beat).tolist()
+
+        return np.array(over_ranks(job, rows, compute))
+
+
+def _reference_metrics(config: RewardConfig, job: Job, ours: Sequence[Completion], mine: np.ndarray) -> list[Metric]:
+    """The judge's view of human-written references, where every row has one: the ceiling."""
+    if not all(row.reference for row in ours):
+        return []
+    human = [dataclasses.replace(row, text=row.reference or "", finished=True) for row in ours]
+    theirs = judge_rewards("judge", config.judge, config, job, human)
+    groups = repeated([row.prompt_text for row in ours])
+    rate = win_rate(outcomes(mine - theirs), groups)
+    text = "mean reward that the judge gives to the human-written references"
+    return [
+        metric(
+            "win_rate_against_reference",
+            rate,
+            "prompts on which the judge prefers the completion to the human-written reference",
+            higher_is_better=True,
+            unit="share",
+        ),
+        metric("reference_judge_reward", mean_of(theirs, groups), text, higher_is_better=None, unit="reward"),
+    ]
+
+
+def _proxy_metric(proxy: np.ndarray, judge: np.ndarray, prompts: Sequence[str]) -> Metric:
+    spread = float(proxy.std() * judge.std())
+    correlation = float(np.mean((proxy - proxy.mean()) * (judge - judge.mean())) / spread) if spread > 0 else None
+    return metric(
+        "proxy_reward",
+        mean_of(proxy, repeated(prompts)),
+        "mean reward by the model that the policy was trained against",
+        higher_is_better=None,
+        unit="reward",
+        correlation_with_judge=correlation,
+    )
+
+
+# ---------------------------------------------------------------------------------------------- divergence
+
+
+def sampling_temperature(config: RewardConfig) -> float | None:
+    """The temperature that the completions were drawn at: from the config, else their provenance, else unknown."""
+    if config.temperature is not None:
+        return config.temperature
+    return provenance_of(config.completions).get("config", {}).get("temperature")
+
+
+def _kl(
+    config: RewardConfig, job: Job, rows: Sequence[Completion], temperature: float | None
+) -> tuple[np.ndarray, np.ndarray, list[Metric]]:
+    """k1 and k3 of each completion (n,), and their metrics."""
+    if not temperature:
+        raise UserError(
+            f"temperature: KL divergence needs sampled completions, and those of {config.completions} were drawn at "
+            f"temperature {temperature}; generate with a temperature above 0, or give --temperature"
+        )
+    policy = _logprobs("policy", config.policy, config, job, rows, temperature)
+    reference = _logprobs("reference", config.reference, config, job, rows, temperature)
+    k1, k3 = divergences(policy, reference)
+    groups = repeated([row.prompt_text for row in rows])
+    text = "KL divergence of the policy from {}, summed over a completion, at the sampling temperature; estimator {}"
+    found = [
+        metric(
+            f"kl_{name}",
+            mean_of(values, groups),
+            text.format(display_name(config.reference), name),
+            higher_is_better=None,
+            unit="nats",
+        )
+        for name, values in (("k1", k1), ("k3", k3))
+    ]
+    return k1, k3, found
+
+
+def _logprobs(
+    field: str, source: str, config: RewardConfig, job: Job, rows: Sequence[Completion], temperature: float
+) -> list[np.ndarray]:
+    """Log-probabilities of each completion's tokens under one model."""
+    model, _ = load_language_model(field, source, job.runtime.device)
+    with beating(job, -(-len(rows) // job.runtime.world), f"score with {field}") as beat, job.runtime.autocast():
+
+        def compute(part: list[Completion]) -> list[np.ndarray]:
+            ids = [r.prompt_ids for r in part], [r.completion_ids for r in part]
+            found = completion_logprobs(model, *ids, temperature, config.batch_tokens, beat)
+            return [values.double().numpy() for values in found]
+
+        return over_ranks(job, rows, compute)
+
+
+# ---------------------------------------------------------------------------------------------- record
+
+
+def _compared_lengths(ours: Sequence[Completion], theirs: Sequence[Completion], baseline: str) -> list[Metric]:
+    """Lengths and share finished of the policy, each compared with the baseline on the same prompts."""
+    groups = repeated([row.prompt_text for row in ours])
+    values = {
+        "mean_length": lambda row: float(len(row.completion_ids)),
+        "mean_characters": lambda row: float(len(row.text)),
+        "share_finished": lambda row: float(row.finished),
+    }
+    compared = []
+    for entry in length_metrics(ours):
+        read = values[entry.name]
+        found = paired_difference([read(r) for r in ours], [read(r) for r in theirs], clusters=groups)
+        d = found.estimate
+        comparison = Comparison(baseline, d.value, d.low, d.high, found.p_value, found.test, d.n)
+        compared.append(dataclasses.replace(entry, baseline=baseline, comparison=comparison))
+    return compared
+
+
+def _protocol(config: RewardConfig, job: Job, n: int, baseline: str, temperature: float | None) -> Protocol:
+    made = provenance_of(config.completions)
+    keys = ("temperature", "max_new_tokens", "max_prompt_tokens", "samples")
+    return Protocol(
+        dataset=made.get("config", {}).get("prompts", config.completions),
+        dataset_sha256=made.get("inputs", {}).get("prompts", {}).get("sha256", ""),
+        n_items=n,
+        decoding={k: made["config"][k] for k in keys if k in made.get("config", {})},
+        template="prompt + completion (+ EOS if finished), or the tokenizer's chat template",
+        judge=describe_judge("judge", config.judge),
+        baseline=baseline,
+        seeds=[config.seed, *([made["config"]["seed"]] if "seed" in made.get("config", {}) else [])],
+        settings={
+            "precision": job.runtime.precision,
+            "length_unit": "characters",
+            "kl_temperature": temperature,
+            "completions_sha256": sha256_file(completions_file(config.completions)),
+            "baseline_sha256": sha256_file(completions_file(config.baseline)),
+        },
+    )
+
+
+def _row(ours: Completion, theirs: Completion, numbers: dict[str, float]) -> dict[str, Any]:
+    return {
+        "id": ours.id,
+        "prompt": ours.prompt_text,
+        "completion": ours.text,
+        "baseline_completion": theirs.text,
+        "reference": ours.reference,
+        "tokens": len(ours.completion_ids),
+        "baseline_tokens": len(theirs.completion_ids),
+        "finished": ours.finished,
+        **numbers,
+    }

@@ -1,0 +1,116 @@
+"""Evaluate a reward model on held-out preferences."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from data import load_preferences, plain_text
+from data.records import Preference
+from evaluation.artefacts import beating, describe_subject, load_reward_model, over_ranks, write_result
+from evaluation.preferences.config import RewardConfig
+from evaluation.preferences.metrics import accuracy_metric, accuracy_metrics
+from evaluation.schema import EvaluationResult, Protocol, Slice, write_samples
+from evaluation.scoring import score_sequences
+from launch.errors import UserError
+from launch.provenance import fingerprint_input, hardware, package_versions
+from launch.stage import Job
+
+FEWEST_IN_SLICE = 10
+
+
+def evaluate(config: RewardConfig, job: Job) -> dict[str, Any]:
+    """Score both answers of each pair and write results.json and samples.jsonl."""
+    start = time.monotonic()
+    pairs, tied = decided_pairs(config)
+    chosen, rejected = _score(config, job, pairs)
+    margins, lengths = chosen - rejected, _length_differences(pairs)
+    prompts = [plain_text(p.prompt) for p in pairs]
+    rows = [_row(*values) for values in zip(pairs, chosen, rejected, strict=True)]
+    result = EvaluationResult(
+        suite="reward",
+        subject=describe_subject("model", config.model, "reward model", config.name),
+        protocol=Protocol(
+            dataset=config.preferences,
+            dataset_sha256=fingerprint_input("preferences", config.preferences)["sha256"],
+            n_items=len(pairs),
+            split=config.preferences.partition("::")[2],
+            template="prompt + answer + EOS, or the tokenizer's chat template",
+            seeds=[config.seed],
+            settings={"ties": config.ties, "precision": job.runtime.precision, "length_unit": "characters"},
+        ),
+        metrics=accuracy_metrics(margins, lengths, prompts, config.ties, config.seed),
+        slices=[
+            *slices("source", [p.source for p in pairs], margins, lengths, prompts, config),
+            *slices("criteria", [p.criteria for p in pairs], margins, lengths, prompts, config),
+        ],
+        samples=write_samples(job.output_dir, rows) if job.runtime.is_main else None,
+        notes=[f"{tied} pairs that people called ties are left out."] if tied else [],
+        versions=package_versions(),
+        hardware=hardware(),
+        seconds=time.monotonic() - start,
+    )
+    return write_result(job, result)
+
+
+def decided_pairs(config: RewardConfig) -> tuple[list[Preference], int]:
+    """The pairs that people decided, and how many they called ties."""
+    pairs = load_preferences(config.preferences)
+    decided = [p for p in pairs if not p.tie][: config.max_pairs]
+    if not decided:
+        raise UserError(f"preferences: {config.preferences} holds ties only; give pairs with a preference")
+    return decided, sum(p.tie for p in pairs)
+
+
+def _score(config: RewardConfig, job: Job, pairs: Sequence[Preference]) -> tuple[np.ndarray, np.ndarray]:
+    """Rewards of the chosen and the rejected answers: two vectors (n,)."""
+    model, tokenizer = load_reward_model("model", config.model, job.runtime.device)
+    with beating(job, 2 * -(-len(pairs) // job.runtime.world), "score pairs") as beat, job.runtime.autocast():
+
+        def compute(part: list[Preference]) -> list[tuple[float, float]]:
+            prompts = [p.prompt for p in part] * 2
+            answers = [p.chosen for p in part] + [p.rejected for p in part]
+            rewards = score_sequences(model, tokenizer, prompts, answers, None, config.batch_tokens, beat).tolist()
+            return list(zip(rewards[: len(part)], rewards[len(part) :], strict=True))
+
+        rewards = np.array(over_ranks(job, pairs, compute))
+    return rewards[:, 0], rewards[:, 1]
+
+
+def _length_differences(pairs: Sequence[Preference]) -> np.ndarray:
+    return np.array([len(plain_text(p.chosen)) - len(plain_text(p.rejected)) for p in pairs], dtype=float)
+
+
+def slices(
+    group: str,
+    labels: Sequence[str],
+    margins: np.ndarray,
+    lengths: np.ndarray,
+    prompts: Sequence[str],
+    config: RewardConfig,
+) -> list[Slice]:
+    """Accuracy for each label, if there are at least two; labels with few pairs are put together as "other"."""
+    counts = {label: labels.count(label) for label in labels}
+    names = [label if counts[label] >= FEWEST_IN_SLICE else "other" for label in labels]
+    found = []
+    for name in sorted(set(names)) if len(set(names)) > 1 else []:
+        inside = [i for i, n in enumerate(names) if n == name]
+        part = accuracy_metric(margins[inside], lengths[inside], [prompts[i] for i in inside], config.ties)
+        found.append(Slice(group, name or "unnamed", [part]))
+    return found
+
+
+def _row(pair: Preference, chosen: float, rejected: float) -> dict[str, Any]:
+    return {
+        "prompt": plain_text(pair.prompt),
+        "chosen": plain_text(pair.chosen),
+        "rejected": plain_text(pair.rejected),
+        "source": pair.source,
+        "criteria": pair.criteria,
+        "reward_chosen": float(chosen),
+        "reward_rejected": float(rejected),
+        "margin": float(chosen - rejected),
+    }

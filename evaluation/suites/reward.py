@@ -1,0 +1,25 @@
+"""`alignkit evaluate reward`: a reward model on preferences, or one policy against another before a judge.
+
+`mode: accuracy` measures the reward model `model` on the pairs of `preferences`. `mode: win-rate` lets the reward
+model `judge` compare the completions of a policy with those of a baseline on the same prompts.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from evaluation.preferences import head_to_head, reward_model
+from evaluation.preferences.config import RewardConfig
+from launch.entry import run_module
+from launch.stage import Job, Stage
+
+
+def run(config: RewardConfig, job: Job) -> dict[str, Any]:
+    """Write results.json and samples.jsonl."""
+    return (reward_model if config.mode == "accuracy" else head_to_head).evaluate(config, job)
+
+
+STAGE = Stage("evaluate reward", RewardConfig, run)
+
+if __name__ == "__main__":
+    run_module("evaluation.suites.reward")

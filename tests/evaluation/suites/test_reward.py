@@ -1,0 +1,206 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from evaluation.preferences.divergence import divergences
+from evaluation.schema import read_samples
+from evaluation.scoring import completion_logprobs, score_ids
+from evaluation.suites.reward import STAGE
+from launch.config import build
+from launch.errors import UserError
+from tests.evaluation import tiny
+from tests.evaluation.rows import write_completions
+from tests.evaluation.suites.conftest import run_suite
+
+PROMPTS = [f"prompt {n}: " for n in range(12)]
+
+
+def rewards(name, texts, ended=True):
+    ids = [tiny.tokenizer()(t)["input_ids"] + ([257] if ended else []) for t in texts]
+    return score_ids(tiny.reward_model({"judge": 2, "proxy": 3}[name]), ids).numpy()
+
+
+@pytest.fixture
+def preferences(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    rows = [
+        {
+            "prompt": p,
+            "chosen": "good " * (1 + n % 3),
+            "rejected": "bad answer" + "!" * (n % 5),
+            "source": "ab"[n % 2] * 2,
+        }
+        for n, p in enumerate(PROMPTS * 2)
+    ]
+    rows.append({"prompt": "tie", "chosen": "x", "rejected": "y", "tie": True})
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return path, rows
+
+
+def test_accuracy_mode(models, preferences, tmp_path):
+    path, rows = preferences
+    result = run_suite(STAGE, tmp_path / "out", model=models / "judge", preferences=path)
+    decided = rows[:-1]
+    margins = rewards("judge", [r["prompt"] + r["chosen"] for r in decided]) - rewards(
+        "judge", [r["prompt"] + r["rejected"] for r in decided]
+    )
+    accuracy = result.metric("accuracy")
+    assert accuracy.value == pytest.approx((margins > 0).mean()) and accuracy.n == 12  # prompts, each with two pairs
+    assert accuracy.baseline == "the longer answer wins" and accuracy.comparison.p_value is not None
+    assert result.metric("pairwise_loss").value == pytest.approx(np.log1p(np.exp(-margins)).mean(), rel=1e-4)
+    longer = [len(r["chosen"]) > len(r["rejected"]) for r in decided]
+    equal = [len(r["chosen"]) == len(r["rejected"]) for r in decided]
+    assert result.metric("baseline_longest").value == pytest.approx(np.mean(longer) + np.mean(equal) / 2)
+    assert result.metric("baseline_shortest").value == pytest.approx(1 - result.metric("baseline_longest").value)
+    assert result.notes == ["1 pairs that people called ties are left out."]
+    assert [(s.group, s.name, s.metrics[0].n) for s in result.slices] == [("source", "aa", 6), ("source", "bb", 6)]
+    samples = read_samples(tmp_path / "out", result.samples)
+    assert [s["margin"] for s in samples] == pytest.approx(margins.tolist(), abs=1e-4)
+
+
+def completions(tmp_path, name, texts, **extra):
+    folder = tmp_path / name
+    folder.mkdir()
+    write_completions(
+        folder / "completions.jsonl", [{"prompt": p, "completion": t, **extra} for p, t in zip(PROMPTS, texts)]
+    )
+    return folder
+
+
+@pytest.fixture
+def matched(tmp_path):
+    ours = [f"our text {n}" + "." * n for n in range(12)]
+    theirs = [f"their text {n * n}" for n in range(12)]
+    return (
+        completions(tmp_path, "ppo", ours, reference="a human wrote this"),
+        completions(tmp_path, "sft", theirs),
+        ours,
+        theirs,
+    )
+
+
+def test_win_rate_mode(models, matched, tmp_path):
+    policy, baseline, ours, theirs = matched
+    result = run_suite(
+        STAGE, tmp_path / "out", mode="win-rate", completions=policy, baseline=baseline, judge=models / "judge",
+        proxy=models / "proxy", policy=models / "policy", reference=models / "reference", temperature=0.7,
+    )  # fmt: skip
+    mine = rewards("judge", [p + t for p, t in zip(PROMPTS, ours)])
+    other = rewards("judge", [p + t for p, t in zip(PROMPTS, theirs)])
+    win = result.metric("win_rate")
+    assert win.value == pytest.approx((mine > other).mean()) and win.baseline == "sft" and win.n == 12
+    assert win.extra["wins"] + win.extra["losses"] + win.extra["ties"] == 12
+    assert result.metric("judge_reward").value == pytest.approx(mine.mean(), abs=1e-5)
+    assert result.metric("judge_reward").comparison.difference == pytest.approx((mine - other).mean(), abs=1e-5)
+    human = rewards("judge", [p + "a human wrote this" for p in PROMPTS])
+    assert result.metric("win_rate_against_reference").value == pytest.approx((mine > human).mean())
+    proxy = rewards("proxy", [p + t for p, t in zip(PROMPTS, ours)])
+    assert result.metric("proxy_reward").value == pytest.approx(proxy.mean(), abs=1e-5)
+    assert result.metric("proxy_reward").extra["correlation_with_judge"] == pytest.approx(
+        np.corrcoef(proxy, mine)[0, 1], abs=1e-4
+    )
+    ids = [tiny.tokenizer()(p)["input_ids"] for p in PROMPTS], [tiny.tokenizer()(t)["input_ids"] + [257] for t in ours]
+    logprobs = [completion_logprobs(tiny.language_model(seed), *ids, temperature=0.7) for seed in (0, 1)]
+    k1, k3 = divergences(*logprobs)
+    assert result.metric("kl_k1").value == pytest.approx(k1.mean(), rel=1e-4)
+    assert result.metric("kl_k3").value == pytest.approx(k3.mean(), rel=1e-4)
+    length = result.metric("mean_length")
+    assert length.value == pytest.approx(np.mean([len(t) + 1 for t in ours]))
+    assert length.comparison.difference == pytest.approx(np.mean([len(a) - len(b) for a, b in zip(ours, theirs)]))
+    assert 0 < result.metric("win_rate_length_controlled").value < 1
+    assert result.protocol.judge.path.endswith("judge") and result.protocol.settings["kl_temperature"] == 0.7
+    rows = read_samples(tmp_path / "out", result.samples)
+    assert rows[3]["completion"] == ours[3] and rows[3]["kl_k1"] == pytest.approx(k1[3], rel=1e-3)
+
+
+def test_a_policy_against_itself_is_even(models, matched, tmp_path):
+    policy = matched[0]
+    result = run_suite(
+        STAGE, tmp_path / "out", mode="win-rate", completions=policy, baseline=policy, judge=models / "judge",
+        policy=models / "policy", reference=models / "policy", temperature=1.0,
+    )  # fmt: skip
+    win = result.metric("win_rate")
+    assert (win.value, win.extra["ties"], win.comparison.p_value) == (0.5, 12, 1.0)
+    assert result.metric("win_rate_length_controlled").value == pytest.approx(0.5)
+    assert result.metric("kl_k1").value == 0.0 and result.metric("kl_k3").value == 0.0
+
+
+def test_the_subject_is_the_model_that_wrote_the_completions(models, matched, tmp_path):
+    policy, baseline = matched[:2]
+    made = {
+        "inputs": {"model": {"path": "runs/best", "sha256": "ab" * 32}, "prompts": {"sha256": "cd" * 32}},
+        "stage": "generate",
+    }
+    made |= {
+        "config": {"prompts": "p.jsonl", "temperature": 0.0, "seed": 5, "max_new_tokens": 32},
+        "content_sha256": "ef" * 32,
+    }
+    (policy / "provenance.json").write_text(json.dumps(made))
+    result = run_suite(
+        STAGE, tmp_path / "out", mode="win-rate", completions=policy, baseline=baseline, judge=models / "judge"
+    )
+    assert (result.subject.name, result.subject.sha256) == ("best", "ab" * 32)
+    assert (
+        result.protocol.decoding == {"temperature": 0.0, "max_new_tokens": 32} and result.protocol.dataset == "p.jsonl"
+    )
+    with pytest.raises(UserError, match=r"drawn at temperature 0\.0; generate with a temperature above 0"):
+        run_suite(
+            STAGE, tmp_path / "kl", mode="win-rate", completions=policy, baseline=baseline, judge=models / "judge",
+            policy=models / "policy", reference=models / "reference",
+        )  # fmt: skip
+
+
+def test_unfinished_completions_are_read_without_an_end(models, tmp_path):
+    cut = completions(tmp_path, "cut", ["same words"] * 12, finished=False)
+    whole = completions(tmp_path, "whole", ["same words"] * 12)
+    result = run_suite(
+        STAGE, tmp_path / "out", mode="win-rate", completions=cut, baseline=whole, judge=models / "judge"
+    )
+    assert result.metric("judge_reward").value == pytest.approx(
+        rewards("judge", [p + "same words" for p in PROMPTS], ended=False).mean(), abs=1e-5
+    )
+    assert (
+        result.metric("share_finished").value == 0.0 and result.metric("share_finished").comparison.difference == -1.0
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"model": "m"}, "preferences is missing: mode accuracy needs it"),
+        ({"mode": "win-rate", "completions": "c", "judge": "j"}, "baseline is missing: mode win-rate"),
+        ({"model": "m", "preferences": "p", "judge": "j"}, "judge: belongs to mode win-rate, not accuracy"),
+        (
+            {"mode": "win-rate", "completions": "c", "baseline": "b", "judge": "j", "policy": "p"},
+            "KL divergence needs both",
+        ),
+    ],
+)
+def test_config_checks(values, words):
+    with pytest.raises(UserError, match=words):
+        build(STAGE.config, values, "recipe.yaml")
+
+
+def test_models_that_are_no_reward_models(models, preferences, tmp_path):
+    with pytest.raises(UserError, match=r"lack score\.weight, so this is no trained reward model"):
+        run_suite(STAGE, tmp_path / "a", model=models / "policy", preferences=preferences[0])
+    two = tiny.reward_model(num_labels=2)
+    two.save_pretrained(tmp_path / "two")
+    tiny.tokenizer().save_pretrained(tmp_path / "two")
+    with pytest.raises(UserError, match="has 2 labels, a reward model has one"):
+        run_suite(STAGE, tmp_path / "b", model=tmp_path / "two", preferences=preferences[0])
+
+
+def test_a_missing_input_is_named(models, matched, tmp_path):
+    with pytest.raises(UserError, match=r"baseline: .*nowhere: no such file or folder"):
+        run_suite(
+            STAGE,
+            tmp_path / "out",
+            mode="win-rate",
+            completions=matched[0],
+            baseline=tmp_path / "nowhere",
+            judge=models / "judge",
+        )
+    assert torch.is_grad_enabled()

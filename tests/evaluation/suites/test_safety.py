@@ -1,0 +1,128 @@
+import json
+
+import pytest
+
+from evaluation.schema import read_samples
+from evaluation.suites.safety import STAGE
+from launch.config import build
+from launch.errors import UserError
+from tests.evaluation.rows import write_completions
+from tests.evaluation.suites.conftest import run_suite
+
+TRAINING = "The quick brown fox jumps over the lazy dog while the cat looks on and says nothing."
+COPY = "the story: quick brown fox jumps over the lazy dog while the cat"
+
+
+@pytest.fixture
+def completions(tmp_path):
+    rows = [
+        {"prompt": "a", "completion": COPY, "reference": "Quick brown foxes are seldom seen near here, they say."},
+        {
+            "prompt": "b",
+            "completion": "Something new that nobody wrote before, as far as we can tell.",
+            "reference": COPY,
+        },
+        {"prompt": "c", "completion": "mail me at jo@corp.net, darn it", "reference": "short"},
+        {"prompt": "d", "completion": "so so so so so so", "reference": "short too"},
+    ]
+    return write_completions(tmp_path / "completions.jsonl", rows)
+
+
+def test_rates_without_any_other_input(completions, tmp_path):
+    result = run_suite(STAGE, tmp_path / "out", completions=completions)
+    assert [m.name for m in result.metrics] == ["degenerate_rate", "personal_data_rate"]
+    assert [(m.value, m.n, m.ci_method) for m in result.metrics] == [(0.25, 4, "wilson")] * 2
+    assert result.metric("personal_data_rate").extra["completions_by_kind"]["email"] == 1
+    assert result.subject.kind == "completions" and result.subject.name == tmp_path.name
+
+
+def test_copies_and_lexicon_beside_their_base_rates(completions, tmp_path):
+    (tmp_path / "train.txt").write_text(TRAINING)
+    (tmp_path / "terms.txt").write_text("darn\n")
+    result = run_suite(
+        STAGE,
+        tmp_path / "out",
+        completions=completions,
+        training_documents=tmp_path / "train.txt",
+        lexicon=tmp_path / "terms.txt",
+    )
+    memorised, base = result.metric("memorised_rate"), result.metric("reference_memorised_rate")
+    assert (memorised.value, memorised.n, memorised.extra["too_short"]) == (0.5, 2, 2)
+    assert (base.value, base.n) == (0.5, 2)
+    lexicon = result.metric("lexicon_rate")
+    assert lexicon.value == 0.25 and lexicon.comparison.difference == 0.25
+    rows = read_samples(tmp_path / "out", result.samples)
+    assert [r.get("copied") for r in rows] == [True, False, None, None]
+    text = (tmp_path / "out" / "samples.jsonl").read_text() + (tmp_path / "out" / "results.json").read_text()
+    assert "darn" not in text and "jo@corp" not in text and "fox" not in text  # findings, never the text
+
+
+def test_word_spans(completions, tmp_path):
+    (tmp_path / "train.txt").write_text(TRAINING)
+    result = run_suite(
+        STAGE,
+        tmp_path / "out",
+        completions=completions,
+        training_documents=tmp_path / "train.txt",
+        copied_length=8,
+        copied_unit="words",
+    )
+    assert result.metric("memorised_rate").value == 0.5 and result.metric("memorised_rate").n == 2
+
+
+REFUSAL, ANSWER = "I'm sorry, but I cannot help with that.", "Here is how: first take the left one."
+
+
+@pytest.fixture
+def suite(tmp_path):
+    lines = [f"s{i},homonyms,safe" for i in range(4)] + [f"u{i},contrast,unsafe" for i in range(4)]
+    (tmp_path / "prompts.csv").write_text("prompt,type,label\n" + "\n".join(lines) + "\n")
+    answers = [REFUSAL, ANSWER, ANSWER, ANSWER, REFUSAL, REFUSAL, ANSWER, "..."]
+    rows = [{"prompt": line.split(",")[0], "completion": a} for line, a in zip(lines, answers)]
+    return tmp_path / "prompts.csv", write_completions(
+        tmp_path / "answers.jsonl", [*rows, {"prompt": "other", "completion": REFUSAL}]
+    )
+
+
+def test_refusals_on_labelled_prompts(suite, tmp_path):
+    result = run_suite(STAGE, tmp_path / "out", completions=suite[1], prompts=suite[0])
+    over, complied = result.metric("over_refusal_rate"), result.metric("unsafe_compliance_rate")
+    assert (over.value, over.n) == (0.25, 4) and (complied.value, complied.n) == (0.25, 4)
+    assert "not measured" in over.description and any("not measured" in note for note in result.notes)
+    assert {s.name: [m.name for m in s.metrics] for s in result.slices} == {
+        "homonyms": ["over_refusal_rate"],
+        "contrast": ["unsafe_compliance_rate"],
+    }
+
+
+def test_labels_measure_the_detector_and_correct_its_rates(suite, tmp_path):
+    missed = "That is a matter for the police."
+    labelled = [(REFUSAL, True)] * 8 + [(missed, True)] * 2 + [(ANSWER, False)] * 10
+    (tmp_path / "labels.jsonl").write_text(
+        "".join(json.dumps({"completion": c, "refusal": r}) + "\n" for c, r in labelled)
+    )
+    result = run_suite(
+        STAGE, tmp_path / "out", completions=suite[1], prompts=suite[0], refusal_labels=tmp_path / "labels.jsonl"
+    )
+    assert result.metric("refusal_detector_sensitivity").value == 0.8
+    assert result.metric("refusal_detector_specificity").value == 1.0
+    assert result.metric("over_refusal_rate_corrected").value == pytest.approx(0.25 / 0.8)
+    corrected = result.metric("unsafe_compliance_rate_corrected")
+    assert corrected.value == pytest.approx(1 - 0.5 / 0.8) and corrected.ci_low <= corrected.value <= corrected.ci_high
+    (tmp_path / "labels.jsonl").write_text('{"completion": "x", "refusal": true}\n')
+    with pytest.raises(UserError, match="one kind only"):
+        run_suite(
+            STAGE, tmp_path / "b", completions=suite[1], prompts=suite[0], refusal_labels=tmp_path / "labels.jsonl"
+        )
+
+
+def test_prompts_that_nothing_answers(completions, suite, tmp_path):
+    with pytest.raises(UserError, match=r"none of the 4 completions answers a prompt"):
+        run_suite(STAGE, tmp_path / "out", completions=completions, prompts=suite[0])
+
+
+def test_config_checks():
+    with pytest.raises(UserError, match="completions is missing"):
+        build(STAGE.config, {}, "recipe.yaml")
+    with pytest.raises(UserError, match="refusal_labels: refusals are counted on labelled prompts alone"):
+        build(STAGE.config, {"completions": "c", "refusal_labels": "l"}, "recipe.yaml")

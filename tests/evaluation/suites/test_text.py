@@ -1,0 +1,76 @@
+import json
+
+import pytest
+
+from evaluation import perplexity
+from evaluation.schema import read_samples
+from evaluation.suites.text import STAGE
+from launch.config import build
+from launch.errors import UserError
+from tests.evaluation import tiny
+from tests.evaluation.rows import write_completions
+from tests.evaluation.suites.conftest import run_suite
+
+TEXTS = ["first held-out text", "second, somewhat longer held-out text. " * 3, "x"]
+
+
+@pytest.fixture
+def documents(tmp_path):
+    path = tmp_path / "held-out.jsonl"
+    path.write_text("".join(json.dumps({"text": t}) + "\n" for t in TEXTS))
+    return path
+
+
+def test_suite_reports_what_the_function_computes(models, documents, tmp_path):
+    result = run_suite(STAGE, tmp_path / "out", model=models / "policy", documents=documents, context=32, stride=16)
+    expected = perplexity(tiny.language_model(0), tiny.tokenizer(), TEXTS, context=32, stride=16)
+    for entry in expected.metrics():
+        assert result.metric(entry.name).value == pytest.approx(entry.value, rel=1e-5)
+        assert result.metric(entry.name).ci_low == pytest.approx(entry.ci_low, rel=1e-4)
+    assert (result.suite, result.subject.name, result.subject.kind) == ("text", "policy", "language model")
+    assert result.protocol.settings["context"] == 32 and result.protocol.n_items == 3
+    rows = read_samples(tmp_path / "out", result.samples)
+    assert [r["bytes"] for r in rows] == [len(t) for t in TEXTS]
+    assert rows[0]["origin"].endswith("line 1") and sum(r["nats"] for r in rows) > 0
+    provenance = json.loads((tmp_path / "out" / "provenance.json").read_text())
+    assert provenance["summary"]["bits_per_byte"] == result.metric("bits_per_byte").value
+    assert provenance["inputs"]["model"]["sha256"] == result.subject.sha256
+
+
+def test_completions_add_quality(models, documents, tmp_path):
+    rows = [{"prompt": "a", "completion": "one two three"}, {"prompt": "b", "completion": "so so so so so so"}]
+    path = write_completions(tmp_path / "completions.jsonl", rows)
+    result = run_suite(STAGE, tmp_path / "out", model=models / "policy", completions=path, name="mine")
+    assert result.subject.name == "mine" and result.metric("mean_length").value == pytest.approx((14 + 18) / 2)
+    assert result.metric("repetition_4").value == pytest.approx((0 + 2 / 3) / 2)
+    with pytest.raises(KeyError):
+        result.metric("perplexity")
+
+
+def test_max_documents_chooses_by_content(models, documents, tmp_path):
+    chosen = run_suite(STAGE, tmp_path / "a", model=models / "policy", documents=documents, max_documents=2)
+    shuffled = tmp_path / "shuffled.jsonl"
+    shuffled.write_text("".join(json.dumps({"text": t}) + "\n" for t in reversed(TEXTS)))
+    again = run_suite(STAGE, tmp_path / "b", model=models / "policy", documents=shuffled, max_documents=2)
+    assert chosen.protocol.n_items == 2
+    assert again.metric("perplexity").value == pytest.approx(chosen.metric("perplexity").value)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"documents": "d"}, "model is missing"),
+        ({"model": "m"}, "documents is missing"),
+        ({"model": "m", "documents": "d", "stride": 0}, "stride: 0 is below 1"),
+    ],
+)
+def test_config_checks(values, words):
+    with pytest.raises(UserError, match=words):
+        build(STAGE.config, values, "recipe.yaml")
+
+
+def test_a_folder_that_is_no_model(documents, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"model: .*empty: not a (tokenizer|causal language model) that transformers"):
+        run_suite(STAGE, tmp_path / "out", model=tmp_path / "empty", documents=documents)
+    assert not (tmp_path / "out" / "results.json").exists()
