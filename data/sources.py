@@ -26,9 +26,10 @@ from launch.errors import UserError, nearest
 TextSplit = Literal["file", "blank-line", "endoftext"]
 _SEPARATORS = {"blank-line": re.compile(r"\n[ \t]*\n\s*"), "endoftext": re.compile(r"<\|endoftext\|>")}
 
-_EMBEDDED: dict[str, dict[str, Callable[[], list[Any]]]] = {
-    "python-prose": {"documents": embedded.python_prose},
-    "docstrings": {"pairs": embedded.docstring_pairs},
+_EMBEDDED: dict[str, tuple[str, Callable[[], Any]]] = {
+    "python-prose": ("documents", embedded.python_prose),
+    "docstrings": ("pairs", embedded.docstring_pairs),
+    "digits": ("images", embedded.digits),
 }
 
 
@@ -90,14 +91,15 @@ def load_rows(source: str | Path) -> list[Row]:
 # ---------------------------------------------------------------------------------------------- embedded
 
 
-def _load_embedded(source: str, form: str) -> list[Any]:
+def _load_embedded(source: str, wanted: str) -> list[Any]:
     name = source.removeprefix("embedded:")
     if name not in _EMBEDDED:
         raise UserError(f"{source}: no such embedded source{nearest(name, _EMBEDDED)}")
-    if form not in _EMBEDDED[name]:
-        right = next(f"embedded:{other}" for other, forms in _EMBEDDED.items() if form in forms)
-        raise UserError(f"{source}: holds {next(iter(_EMBEDDED[name]))}, not {form}; use '{right}' here")
-    return _EMBEDDED[name][form]()
+    held, load = _EMBEDDED[name]
+    if held != wanted:
+        right = next(other for other, (form, _) in _EMBEDDED.items() if form == wanted)
+        raise UserError(f"{source}: holds {held}, not {wanted}; use 'embedded:{right}' here")
+    return load()
 
 
 # ---------------------------------------------------------------------------------------------- local files

@@ -112,6 +112,8 @@ def test_embedded_names():
         load_pairs("embedded:python-prose")
     with pytest.raises(UserError, match="holds pairs, not documents; use 'embedded:python-prose'"):
         load_documents("embedded:docstrings")
+    with pytest.raises(UserError, match="holds images, not pairs; use 'embedded:docstrings'"):
+        load_prompts("embedded:digits")
 
 
 def test_hub_names():
