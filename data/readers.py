@@ -74,7 +74,7 @@ def read_bytes(path: Path) -> bytes:
         raise UserError(f"{path}: not a whole gzip file ({error}); copy or download it again") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error}); check the file and its rights") from None
-    if not data.strip():
+    if not data or data.isspace():
         raise UserError(f"{path}: the file is empty; give a file with data or take it out of the list")
     return data
 
