@@ -11,11 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
 from alignment.generation import Sampling, generate
 from alignment.prompts import fitting_prompts, load_prompt_rows
+from alignment.trl_stage.models import load_causal, load_tokenizer
 from launch.config import artefact
 from launch.files import read_jsonl_log, write_atomic
 from launch.stage import Job, Stage, StageConfig
@@ -55,9 +53,8 @@ class GenerateConfig(StageConfig):
 
 def run(config: GenerateConfig, job: Job) -> dict[str, Any]:
     """Write completions.jsonl; finished batches are kept, so that a killed job goes on where it was."""
-    name = config.model.removeprefix("hub:")
-    tokenizer = AutoTokenizer.from_pretrained(name)
-    model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32).eval().to(job.runtime.device)
+    tokenizer = load_tokenizer(config.model)
+    model = load_causal(config.model, tokenizer).eval().to(job.runtime.device)
     rows, too_long = fitting_prompts(
         tokenizer, load_prompt_rows(config.prompts, config.limit), config.max_prompt_tokens
     )

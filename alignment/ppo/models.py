@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from alignment.generation import positions_of
-from alignment.reward.model import RewardModel
+from alignment.reward.model import RewardModel, check_head
+from alignment.trl_stage.models import load_causal, load_tokenizer, named_errors, plain_weights
 from launch.errors import UserError
 from launch.runtime import Runtime
 
@@ -83,11 +76,6 @@ class Roles:
     tokenizer: PreTrainedTokenizerBase
 
 
-def strip_hub(name: str) -> str:
-    """`hub:org/name` as transformers wants it."""
-    return name.removeprefix("hub:")
-
-
 def disable_dropout(model: nn.Module) -> None:
     """Set every dropout to 0: the ratio is 1 at the first step only without it (checklist item 10)."""
     for module in model.modules():
@@ -97,58 +85,36 @@ def disable_dropout(model: nn.Module) -> None:
 
 def load_critic(name: str) -> PreTrainedModel:
     """A one-label sequence-classification model whose head `score` gives a value at every token."""
-    critic = AutoModelForSequenceClassification.from_pretrained(strip_hub(name), dtype=torch.float32)
-    if critic.config.num_labels != 1 or not hasattr(critic, "score"):
+    with named_errors(name):
+        critic = AutoModelForSequenceClassification.from_pretrained(
+            name.removeprefix("hub:"), dtype=torch.float32, trust_remote_code=False
+        )
+    check_head(critic, name)
+    if not isinstance(getattr(critic, "score", None), nn.Module):
         raise UserError(
-            f"critic: {name} has {critic.config.num_labels} labels or no linear head named `score`; use a reward model with one label"
+            f"critic: {name} has no head named `score`; use a decoder reward model such as `alignkit reward` makes"
         )
     return critic
 
 
 def load_roles(policy: str, critic: str | None, reference: str | None, reward: str, device: torch.device) -> Roles:
     """Load the four roles in float32 (under ZeRO-3, transformers partitions each as it is loaded)."""
-    tokenizer = AutoTokenizer.from_pretrained(strip_hub(policy))
-    if (
-        tokenizer.eos_token_id is None
-        or tokenizer.pad_token_id is None
-        or tokenizer.pad_token_id == tokenizer.eos_token_id
-    ):
-        raise UserError(
-            f"policy: {policy}: its tokenizer needs a pad token that differs from its end-of-text token; run SFT with alignkit, or add one"
-        )
-    actor = AutoModelForCausalLM.from_pretrained(strip_hub(policy), dtype=torch.float32)
-    if len(tokenizer) > actor.config.vocab_size:
-        raise UserError(
-            f"policy: {policy}: the tokenizer has {len(tokenizer)} tokens, the model {actor.config.vocab_size}; use the tokenizer that belongs to it"
-        )
-    frozen = (
-        AutoModelForCausalLM.from_pretrained(strip_hub(reference or policy), dtype=torch.float32)
-        .eval()
-        .requires_grad_(False)
-    )
-    if frozen.config.vocab_size != actor.config.vocab_size:
-        raise UserError(
-            f"reference: {reference} has a vocabulary of {frozen.config.vocab_size}, the policy {actor.config.vocab_size}; the KL needs the same tokens"
-        )
+    tokenizer = load_tokenizer(policy)
+    actor = load_causal(policy, tokenizer)
+    frozen = load_causal(reference or policy, tokenizer).eval().requires_grad_(False)
     value_model = load_critic(critic or reward)
+    sizes = {"reference": frozen.config.vocab_size, "critic": value_model.config.vocab_size}
+    for role, size in sizes.items():  # both read the policy's token ids
+        if size != actor.config.vocab_size:
+            raise UserError(
+                f"{role}: its vocabulary has {size} tokens, the policy's {actor.config.vocab_size}; "
+                f"they read the same token ids: give a {role} with the policy's tokenizer"
+            )
     with plain_weights():  # the reward model also scores text outside the training engine: keep it whole on each rank
-        judge = RewardModel.from_pretrained(strip_hub(reward), device=device)
+        judge = RewardModel.from_pretrained(reward, device=device)
     for model in (actor, value_model, frozen):
         disable_dropout(model)
     return Roles(actor, value_model, frozen, judge, tokenizer)
-
-
-@contextlib.contextmanager
-def plain_weights() -> Iterator[None]:
-    """Inside, `from_pretrained` and `from_config` make whole models also under ZeRO-3."""
-    from transformers.integrations import deepspeed as integration
-
-    active = integration._hf_deepspeed_config_weak_ref
-    integration._hf_deepspeed_config_weak_ref = None
-    try:
-        yield
-    finally:
-        integration._hf_deepspeed_config_weak_ref = active
 
 
 def place_frozen(model: PreTrainedModel, runtime: Runtime) -> Any:

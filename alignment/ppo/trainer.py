@@ -17,8 +17,9 @@ from torch import Tensor
 from alignment.generation import Sampling, generate
 from alignment.ppo import objectives as ppo
 from alignment.ppo.config import PPOConfig
-from alignment.ppo.models import ActorCritic, Roles, place_frozen, plain_weights, response_logprobs
+from alignment.ppo.models import ActorCritic, Roles, place_frozen, response_logprobs
 from alignment.ppo.rollout import Rollout, make_rollout, minibatch_parts
+from alignment.trl_stage.models import plain_weights
 from launch.checkpoint import Checkpoint, CheckpointStore
 from launch.engine import Engine
 from launch.errors import UserError
