@@ -1,0 +1,42 @@
+"""The stage `reward`: a Bradley-Terry reward model from preferences. See docs/reward.md."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from alignment.trl_stage.config import TrainerConfig
+from launch.config import artefact
+from launch.stage import Job, Stage
+
+
+@dataclass(kw_only=True)
+class RewardConfig(TrainerConfig):
+    """A reward model: pairwise Bradley-Terry on preferences, started from the SFT model.
+
+    Rows of `data` have `prompt`, `chosen` and `rejected`, and may have `strength` and `tie`.
+    """
+
+    learning_rate: float = 1e-4
+    """Peak learning rate."""
+    eval_fraction: float = 0.1
+    """Share of `data` that is held out, by a hash of the prompt: no held-out prompt is trained on."""
+    margin_per_strength: float = 0.0
+    """Margin of a pair in the loss, for each unit of its `strength`."""
+    centering: float = 0.0
+    """Weight of the penalty on the mean reward of a pair (Eisenstein et al. 2023 use 0.01)."""
+    normalise: bool = True
+    """Give the rewards of the calibration texts mean 0 and standard deviation 1, in the weights."""
+    normalise_on: str | None = artefact(None)
+    """Completions of the SFT model to calibrate on (completions.jsonl or its folder); the training pairs' texts when not given."""
+
+
+def run(config: RewardConfig, job: Job) -> dict[str, Any]:
+    """Train, normalise, evaluate and save; trl is imported when it is needed."""
+    from alignment.reward.stage import run
+
+    return run(config, job)
+
+
+STAGE = Stage("reward", RewardConfig, run)
+__all__ = ["STAGE", "RewardConfig"]

@@ -1,0 +1,123 @@
+"""A reward model that can be used anywhere: `RewardModel.from_pretrained(name).score(prompts, completions)`.
+
+Any sequence-classification model with one label serves. Importing this module imports neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from launch.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from data.records import Turns
+
+
+class RewardModel:
+    """A one-label sequence classifier with its tokenizer, in eval mode, on its device."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.model, self.tokenizer = model.eval().requires_grad_(False), tokenizer
+        if hasattr(model, "score"):
+            keep_head_in_fp32(model)
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> RewardModel:
+        """Load a folder or a hub model (`org/name`, or `hub:org/name`). Code of the hub is never run.
+
+        `device`: the GPU if there is one when not given. `dtype`: float32 when not given. UserError when the model
+        has not exactly one label, no pad token, or fewer embeddings than its tokenizer has tokens.
+        """
+        import torch
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        from alignment.trl_stage.models import check_vocabulary, named_errors
+
+        bare = str(name).removeprefix("hub:")
+        with named_errors(name):
+            tokenizer = AutoTokenizer.from_pretrained(bare, trust_remote_code=False)
+            model = AutoModelForSequenceClassification.from_pretrained(
+                bare, dtype=dtype or torch.float32, trust_remote_code=False
+            )
+        check_head(model, name)
+        check_vocabulary(model, tokenizer, name)
+        if model.config.get_text_config().pad_token_id is None:
+            raise UserError(
+                f"{name}: no pad_token_id in its config.json, so batches cannot be padded; set it to the tokenizer's pad token"
+            )
+        return cls(model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), tokenizer)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
+    def encode(self, prompts: Sequence[Turns], completions: Sequence[Turns]) -> list[list[int]]:
+        """Token ids of prompt + completion + EOS; messages go through the tokenizer's chat template."""
+        from alignment.trl_stage.encode import encode_completions, encode_prompts
+
+        if len(prompts) != len(completions):
+            raise ValueError(f"{len(prompts)} prompts and {len(completions)} completions; give one for each")
+        heads = encode_prompts(self.tokenizer, prompts)
+        tails = encode_completions(self.tokenizer, prompts, completions)
+        return [head + tail for head, tail in zip(heads, tails, strict=True)]
+
+    def score(self, prompts: Sequence[Turns], completions: Sequence[Turns], batch_tokens: int = 8192) -> list[float]:
+        """Rewards of completions, read at their EOS; they do not depend on what else is scored with them.
+
+        `batch_tokens`: padded size of a batch. UserError names the first row that is longer than the context.
+        """
+        from evaluation.scoring import score_ids
+
+        return score_ids(self.model, self.encode(prompts, completions), batch_tokens).tolist()
+
+    def score_tokens(self, input_ids: Tensor, attention_mask: Tensor, batch_size: int = 64) -> Tensor:
+        """Rewards (B,) float32, on the device of `input_ids`, of token ids (B, S) padded on either side or on both.
+
+        Padding is what the mask says, and the reward is read at the last real token, be it EOS or not. So a pad token
+        within a prompt and a response that was cut off are both read at the right place.
+        """
+        from evaluation.scoring import score_ids
+
+        rows = zip(input_ids.tolist(), attention_mask.tolist(), strict=True)
+        real = [[token for token, keep in zip(ids, mask, strict=True) if keep] for ids, mask in rows]
+        return score_ids(self.model, real, batch_size * input_ids.shape[1]).to(input_ids.device)
+
+    def same_tokenizer(self, other: PreTrainedTokenizerBase) -> bool:
+        """Whether token ids of another tokenizer mean the same here, so that `score_tokens` may be given them."""
+        mine = self.tokenizer
+        return mine.get_vocab() == other.get_vocab() and mine.eos_token_id == other.eos_token_id
+
+
+def keep_head_in_fp32(model: Any) -> None:
+    """Let the head of a decoder compute in float32 whatever the precision around it.
+
+    In bf16 a reward has 8 bits: close answers would tie, and a margin of 0.01 between rewards of 5 would be lost.
+    """
+    import torch
+
+    head = model.score
+
+    def forward(hidden: Tensor) -> Tensor:
+        with torch.autocast(hidden.device.type, enabled=False):
+            bias = None if head.bias is None else head.bias.float()
+            return torch.nn.functional.linear(hidden.float(), head.weight.float(), bias)
+
+    head.forward = forward
+
+
+def check_head(model: Any, name: str) -> None:
+    """UserError unless the model gives one number for a text."""
+    labels = model.config.num_labels
+    if labels != 1:
+        raise UserError(
+            f"{name}: gives {labels} numbers for a text, a reward model gives one; train one with `alignkit reward`, or "
+            "name a sequence-classification model with num_labels 1"
+        )
