@@ -49,7 +49,7 @@ def load_language_model(
             f"{field}: {source}: the tokenizer has {len(tokenizer)} tokens, the model {vocabulary}; "
             "use the tokenizer that belongs to the model"
         )
-    return model.to(device).eval(), tokenizer
+    return model.to(device).eval(), tokenizer  # type: ignore[arg-type]
 
 
 def load_reward_model(field: str, source: str, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

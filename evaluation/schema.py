@@ -11,7 +11,7 @@ import datetime
 import json
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -93,26 +93,36 @@ def metric(
     **extra: Any,
 ) -> Metric:
     """A Metric from an estimate; None is an undefined number, which needs a `note`. `difference` needs `baseline`."""
-    common = {"higher_is_better": higher_is_better, "unit": unit, "description": description, "note": note}
-    if estimate is None:
-        return Metric(name, None, 0, baseline=baseline, extra=extra, **common)
     comparison = None
     if difference is not None:
         d = difference.estimate
         comparison = Comparison(baseline or "", d.value, d.low, d.high, difference.p_value, difference.test, d.n)
-    return Metric(
+    found = Metric(
         name,
-        estimate.value,
-        estimate.n,
+        None,
+        0,
+        higher_is_better=higher_is_better,
+        unit=unit,
+        description=description,
+        baseline=baseline,
+        comparison=comparison,
+        note=note,
+        extra=extra,
+    )
+    return found if estimate is None else with_estimate(found, estimate)
+
+
+def with_estimate(entry: Metric, estimate: Estimate) -> Metric:
+    """The metric with the value, n, interval and stderr of an estimate."""
+    return replace(
+        entry,
+        value=estimate.value,
+        n=estimate.n,
         ci_low=estimate.low,
         ci_high=estimate.high,
         ci_level=estimate.level,
         ci_method=estimate.method,
         stderr=estimate.stderr,
-        baseline=baseline,
-        comparison=comparison,
-        extra=extra,
-        **common,
     )
 
 

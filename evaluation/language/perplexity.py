@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from data.records import Document
 from evaluation.schema import Metric, metric
 from evaluation.scoring import BATCH_TOKENS, Beat, tail_logprobs
-from evaluation.statistics import LEVEL, exponential, ratio, scaled
+from evaluation.statistics import LEVEL, Estimate, exponential, ratio, scaled
 from launch.errors import UserError
 
 
@@ -79,7 +79,7 @@ class Perplexity:
         """Bits per byte and the three perplexities."""
         return [self.bits_per_byte(level), *(self.per(unit, level) for unit in ("token", "word", "byte"))]
 
-    def _ratio(self, unit: str, level: float):  # noqa: ANN202 (an Estimate)
+    def _ratio(self, unit: str, level: float) -> Estimate:
         return ratio([d.nats for d in self.documents], [getattr(d, unit) for d in self.documents], level)
 
 

@@ -15,7 +15,6 @@ from evaluation.preferences.accuracy import Ties, brier_score, calibration, outc
 from evaluation.preferences.length import length_controlled_win_rate, length_correlation, length_slope
 from evaluation.schema import Comparison, Metric, metric
 from evaluation.statistics import (
-    Difference,
     Estimate,
     clustered_mean,
     mcnemar_exact,
@@ -195,11 +194,11 @@ def _win_rate_metric(won: np.ndarray, groups: Sequence[str] | None, baseline: st
     """The win rate, compared with one half: exact sign test on the decided prompts, or a clustered t-test."""
     estimate = win_rate(won, groups)
     wins, losses = int((won == 1).sum()), int((won == 0).sum())
-    if groups is None:
-        test, p_value = "exact sign test, ties left out", mcnemar_exact(wins, losses)
-    else:
-        against: Difference = paired_difference(won, np.full(won.size, 0.5), clusters=groups)
-        test, p_value = "clustered t against one half", against.p_value
+    test = "exact sign test, ties left out"
+    p_value: float | None = mcnemar_exact(wins, losses)
+    if groups is not None:
+        test = "clustered t against one half"
+        p_value = paired_difference(won, np.full(won.size, 0.5), clusters=groups).p_value
     found = metric(
         "win_rate",
         estimate,

@@ -69,12 +69,12 @@ def memorisation_metrics(findings: Sequence[Finding], length: int, unit: str) ->
     """
     able = [f for f in findings if f.copied is not None]
     text = f"completions with {length} {unit} in a row that stand in the training text and not in their own prompt"
-    copied = rate("memorised_rate", able, [bool(f.copied) for f in able], text, too_short=len(findings) - len(able))
+    copied = rate("copied_rate", able, [bool(f.copied) for f in able], text, too_short=len(findings) - len(able))
     known = [f for f in findings if f.copied_reference is not None]
     if not known:
         return [copied]
     base = rate(
-        "reference_memorised_rate",
+        "reference_copied_rate",
         known,
         [bool(f.copied_reference) for f in known],
         f"the same for the {REFERENCES} of these prompts: the rate of common phrases",

@@ -46,7 +46,7 @@ def test_copies_and_lexicon_beside_their_base_rates(completions, tmp_path):
         training_documents=tmp_path / "train.txt",
         lexicon=tmp_path / "terms.txt",
     )
-    memorised, base = result.metric("memorised_rate"), result.metric("reference_memorised_rate")
+    memorised, base = result.metric("copied_rate"), result.metric("reference_copied_rate")
     assert (memorised.value, memorised.n, memorised.extra["too_short"]) == (0.5, 2, 2)
     assert (base.value, base.n) == (0.5, 2)
     lexicon = result.metric("lexicon_rate")
@@ -67,7 +67,7 @@ def test_word_spans(completions, tmp_path):
         copied_length=8,
         copied_unit="words",
     )
-    assert result.metric("memorised_rate").value == 0.5 and result.metric("memorised_rate").n == 2
+    assert result.metric("copied_rate").value == 0.5 and result.metric("copied_rate").n == 2
 
 
 REFUSAL, ANSWER = "I'm sorry, but I cannot help with that.", "Here is how: first take the left one."
