@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from data.records import Turns
@@ -86,6 +86,15 @@ def check_context(model: PreTrainedModel, lengths: Sequence[int], what: str) -> 
             )
 
 
+def check_finite(model: PreTrainedModel, values: Tensor, rows: Sequence[int]) -> None:
+    """UserError when a model's numbers for some rows are NaN or infinite."""
+    if not values.isfinite().all():
+        raise UserError(
+            f"{model.config.name_or_path or type(model).__name__}: gives NaN or infinity for row {min(rows) + 1} or its "
+            "batch; its weights are damaged, or overflow in this precision: try --precision fp32 or an earlier checkpoint"
+        )
+
+
 def check_vocabulary(model: PreTrainedModel, sequences: Sequence[Ids]) -> None:
     """UserError when a token id is not in the model's vocabulary: another tokenizer made it."""
     vocabulary = model.config.get_text_config().vocab_size
@@ -100,19 +109,41 @@ def check_vocabulary(model: PreTrainedModel, sequences: Sequence[Ids]) -> None:
 # ---------------------------------------------------------------------------------------------- rewards
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, prompt: Turns, completion: Turns, ended: bool = True) -> list[int]:
-    """Token ids of a prompt and its completion, as TRL's RewardTrainer sees them.
+def encode(
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Turns],
+    completions: Sequence[Turns],
+    ended: Sequence[bool] | None = None,
+) -> list[list[int]]:
+    """Token ids of prompts with their completions, as alignkit trains reward models: tokenised apart, joined as ids.
 
-    Plain text: the two are joined and tokenised together, then comes the EOS if the completion `ended`. Messages:
-    the tokenizer's chat template, which marks ends itself.
+    Text prompts as the tokenizer does by default (with BOS where it adds one), completions without special tokens
+    and with the EOS where they `ended` (all, unless given). Messages go through the chat template; what it writes
+    after the last EOS is cut.
     """
-    if isinstance(prompt, str) and isinstance(completion, str):
-        ids = list(tokenizer(prompt + completion, add_special_tokens=False)["input_ids"])
-        end = tokenizer.eos_token_id
-        return [*ids, end] if ended and end is not None and ids[-1:] != [end] else ids
+    ends = [True] * len(prompts) if ended is None else ended
+    if prompts and all(isinstance(turns, str) for turns in [*prompts, *completions]):
+        heads = tokenizer(list(prompts))["input_ids"]
+        tails = tokenizer(list(completions), add_special_tokens=False)["input_ids"]
+        stop = [tokenizer.eos_token_id]
+        return [[*h, *t, *(stop if e else [])] for h, t, e in zip(heads, tails, ends, strict=True)]
+    return [_encode_messages(tokenizer, *row) for row in zip(prompts, completions, ends, strict=True)]
+
+
+def _encode_messages(tokenizer: PreTrainedTokenizerBase, prompt: Turns, completion: Turns, ended: bool) -> list[int]:
+    if not tokenizer.chat_template:
+        raise UserError(
+            f"{tokenizer.name_or_path}: the tokenizer has no chat template, and the rows are messages; give rows of "
+            "plain text, or a model whose tokenizer has a template"
+        )
     turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     answer = [{"role": "assistant", "content": completion}] if isinstance(completion, str) else completion
-    return list(tokenizer.apply_chat_template([*turns, *answer], tokenize=True, return_dict=False))
+    ids = list(tokenizer.apply_chat_template([*turns, *answer], return_dict=False))
+    before = len(tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False))
+    stop = tokenizer.eos_token_id
+    end = len(ids) - ids[::-1].index(stop) if stop in ids[before:] else len(ids)
+    kept = ids[: end - 1] if end > before and ids[end - 1] == stop else ids[:end]
+    return [*kept, stop] if ended else kept
 
 
 def score_sequences(
@@ -127,8 +158,7 @@ def score_sequences(
     """Rewards (n,) float32 on the CPU of prompts with their completions; see `encode` and `score_ids`."""
     if len(prompts) != len(completions):
         raise ValueError(f"score_sequences: {len(prompts)} prompts, {len(completions)} completions")
-    ends = [True] * len(prompts) if ended is None else ended
-    ids = [encode(tokenizer, p, c, e) for p, c, e in zip(prompts, completions, ends, strict=True)]
+    ids = encode(tokenizer, prompts, completions, ended)
     return score_ids(model, ids, batch_tokens, beat)
 
 
@@ -159,6 +189,7 @@ def score_ids(
             inputs = right_pad([sequences[i] for i in batch], model.config.get_text_config().pad_token_id or 0, device)
             last_B = torch.tensor([lengths[i] - 1 for i in batch], device=device)
             rewards[batch] = _batch_rewards(model, inputs, last_B).float().cpu()
+            check_finite(model, rewards[batch], batch)
             if beat:
                 beat(len(batch))
     return rewards
@@ -169,7 +200,12 @@ def _batch_rewards(model: Any, inputs: dict[str, Tensor], last_B: Tensor) -> Ten
         return model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits[:, 0]
     hidden_BSD = model.base_model(**inputs, use_cache=False).last_hidden_state
     rows_B = torch.arange(len(last_B), device=last_B.device)
-    return model.score(hidden_BSD[rows_B, last_B])[:, 0]
+    last_BD = hidden_BSD[rows_B, last_B]
+    if not isinstance(model.score, nn.Linear):
+        return model.score(last_BD)[:, 0]
+    with torch.autocast(last_BD.device.type, enabled=False):  # in bf16 a reward has 8 bits: close ones would tie
+        bias = None if model.score.bias is None else model.score.bias.float()
+        return nn.functional.linear(last_BD.float(), model.score.weight.float(), bias)[:, 0]
 
 
 # ---------------------------------------------------------------------------------------------- log-probabilities
@@ -227,6 +263,7 @@ def tail_logprobs(
             logprobs_N = _batch_logprobs(model, [sequences[i] for i in rows], sizes, temperature, device).cpu()
             for i, values in zip(rows, logprobs_N.split(sizes), strict=True):
                 scored[i] = values.clone()
+                check_finite(model, values, [i])
             if beat:
                 beat(len(rows))
     return scored

@@ -61,21 +61,44 @@ def test_an_encoder_is_scored_by_its_own_pooling():
     torch.testing.assert_close(scoring.score_ids(model, SEQUENCES), alone, atol=1e-5, rtol=0)
 
 
-def test_text_is_encoded_as_trl_does():
+def test_prompt_and_completion_are_tokenised_apart():
     tok, model = tiny.tokenizer(), tiny.reward_model()
-    assert scoring.encode(tok, "ab", "c") == [*tok("abc")["input_ids"], 257]
-    assert scoring.encode(tok, "ab", "c", ended=False) == tok("abc")["input_ids"]
-    assert scoring.encode(tok, "ab", "c<eos>") == [*tok("abc")["input_ids"], 257]
+    ids = tok("abc")["input_ids"]
+    assert scoring.encode(tok, ["ab", "ab"], ["c", "c"], [True, False]) == [[*ids, 257], ids]
     rewards = scoring.score_sequences(model, tok, ["ab", "x"], ["c", "yz"], ended=[True, False])
-    expected = scoring.score_ids(model, [[*tok("abc")["input_ids"], 257], tok("xyz")["input_ids"]])
-    torch.testing.assert_close(rewards, expected)
+    torch.testing.assert_close(rewards, scoring.score_ids(model, [[*ids, 257], tok("xyz")["input_ids"]]))
+
+
+TEMPLATE = "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}{% if m.role != 'user' %}<eos>{% endif %};{% endfor %}{% if add_generation_prompt %}a:{% endif %}"
 
 
 def test_messages_go_through_the_chat_template():
     tok = tiny.tokenizer.__wrapped__()
-    tok.chat_template = "{% for m in messages %}{{ m.role[0] }}:{{ m.content }};{% endfor %}"
-    ids = scoring.encode(tok, [{"role": "user", "content": "hi"}], "yo")
-    assert tok.decode(ids) == "u:hi;a:yo;"
+    with pytest.raises(UserError, match="no chat template"):
+        scoring.encode(tok, [[{"role": "user", "content": "hi"}]], ["yo"])
+    tok.chat_template = TEMPLATE
+    prompt = [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "ho"},
+        {"role": "user", "content": "he"},
+    ]
+    whole, cut = scoring.encode(tok, [prompt, prompt], ["yo", "yo"], [True, False])
+    assert tok.decode(whole) == "u:hi;a:ho<eos>;u:he;a:yo<eos>" and whole == [*cut, 257]
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_encoding_is_that_of_the_reward_model(chat):
+    from alignment.reward.model import RewardModel
+
+    tok = tiny.tokenizer.__wrapped__()
+    prompts, completions = ["one two ", "x"], ["three", "y z"]
+    if chat:
+        tok.chat_template = TEMPLATE
+        prompts = [[{"role": "user", "content": p}] for p in prompts]
+    model = RewardModel(tiny.reward_model(), tok)
+    assert scoring.encode(tok, prompts, completions) == model.encode(prompts, completions)
+    mine = scoring.score_sequences(tiny.reward_model(), tok, prompts, completions).tolist()
+    assert mine == pytest.approx(model.score(prompts, completions), abs=1e-5)
 
 
 def test_two_labels_are_refused_with_the_remedy():
@@ -153,3 +176,20 @@ def test_the_model_is_left_as_it_was():
 def test_tokens_of_another_tokenizer_are_refused():
     with pytest.raises(UserError, match="token id 999 is outside its vocabulary of 258"):
         scoring.completion_logprobs(tiny.language_model(), [[1]], [[2, 999]])
+
+
+def test_damaged_weights_are_named():
+    model, judge = tiny.language_model(), tiny.reward_model()
+    model.lm_head.weight.data[3, 0] = judge.score.weight.data[0, 0] = float("nan")
+    with pytest.raises(UserError, match="gives NaN or infinity for row 1"):
+        scoring.completion_logprobs(model, [[1]], [[2]])
+    with pytest.raises(UserError, match="gives NaN or infinity"):
+        scoring.score_ids(judge, [[1], [2]])
+
+
+def test_the_reward_head_is_fp32_under_autocast():
+    model = tiny.reward_model()
+    with torch.autocast("cpu", torch.bfloat16):
+        rewards = scoring.score_ids(model, SEQUENCES)
+    assert (rewards != rewards.bfloat16().float()).any()
+    torch.testing.assert_close(rewards, scoring.score_ids(model, SEQUENCES), atol=0.2, rtol=0)
