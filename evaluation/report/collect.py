@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from evaluation.schema import RESULTS_FILE, EvaluationResult, load
+from evaluation.report.text import short_name
+from evaluation.schema import RESULTS_FILE, EvaluationResult, Metric, load
 from launch.errors import UserError
 from launch.files import read_json, read_jsonl_log
 
@@ -65,7 +66,7 @@ def collect(folders: Sequence[str | Path], leave_out: Path | None = None) -> Col
             )
         for folder in _folders(root.resolve(), leave_out.resolve() if leave_out else None):
             if (folder / RESULTS_FILE).is_file():
-                results[folder] = FoundResult(folder, load(folder))
+                results[folder] = FoundResult(folder, with_short_names(load(folder)))
             if (folder / PROVENANCE_FILE).is_file():
                 provenance = _read_provenance(folder)
                 if provenance["stage"] != "report":
@@ -77,6 +78,21 @@ def collect(folders: Sequence[str | Path], leave_out: Path | None = None) -> Col
     stages = _in_order(runs)
     ordered = sorted(results.values(), key=lambda r: (r.result.created, str(r.folder)))
     return Collection(ordered, stages, _code_warnings(stages))
+
+
+def with_short_names(result: EvaluationResult) -> EvaluationResult:
+    """The result with names that fit into a table; they come from folders, models and recipes of any kind."""
+
+    def shortened(entry: Metric) -> Metric:
+        baseline = None if entry.baseline is None else short_name(entry.baseline)
+        return replace(entry, name=short_name(entry.name), unit=short_name(entry.unit), baseline=baseline)
+
+    slices = [
+        replace(p, group=short_name(p.group), name=short_name(p.name), metrics=[shortened(m) for m in p.metrics])
+        for p in result.slices
+    ]
+    subject = replace(result.subject, name=short_name(result.subject.name))
+    return replace(result, subject=subject, metrics=[shortened(m) for m in result.metrics], slices=slices)
 
 
 def _folders(root: Path, leave_out: Path | None) -> Iterator[Path]:

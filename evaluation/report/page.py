@@ -18,7 +18,7 @@ from evaluation.report.leaderboard import Leaderboard
 from evaluation.report.samples import SampleSection
 from evaluation.report.stages import code_of, graph_of, stage_view
 from evaluation.report.tables import comparison_rows, evaluation_view, has_matrix, matrix_of
-from evaluation.report.text import decimals_for, format_number, format_seconds, visible
+from evaluation.report.text import decimals_for, format_number, format_seconds, shorten, visible
 from evaluation.report.views import COLORS, BoardView, board_view, curves_of, pictures_of, unit_of
 
 HERE = Path(__file__).parent
@@ -69,7 +69,7 @@ def environment() -> jinja2.Environment:
     """Jinja with everything escaped, invisible characters shown, and no name left undefined."""
 
     def show(value: Any) -> Any:
-        return value if isinstance(value, Markup) else visible(str(value))
+        return value if isinstance(value, Markup) else visible(shorten(str(value)))
 
     found = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.StrictUndefined, finalize=show

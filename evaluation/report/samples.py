@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from evaluation.report.collect import FoundResult
-from evaluation.report.text import format_number, shorten
+from evaluation.report.text import format_number
 from evaluation.schema import read_samples
 
 IN_GROUP = 5
@@ -116,15 +116,13 @@ def _duel(name: str, baseline: str, row: Row, others: dict[str, dict[str, Row]])
     if row.get("reference"):
         answers.append(_answer("written by a person", row["reference"], None, None))
     change = row["reward"] - row["baseline_reward"]
-    return Sample(
-        shorten(row["prompt"]), answers, f"{'+' if change > 0 else ''}{format_number(change, 2)} vs {baseline}"
-    )
+    return Sample(row["prompt"], answers, f"{'+' if change > 0 else ''}{format_number(change, 2)} vs {baseline}")
 
 
 def _answer(model: str, text: str, reward: float | None, tokens: int | None) -> Answer:
     figures = [f"reward {format_number(reward, 2)}"] if reward is not None else []
     figures += [f"{tokens} tokens"] if tokens is not None else []
-    return Answer(model, shorten(text), ", ".join(figures))
+    return Answer(model, text, ", ".join(figures))
 
 
 def _mistakes(found: FoundResult) -> SampleGroup | None:
@@ -132,7 +130,7 @@ def _mistakes(found: FoundResult) -> SampleGroup | None:
     wrong = sorted((row for row in _rows(found) if row.get("margin", 0) < 0), key=lambda row: row["margin"])
     samples = [
         Sample(
-            shorten(row["prompt"]),
+            row["prompt"],
             [
                 _answer("chosen by people", row["chosen"], row["reward_chosen"], None),
                 _answer("rejected by people", row["rejected"], row["reward_rejected"], None),

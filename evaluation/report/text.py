@@ -6,12 +6,14 @@ characters are made visible, since they can reorder or hide what a reader sees w
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 
 MINUS, DASH, ELLIPSIS = "\u2212", "\u2013", "\u2026"
 LONGEST = 4000
 """Characters of one text that a page shows."""
+LONGEST_NAME = 120
 
 _BIDI = "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
 _INVISIBLE = "\u00ad\u200b-\u200d\u2028\u2029\u2060-\u2065\ufeff\ufff9-\ufffb\U000e0000-\U000e007f"
@@ -29,6 +31,14 @@ def visible(text: str) -> str:
 def shorten(text: str, limit: int = LONGEST) -> str:
     """At most `limit` characters, with the number of those left out."""
     return text if len(text) <= limit else f"{text[:limit]}{ELLIPSIS} [{len(text) - limit:,} more characters]"
+
+
+def short_name(name: str) -> str:
+    """A name of at most about 120 characters; of a longer one the beginning and a hash, so that two stay two."""
+    if len(name) <= LONGEST_NAME:
+        return name
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    return f"{name[:LONGEST_NAME]}{ELLIPSIS} {digest}"
 
 
 def decimals_for(half_width: float | None, value: float) -> int:

@@ -217,8 +217,8 @@ class Pictures:
 
     name: str
     reference: bool
-    grid: str
-    neighbours: str
+    grid: Markup
+    neighbours: Markup
     caption: str
 
 
@@ -234,14 +234,14 @@ def pictures_of(found: Sequence[FoundResult]) -> list[Pictures]:
     return shown
 
 
-def data_uri(path: Path) -> str:
-    """A PNG file as a data URI; empty when it is absent, too large, or no PNG."""
+def data_uri(path: Path) -> Markup:
+    """A PNG file as a data URI, which needs no escaping; empty when it is absent, too large, or no PNG."""
     if not path.is_file() or path.stat().st_size > LARGEST_PICTURE:
-        return ""
+        return Markup("")
     content = path.read_bytes()
     if not content.startswith(b"\x89PNG\r\n"):
-        return ""
-    return f"data:image/png;base64,{base64.b64encode(content).decode()}"
+        return Markup("")
+    return Markup("data:image/png;base64,") + base64.b64encode(content).decode()
 
 
 # ---------------------------------------------------------------------------------------------- curves
