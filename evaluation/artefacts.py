@@ -116,6 +116,12 @@ def describe_author(field: str, completions: str, name: str = "") -> Subject:
     )
 
 
+def made_from(source: str, sha256: str) -> bool:
+    """Whether an artefact's provenance names an input of this content."""
+    inputs = provenance_of(source.removeprefix("hub:").split("::")[0]).get("inputs", {})
+    return any(entry["sha256"] == sha256 for entry in inputs.values())
+
+
 def display_name(source: str) -> str:
     """The last part of a path or hub name; for a file, its folder's."""
     path = Path(source.removeprefix("hub:").split("::")[0])

@@ -16,6 +16,7 @@ from evaluation.artefacts import (
     display_name,
     load_language_model,
     load_reward_model,
+    made_from,
     over_ranks,
     provenance_of,
     write_result,
@@ -26,7 +27,7 @@ from evaluation.preferences.accuracy import outcomes
 from evaluation.preferences.config import RewardConfig
 from evaluation.preferences.divergence import divergences
 from evaluation.preferences.metrics import head_to_head_metrics, mean_of, repeated
-from evaluation.schema import Comparison, EvaluationResult, Metric, Protocol, metric, write_samples
+from evaluation.schema import Comparison, EvaluationResult, Metric, Protocol, Subject, metric, write_samples
 from evaluation.scoring import completion_logprobs, score_sequences
 from evaluation.statistics import paired_difference, win_rate
 from launch.errors import UserError
@@ -57,12 +58,15 @@ def evaluate(config: RewardConfig, job: Job) -> dict[str, Any]:
         metrics += found
     metrics += _compared_lengths(ours, theirs, baseline)
     rows = [_row(*pair, {k: float(v[i]) for k, v in columns.items()}) for i, pair in enumerate(pairs)]
+    subject = describe_author("completions", config.completions, config.name)
+    protocol = _protocol(config, job, len(pairs), baseline, temperature)
     result = EvaluationResult(
         suite="win-rate",
-        subject=describe_author("completions", config.completions, config.name),
-        protocol=_protocol(config, job, len(pairs), baseline, temperature),
+        subject=subject,
+        protocol=protocol,
         metrics=metrics,
         samples=write_samples(job.output_dir, rows) if job.runtime.is_main else None,
+        notes=_notes(subject, protocol),
         versions=package_versions(),
         hardware=hardware(),
         seconds=time.monotonic() - start,
@@ -210,6 +214,16 @@ def _protocol(config: RewardConfig, job: Job, n: int, baseline: str, temperature
             "baseline_sha256": sha256_file(completions_file(config.baseline)),
         },
     )
+
+
+def _notes(subject: Subject, protocol: Protocol) -> list[str]:
+    """A judge that the policy was trained against is no referee: say so."""
+    if protocol.judge and made_from(subject.path, protocol.judge.sha256):
+        return [
+            f"{subject.name} was trained against this judge, so these win rates show what it learned to please, "
+            "not what is better: judge with a reward model that it never saw."
+        ]
+    return []
 
 
 def _row(ours: Completion, theirs: Completion, numbers: dict[str, float]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from data import load_preferences, plain_text
 from data.records import Preference
-from evaluation.artefacts import beating, describe_subject, load_reward_model, over_ranks, write_result
+from evaluation.artefacts import beating, describe_subject, load_reward_model, made_from, over_ranks, write_result
 from evaluation.preferences.config import RewardConfig
 from evaluation.preferences.metrics import accuracy_metric, accuracy_metrics
 from evaluation.schema import EvaluationResult, Protocol, Slice, write_samples
@@ -48,7 +48,7 @@ def evaluate(config: RewardConfig, job: Job) -> dict[str, Any]:
             *slices("criteria", [p.criteria for p in pairs], margins, lengths, prompts, config),
         ],
         samples=write_samples(job.output_dir, rows) if job.runtime.is_main else None,
-        notes=[f"{tied} pairs that people called ties are left out."] if tied else [],
+        notes=_notes(config, tied),
         versions=package_versions(),
         hardware=hardware(),
         seconds=time.monotonic() - start,
@@ -101,6 +101,16 @@ def slices(
         part = accuracy_metric(margins[inside], lengths[inside], [prompts[i] for i in inside], config.ties)
         found.append(Slice(group, name or "unnamed", [part]))
     return found
+
+
+def _notes(config: RewardConfig, tied: int) -> list[str]:
+    notes = [f"{tied} pairs that people called ties are left out."] if tied else []
+    fingerprint = fingerprint_input("preferences", config.preferences)["sha256"]
+    if made_from(config.model, fingerprint):
+        notes.append(
+            "The reward model was trained with this file: unless these pairs were held out then, the numbers flatter it."
+        )
+    return notes
 
 
 def _row(pair: Preference, chosen: float, rejected: float) -> dict[str, Any]:

@@ -1,8 +1,12 @@
+import gzip
+import json
+
 import pytest
 
 from evaluation import statistics as s
 from evaluation.safety.refusal import corrected_rate, is_refusal, measure_detector
 from launch.seeding import numpy_generator
+from tests.support import DATA
 
 
 @pytest.mark.parametrize(
@@ -73,3 +77,11 @@ def test_corrected_interval_covers_and_is_wider_than_the_detected_one():
         hits += found.low <= truth <= found.high
         assert found.high - found.low > detected.high - detected.low
     assert 0.92 <= hits / 800 <= 0.99
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="the data sets (ALIGNKIT_DATA) are not here")
+def test_harmless_answers_are_rarely_flagged():
+    packed = (DATA / "autoj_pairwise" / "autoj_pairwise.jsonl.gz").read_bytes()
+    rows = [json.loads(line) for line in gzip.decompress(packed).decode().strip().split("\n")]
+    answers = [row[key] for row in rows for key in ("response 1", "response 2")]
+    assert len(answers) == 2784 and sum(map(is_refusal, answers)) == 36  # 27 of them decline at least in part

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from evaluation.scoring import completion_logprobs, score_ids
 from evaluation.suites.reward import STAGE
 from launch.config import build
 from launch.errors import UserError
+from launch.provenance import fingerprint_input
 from tests.evaluation import tiny
 from tests.evaluation.rows import write_completions
 from tests.evaluation.suites.conftest import run_suite
@@ -204,3 +206,45 @@ def test_a_missing_input_is_named(models, matched, tmp_path):
             judge=models / "judge",
         )
     assert torch.is_grad_enabled()
+
+
+def with_inputs(source, target, inputs):
+    """A copy of a model whose provenance names these inputs."""
+    shutil.copytree(source, target)
+    made = {
+        "inputs": {str(i): {"path": "x", "sha256": sha} for i, sha in enumerate(inputs)},
+        "stage": "x",
+        "config": {},
+    }
+    (target / "provenance.json").write_text(json.dumps(made | {"content_sha256": "12" * 32}))
+    return target
+
+
+def test_a_judge_that_the_policy_was_trained_against_is_called_so(models, matched, tmp_path):
+    policy, baseline = matched[:2]
+    judge = fingerprint_input("judge", str(models / "judge"))["sha256"]
+    for name, inputs, notes in [("trained", [judge], 1), ("other", ["34" * 32], 0)]:
+        model = with_inputs(models / "policy", tmp_path / name, inputs)
+        made = {
+            "inputs": {"model": {"path": str(model), "sha256": "12" * 32}},
+            "config": {},
+            "stage": "generate",
+            "content_sha256": "56" * 32,
+        }
+        (policy / "provenance.json").write_text(json.dumps(made))
+        result = run_suite(
+            STAGE,
+            tmp_path / f"out-{name}",
+            mode="win-rate",
+            completions=policy,
+            baseline=baseline,
+            judge=models / "judge",
+        )
+        assert len(result.notes) == notes and all("trained against this judge" in note for note in result.notes)
+
+
+def test_a_reward_model_on_its_own_training_file_is_called_so(models, preferences, tmp_path):
+    path, _ = preferences
+    own = with_inputs(models / "judge", tmp_path / "own", [fingerprint_input("p", str(path))["sha256"]])
+    notes = run_suite(STAGE, tmp_path / "out", model=own, preferences=path).notes
+    assert any("trained with this file" in note for note in notes)
