@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, gather_object
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, broadcast_object_list, gather_object
 from transformers.utils import logging as transformers_logging
 
 from launch.errors import UserError
@@ -116,11 +116,15 @@ def start_runtime(
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     chosen = _initial_precision(precision, on_gpu)
     group = InitProcessGroupKwargs(timeout=datetime.timedelta(seconds=timeout_s))
-    if not on_gpu and "RANK" in os.environ:  # without a launcher accelerate takes a named backend for a launched job
+    launched = "RANK" in os.environ
+    if not on_gpu and launched:  # without a launcher accelerate takes a named backend for a launched job
         group.backend = "gloo"
     if deepspeed:
         _give_deepspeed_groups_a_timeout(timeout_s)
     accelerator = Accelerator(
+        cpu=not on_gpu
+        and launched
+        and not deepspeed,  # else accelerate wraps nothing in DDP; with it, it drops DeepSpeed
         mixed_precision="bf16" if deepspeed and chosen == "bf16" else "no",
         kwargs_handlers=[group],
         log_with=trackers or None,
@@ -143,9 +147,11 @@ def _check_world(accelerator: Accelerator) -> None:
     """accelerate's world must be torch.distributed's and the launcher's: else every rank trains on all the data alone."""
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     real = dist.get_world_size() if dist.is_initialized() else 1
-    if not accelerator.num_processes == real == launched:
+    alone = accelerator.distributed_type == DistributedType.NO
+    if not accelerator.num_processes == real == launched or (alone and real > 1):
         raise UserError(
-            f"the launcher started {launched} processes, torch.distributed has {real}, accelerate sees {accelerator.num_processes}: "
+            f"the launcher started {launched} processes, torch.distributed has {real}, "
+            f"accelerate sees {accelerator.num_processes} ({accelerator.distributed_type}): "
             "these must be equal; start the job with `accelerate launch` and one of the configurations in launch/accelerate"
         )
 

@@ -107,6 +107,10 @@ def accelerate_launch(
     command = [
         str(Path(sys.executable).parent / "accelerate"),
         "launch",
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
         *flags,
         "--num_processes",
         str(processes),
