@@ -49,6 +49,7 @@ def test_two_processes_give_the_losses_of_one(words, tmp_path, recipe, optimizer
         "alignment.pretrain", [*words, "--output_dir", str(two)], 2, ["--config_file", str(config)]
     )
     assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads((two / "provenance.json").read_text())["world"] == 2
     assert len(losses(one)) == 10
     assert np.abs(losses(two) - losses(one)).max() < 1e-4
     held = [read_metrics(folder)[-1]["heldout/nats_per_token"] for folder in (one, two)]
