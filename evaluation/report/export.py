@@ -83,14 +83,14 @@ def to_markdown(boards: Sequence[Leaderboard], warnings: Sequence[str], title: s
     for board in boards:
         view = board_view(board, {row.name: 0 for row in board.rows})
         heads = ["Model"]
-        for column in view.columns:
+        for column in view.table.columns:
             unit = f" ({unit_of(column)})" if column.unit else ""
             heads.append(f"{markdown_text(column.title)}{markdown_text(unit)} {column.arrow}".strip())
         parts += [f"## {markdown_text(board.title)}", ""]
         if view.sentence:
             parts += [markdown_text(view.sentence), ""]
-        parts += [_line(heads), _line(["---"] + ["---:"] * len(view.columns))]
-        for row in view.rows:
+        parts += [_line(heads), _line(["---"] + ["---:"] * len(view.table.columns))]
+        for row in view.table.rows:
             cells = []
             for cell in row.cells:
                 rank = f"({cell.rank})" if cell.rank else ""

@@ -7,6 +7,7 @@ column entries whose intervals overlap share a rank; an entry without an interva
 from __future__ import annotations
 
 import hashlib
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -178,8 +179,12 @@ def column_key(result: EvaluationResult, entry: Metric) -> str:
 
 
 def protocol_hash(protocol: Protocol) -> str:
-    """Twelve hex digits that are equal for equal protocols. The hash of the subject's own completions is left out."""
+    """Twelve hex digits that are equal for comparable protocols.
+
+    Left out is what each subject has of its own: the seeds of its samples and the hash of its completions.
+    """
     record = to_dict(protocol)
+    record.pop("seeds")
     record["settings"].pop("completions_sha256", None)
     return hashlib.sha256(canonical_json(record).encode()).hexdigest()[:12]
 
@@ -189,7 +194,7 @@ def _column(key: str, pairs: list[tuple[EvaluationResult, Metric]]) -> Column:
     widths = [(m.ci_high - m.ci_low) / 2 for _, m in pairs if m.ci_high is not None and m.ci_low is not None]
     scale = 100 if entry.unit == "share" else 1
     values = [abs(m.value) for _, m in pairs if m.value is not None]
-    half = min((w for w in widths if w > 0), default=None)
+    half = statistics.median([w for w in widths if w > 0] or [0.0])
     return Column(
         key=key,
         name=entry.name,
@@ -202,7 +207,7 @@ def _column(key: str, pairs: list[tuple[EvaluationResult, Metric]]) -> Column:
         description=entry.description,
         baseline=entry.baseline,
         headline=is_headline(entry.name),
-        decimals=decimals_for(half * scale if half else None, scale * max(values, default=0.0)),
+        decimals=decimals_for(half * scale, scale * max(values, default=0.0)),
     )
 
 

@@ -29,7 +29,12 @@ HEADLINE: dict[str, str] = {
     r"bits_per_byte": "Bits per byte",
     r"perplexity(_token)?": "Perplexity",
     r"mean_length": "Mean length",
-    r"(harmful_compliance|over_refusal|refusal|unsafe|toxicity|lexicon|personal_data|copied)\w*": "",
+    r"unsafe_compliance_rate": "Unsafe compliance",
+    r"over_refusal_rate": "Over-refusal",
+    r"copied_rate": "Copied text",
+    r"personal_data_rate": "Personal data",
+    r"lexicon_rate": "Listed terms",
+    r"degenerate_rate": "Degenerate",
 }
 _PATTERNS = [re.compile(pattern) for pattern in HEADLINE]
 

@@ -36,13 +36,13 @@ def print_leaderboard(
 def _table(view: BoardView) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("")
-    for row in view.rows:
+    for row in view.table.rows:
         table.add_column(Text(visible(row.name), style="italic" if row.reference else "bold"), justify="right")
-    for index, column in enumerate(view.columns):
+    for index, column in enumerate(view.table.columns):
         head = Text(f"{visible(column.title)} {column.arrow}".strip())
         if column.unit:
             head.append(f"\n{visible(unit_of(column))}", style="dim")
-        table.add_row(head, *(_cell(row.cells[index]) for row in view.rows))
+        table.add_row(head, *(_cell(row.cells[index]) for row in view.table.rows))
     return table
 
 

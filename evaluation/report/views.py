@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from markupsafe import Markup
@@ -85,24 +85,44 @@ class Figure:
 
 
 @dataclass(frozen=True)
+class TableView:
+    """Some columns of a leaderboard."""
+
+    caption: str
+    columns: list[Column]
+    rows: list[RowView]
+
+
+@dataclass(frozen=True)
 class BoardView:
-    """A leaderboard with its figures."""
+    """A leaderboard with its figures. A page sets `tables` one below the other; they are `table` in parts."""
 
     title: str
     anchor: str
     sentence: str
-    columns: list[Column]
-    rows: list[RowView]
+    table: TableView
+    tables: list[TableView]
     figures: list[Figure]
-    others: list[Column] = field(default_factory=list)
 
 
 def board_view(board: Leaderboard, colors: dict[str, int]) -> BoardView:
-    """The table of the headline columns and a figure for each of them."""
+    """The headline columns as a table, and a figure for each of them."""
     columns = board.headline
+    parts = [("", [c for c in columns if c.suite != "safety"]), ("Safety", [c for c in columns if c.suite == "safety"])]
+    return BoardView(
+        title=board.title,
+        anchor=anchor(board.title),
+        sentence=sentence(board),
+        table=table_view(board, "", columns, colors),
+        tables=[table_view(board, caption, part, colors) for caption, part in parts if part],
+        figures=[figure for column in columns if (figure := figure_of(board, column, colors))],
+    )
+
+
+def table_view(board: Leaderboard, caption: str, columns: list[Column], colors: dict[str, int]) -> TableView:
+    """The rows of some columns; a row that has none of them, not even as their baseline, is left out."""
     rows = [RowView(r.name, r.reference, colors[r.name], [cell_view(r, c) for c in columns]) for r in board.rows]
-    figures = [figure for column in columns if (figure := figure_of(board, column, colors))]
-    return BoardView(board.title, anchor(board.title), sentence(board), columns, rows, figures)
+    return TableView(caption, columns, [row for row in rows if any(c.value or c.note for c in row.cells)])
 
 
 def cell_view(row: Row, column: Column) -> CellView:

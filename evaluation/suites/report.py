@@ -66,8 +66,12 @@ def run(config: ReportConfig, job: Job) -> dict[str, Any]:
 
 
 def all_warnings(found: Collection, boards: Sequence[Leaderboard]) -> list[str]:
-    """Those of the leaderboards, the notes of the results, and those about the code, each once."""
-    notes = [f"{e.result.subject.name}, {e.result.suite}: {note}" for e in found.results for note in e.result.notes]
+    """Those of the leaderboards, the notes of the results with the subjects they are about, and those about the code."""
+    about: dict[str, dict[str, None]] = {}
+    for entry in found.results:
+        for note in entry.result.notes:
+            about.setdefault(note, {})[entry.result.subject.name] = None
+    notes = [f"{', '.join(names)}: {note}" for note, names in about.items()]
     return list(dict.fromkeys([*(line for board in boards for line in board.warnings), *notes, *found.warnings]))
 
 

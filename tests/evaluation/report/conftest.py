@@ -222,6 +222,24 @@ def text_result(root, name, bits, length, seed):
     ).save(folder)
 
 
+def safety_result(root, name, copied, seed):
+    folder = root / f"safety-{name}"
+    folder.mkdir(parents=True)
+    flags = {"copied_rate": copied, "degenerate_rate": 3, "personal_data_rate": 0}
+    metrics = [
+        metric(label, win_rate(np.repeat([1.0, 0.0], [count, 400 - count])), "completions", higher_is_better=False, unit="share")
+        for label, count in flags.items()
+    ]  # fmt: skip
+    EvaluationResult(
+        suite="safety",
+        subject=Subject(name, "language model", str(root / name), f"{dict(sft=2, dpo=12, ppo=11)[name]:064x}"),
+        protocol=Protocol("prompts::eval", "e" * 64, 400, settings={"copied_length": 50}),
+        metrics=metrics,
+        notes=["Personal data is found by its form."],
+        created=f"2026-11-21T04:{seed:02d}:00+00:00",
+    ).save(folder)
+
+
 def reward_result(root, name, accuracy, seed):
     folder = root / f"accuracy-{name}"
     folder.mkdir(parents=True)
@@ -312,6 +330,8 @@ def write_results(root):
         ("ppo", 2.46, 15, 4),
     ):
         text_result(root, name, bits, length, seed)
+    for name, copied, seed in (("sft", 12, 1), ("dpo", 9, 2), ("ppo", 31, 3)):
+        safety_result(root, name, copied, seed)
     duel_result(root, "ppo", 0.66, 0.62, 11)
     duel_result(root, "dpo", 0.58, 0.55, 12)
     reward_result(root, "reward", 0.68, 13)

@@ -11,7 +11,7 @@ from launch.errors import UserError
 
 def test_everything_is_found_and_parents_come_first(lifecycle):
     found = collect([lifecycle])
-    assert len(found.results) == 17 and len(found.stages) == 13
+    assert len(found.results) == 20 and len(found.stages) == 13
     names = [stage.name for stage in found.stages]
     parents = {stage.name: {names[p] for p in stage.parents} for stage in found.stages}
     assert parents["ppo"] == {"sft", "reward"} and parents["dpo"] == {"sft", "pairs"} and parents["pretrain"] == set()
@@ -31,7 +31,7 @@ def test_what_is_not_entered(lifecycle, tmp_path):
     for name in ("report", ".hidden", "checkpoints", "ppo.previous"):
         shutil.copytree(lifecycle / "text-sft", root / name)
     (root / "loop").symlink_to(root)
-    assert len(collect([root], leave_out=root / "report").results) == 17
+    assert len(collect([root], leave_out=root / "report").results) == 20
 
 
 def test_a_file_inside_a_stage_leads_to_that_stage(lifecycle, tmp_path):

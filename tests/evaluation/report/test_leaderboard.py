@@ -44,10 +44,10 @@ def test_golden_rows():
     assert [c.name for c in board.columns] == ["win_rate", "bits_per_byte"]
     assert board.primary.name == "win_rate"
     view = board_view(board, dict.fromkeys(("ppo", "kto", "dpo", "sft"), 0))
-    assert [(c.value, c.interval, c.rank, c.note) for c in view.rows[0].cells] == [
+    assert [(c.value, c.interval, c.rank, c.note) for c in view.table.rows[0].cells] == [
         ("70.0", "[65.0, 75.0]", "1", ""), ("", "", "", ""),
     ]  # fmt: skip
-    assert view.rows[3].cells[0].note == "baseline"
+    assert view.table.rows[3].cells[0].note == "baseline"
     assert sentence(board) == "ppo leads on win rate against sft: 70.0 % [65.0, 75.0]."
 
 
@@ -99,8 +99,9 @@ def test_two_protocols_are_two_columns():
     assert "accuracy was measured under 2 protocols" in board.warnings[0]
 
 
-def test_the_hash_of_a_policys_own_completions_does_not_part_columns():
-    protocols = [dataclasses.replace(PROTOCOL, settings={"completions_sha256": x}) for x in "ab"]
+def test_a_policys_own_seed_and_completions_do_not_part_columns():
+    own = [(1, "a"), (2, "b")]
+    protocols = [dataclasses.replace(PROTOCOL, seeds=[s], settings={"completions_sha256": x}) for s, x in own]
     results = [result(x, number("win_rate", 0.5, 0.4, 0.6), protocol=p) for x, p in zip("ab", protocols)]
     assert len(Leaderboard(results).columns) == 1
 
@@ -173,7 +174,7 @@ def test_an_undefined_number_keeps_its_reason():
     undefined = Metric("accuracy", None, 0, higher_is_better=True, note="all pairs are ties")
     board = Leaderboard([result("a", undefined), result("b", number("accuracy", 0.6, 0.5, 0.7))])
     view = board_view(board, {"a": 0, "b": 1})
-    assert [row.name for row in board.rows] == ["b", "a"] and view.rows[1].cells[0].note == "all pairs are ties"
+    assert [row.name for row in board.rows] == ["b", "a"] and view.table.rows[1].cells[0].note == "all pairs are ties"
 
 
 @pytest.mark.parametrize(
