@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 import torch
 
+from evaluation.preferences.accuracy import outcomes
 from evaluation.preferences.divergence import divergences
+from evaluation.preferences.length import length_controlled_win_rate
 from evaluation.schema import read_samples
 from evaluation.scoring import completion_logprobs, score_ids
 from evaluation.suites.reward import STAGE
@@ -111,7 +113,10 @@ def test_win_rate_mode(models, matched, tmp_path):
     length = result.metric("mean_length")
     assert length.value == pytest.approx(np.mean([len(t) + 1 for t in ours]))
     assert length.comparison.difference == pytest.approx(np.mean([len(a) - len(b) for a, b in zip(ours, theirs)]))
-    assert 0 < result.metric("win_rate_length_controlled").value < 1
+    lengths = [len(a) - len(b) for a, b in zip(ours, theirs)]
+    controlled = length_controlled_win_rate(outcomes(mine - other), lengths)
+    assert result.metric("win_rate_length_controlled").value == pytest.approx(controlled.value, abs=1e-4)
+    assert result.metric("win_rate_by_length").value == pytest.approx(outcomes(lengths).mean())  # 19/24, not 5/24
     assert result.protocol.judge.path.endswith("judge") and result.protocol.settings["kl_temperature"] == 0.7
     rows = read_samples(tmp_path / "out", result.samples)
     assert rows[3]["completion"] == ours[3] and rows[3]["kl_k1"] == pytest.approx(k1[3], rel=1e-3)
