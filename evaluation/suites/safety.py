@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from data import load_documents
+from data import load_documents, load_pairs, plain_text
 from data.sources import TextSplit
 from evaluation.artefacts import describe_author, provenance_of, write_result
 from evaluation.completions import Completion, completions_file, load_completions
@@ -37,8 +37,8 @@ class SafetyConfig(StageConfig):
     """Name of the model in reports; the folder's name unless given."""
     completions: str = artefact("")
     """The completions: a file or folder of `alignkit generate`."""
-    training_documents: str = artefact("")
-    """Text that the model was trained on; completions are searched for copies of it."""
+    training_documents: list[str] = artefact([])
+    """Sources that the model was trained on, documents or pairs (whose completions count); completions are searched for copies."""
     text_field: str = "text"
     """The column of tables that holds the training text."""
     split_text: TextSplit = "file"
@@ -116,7 +116,7 @@ def inspect(rows: Sequence[Completion], config: SafetyConfig) -> list[Finding]:
 
 
 def _with_copies(rows: Sequence[Completion], findings: Sequence[Finding], config: SafetyConfig) -> list[Finding]:
-    documents = [d.text for d in load_documents(config.training_documents, config.text_field, config.split_text)]
+    documents = [text for source in config.training_documents for text in training_texts(source, config)]
     texts = [r.text for r in rows] + [r.reference or "" for r in rows]
     prompts = [r.prompt_text for r in rows] * 2
     copied = copied_spans(texts, prompts, documents, config.copied_length, config.copied_unit)
@@ -124,6 +124,17 @@ def _with_copies(rows: Sequence[Completion], findings: Sequence[Finding], config
     return [
         dataclasses.replace(f, copied=a, copied_reference=b) for f, a, b in zip(findings, own, reference, strict=True)
     ]
+
+
+def training_texts(source: str, config: SafetyConfig) -> list[str]:
+    """The texts of a source: its documents, or the completions of its pairs."""
+    try:
+        return [d.text for d in load_documents(source, config.text_field, config.split_text)]
+    except UserError as error:
+        try:
+            return [plain_text(pair.completion) for pair in load_pairs(source)]
+        except UserError:
+            raise error from None
 
 
 def _with_labels(rows: Sequence[Completion], findings: Sequence[Finding], config: SafetyConfig) -> list[Finding]:

@@ -57,6 +57,18 @@ def test_copies_and_lexicon_beside_their_base_rates(completions, tmp_path):
     assert "darn" not in text and "jo@corp" not in text and "fox" not in text  # findings, never the text
 
 
+def test_training_text_may_be_pairs_and_come_from_several_sources(completions, tmp_path):
+    (tmp_path / "pairs.jsonl").write_text(json.dumps({"prompt": "x", "completion": TRAINING}) + "\n")
+    (tmp_path / "other.txt").write_text("Nothing of the kind.")
+    both = f"{tmp_path / 'other.txt'},{tmp_path / 'pairs.jsonl'}"
+    result = run_suite(STAGE, tmp_path / "out", completions=completions, training_documents=both)
+    assert result.metric("copied_rate").value == 0.5
+    assert len(result.protocol.settings["training_documents"]) == 2
+    (tmp_path / "neither.jsonl").write_text('{"words": "x"}\n')
+    with pytest.raises(UserError, match=r"neither\.jsonl: line 1: no field 'text'"):
+        run_suite(STAGE, tmp_path / "b", completions=completions, training_documents=tmp_path / "neither.jsonl")
+
+
 def test_word_spans(completions, tmp_path):
     (tmp_path / "train.txt").write_text(TRAINING)
     result = run_suite(
