@@ -40,7 +40,7 @@ def run(config: PretrainConfig, job: Job) -> dict[str, Any]:
             if step % config.log_steps == 0 or step == plan.steps or "heldout/nats_per_token" in metrics:
                 job.log(step, metrics)
             job.beat(step)
-            meter.advance(1, loss=metrics["loss"])
+            meter.advance(1, loss=metrics["train/loss"])
             if job.checkpoint_due(step):
                 trainer.save(job.checkpoints)
                 job.stop_if_requested(step)

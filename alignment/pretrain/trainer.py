@@ -93,12 +93,12 @@ class Pretrainer:
         norm = self.engine.step()
         self.step += 1
         return {
-            "loss": loss,
-            "grad_norm": norm,
-            "learning_rate": plan.learning_rate * factor,
-            "matrix_learning_rate": plan.matrix_learning_rate * factor,
-            "tokens": float(self.step * plan.batch_tokens),
-            "epoch": self.step * plan.batch_rows / self.train_rows.count,
+            "train/loss": loss,
+            "train/grad_norm": norm,
+            "train/lr": plan.learning_rate * factor,
+            "train/matrix_lr": plan.matrix_learning_rate * factor,
+            "train/tokens": float(self.step * plan.batch_tokens),
+            "train/epoch": self.step * plan.batch_rows / self.train_rows.count,
             **self._speed(plan.batch_tokens, time.perf_counter() - started),
         }
 

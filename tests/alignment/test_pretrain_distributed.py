@@ -37,7 +37,7 @@ def words(tmp_path_factory):
 
 
 def losses(folder):
-    return np.array([row["loss"] for row in read_metrics(folder) if "loss" in row])
+    return np.array([row["train/loss"] for row in read_metrics(folder) if "train/loss" in row])
 
 
 @pytest.mark.parametrize(("recipe", "optimizer"), [("cpu_ddp2", "muon"), ("zero2", "adamw"), ("zero3", "adamw")])

@@ -60,7 +60,7 @@ def make_trainer(config, runtime):
 def train(trainer, updates=None):
     losses = []
     while trainer.step < (updates or trainer.plan.steps):
-        losses.append(trainer.update()["loss"])
+        losses.append(trainer.update()["train/loss"])
     return losses
 
 
@@ -77,7 +77,7 @@ def equal(a, b):
 
 def test_first_loss_is_the_entropy_of_a_uniform_guess(sources, runtime):
     trainer = make_trainer(make_config(sources), runtime)
-    assert trainer.update()["loss"] == pytest.approx(math.log(261), abs=1e-6)
+    assert trainer.update()["train/loss"] == pytest.approx(math.log(261), abs=1e-6)
 
 
 def test_losses_are_those_of_an_independent_loop(sources, runtime):
@@ -241,7 +241,14 @@ def test_provenance_holds_the_plan_and_the_measured_precision(artefact):
     assert provenance["choices"]["precision"] in ("fp32", "bf16")
     assert provenance["summary"]["parameters_used"] < provenance["summary"]["parameters"]
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert {"loss", "learning_rate", "grad_norm", "tokens", "epoch", "perf/tokens_per_second"} <= rows[0].keys()
+    assert {
+        "train/loss",
+        "train/lr",
+        "train/grad_norm",
+        "train/tokens",
+        "train/epoch",
+        "perf/tokens_per_second",
+    } <= rows[0].keys()
     assert "perf/mfu" not in rows[0]  # a CPU has no entry in the table
     assert [row["step"] for row in rows if "heldout/bits_per_byte" in row] == [16, 32]
 
