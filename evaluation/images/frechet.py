@@ -73,7 +73,7 @@ def covariance_factor(covariance: ArrayLike) -> Array:
     """F (D, K) with F F^T = covariance; K is D, or the rank where the matrix is singular."""
     matrix = np.asarray(covariance, dtype=np.float64)
     try:
-        return np.linalg.cholesky(matrix)
+        return np.linalg.cholesky(matrix).astype(np.float64)
     except np.linalg.LinAlgError:
         values, vectors = np.linalg.eigh(matrix)
         keep = values > values.max(initial=0.0) * len(values) * np.finfo(np.float64).eps

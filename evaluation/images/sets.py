@@ -48,7 +48,7 @@ class ImageSet:
 def image_set(images: np.ndarray, labels: np.ndarray | None, source: str, compression: str = "none") -> ImageSet:
     """A set with the hash of its shape and pixels."""
     digest = hashlib.sha256(repr(images.shape).encode())
-    digest.update(np.ascontiguousarray(images))
+    digest.update(images.tobytes())
     return ImageSet(images, labels, source, compression, digest.hexdigest())
 
 

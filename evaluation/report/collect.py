@@ -154,12 +154,12 @@ def _in_order(runs: dict[Path, dict[str, Any]]) -> list[FoundStage]:
 
 def _code_warnings(stages: Sequence[FoundStage]) -> list[str]:
     """Warnings about code: changes that were not committed, and more than one version."""
+    codes = [(stage.name, stage.provenance.get("code") or {}) for stage in stages]
+    commits = sorted({str(code["commit"])[:10] for _, code in codes if code.get("commit")})
+    dirty = [name for name, code in codes if code.get("dirty")]
     warnings = []
-    codes = {(s.provenance.get("code") or {}).get("commit") for s in stages} - {None}
-    dirty = [s.name for s in stages if (s.provenance.get("code") or {}).get("dirty")]
-    if len(codes) > 1:
-        short = ", ".join(sorted(c[:10] for c in codes))
-        warnings.append(f"The stages ran with different versions of the code: {short}.")
+    if len(commits) > 1:
+        warnings.append(f"The stages ran with different versions of the code: {', '.join(commits)}.")
     if dirty:
         warnings.append(f"Run from code with uncommitted changes: {', '.join(dirty)}.")
     return warnings

@@ -219,7 +219,9 @@ def _rank(column: Column, rows: list[Row]) -> None:
     if len(ranked) < 2:
         return
     metrics = [row.cells[column.key].metric for row in ranked]
-    groups = significance_groups([m.ci_low for m in metrics], [m.ci_high for m in metrics], column.higher_is_better)
+    lows = [m.ci_low for m in metrics if m.ci_low is not None]
+    highs = [m.ci_high for m in metrics if m.ci_high is not None]
+    groups = significance_groups(lows, highs, column.higher_is_better)
     for row, rank in zip(ranked, groups, strict=True):
         row.cells[column.key] = replace(row.cells[column.key], rank=rank, tied=groups.count(rank) > 1)
 

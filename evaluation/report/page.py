@@ -15,11 +15,12 @@ from markupsafe import Markup
 from evaluation.report.charts import POINTS
 from evaluation.report.collect import Collection, FoundResult
 from evaluation.report.leaderboard import Leaderboard
+from evaluation.report.media import curves_of, pictures_of
 from evaluation.report.samples import SampleSection
 from evaluation.report.stages import code_of, graph_of, stage_view
 from evaluation.report.tables import comparison_rows, evaluation_view, has_matrix, matrix_of
 from evaluation.report.text import decimals_for, format_number, format_seconds, shorten, visible
-from evaluation.report.views import COLORS, BoardView, board_view, curves_of, pictures_of, unit_of
+from evaluation.report.views import COLORS, BoardView, board_view, unit_of
 
 HERE = Path(__file__).parent
 

@@ -39,7 +39,7 @@ def comparison_rows(boards: Sequence[Leaderboard]) -> list[ComparisonRow]:
         if (cell := row.cells.get(column.key)) and cell.metric.comparison
     ]
     tested = [m.comparison.p_value for _, _, m in found if m.comparison and m.comparison.p_value is not None]
-    adjusted = iter(holm(tested) if tested else [])
+    adjusted = iter(holm(tested).tolist() if tested else [])
     rows = []
     for name, column, entry in found:
         c = entry.comparison
@@ -51,7 +51,7 @@ def comparison_rows(boards: Sequence[Leaderboard]) -> list[ComparisonRow]:
         sign = "+" if c.difference > 0 else ""
         difference = f"{sign}{format_number(c.difference * factor, column.decimals)} {unit}".strip()
         interval = format_interval(low, high, column.decimals)
-        corrected = format_p(None if c.p_value is None else float(next(adjusted)))
+        corrected = format_p(None if c.p_value is None else next(adjusted))
         rows.append(
             ComparisonRow(
                 name, column.title, c.baseline, difference, interval, c.n, format_p(c.p_value), corrected, c.test

@@ -1,17 +1,14 @@
-"""What the page shows of leaderboards and logs: texts, charts and pictures, ready for the template."""
+"""What the page shows of leaderboards: texts and dot plots, ready for the template."""
 
 from __future__ import annotations
 
-import base64
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from markupsafe import Markup
 
-from evaluation.report.charts import Curve, Scale, curve, whisker
-from evaluation.report.collect import FoundResult, FoundStage
+from evaluation.report.charts import Scale, whisker
 from evaluation.report.leaderboard import Column, Leaderboard, Row
 from evaluation.report.text import format_interval, format_number, format_p
 from evaluation.schema import Metric
@@ -19,7 +16,6 @@ from evaluation.schema import Metric
 COLORS = 8
 CHANCE = {"win_rate": 0.5, "auc": 0.5}
 """Metrics (by the beginning of their names) whose neutral value a chart marks."""
-LARGEST_PICTURE = 2_000_000
 
 
 def anchor(text: str) -> str:
@@ -226,104 +222,3 @@ def inside_sentence(title: str) -> str:
     """A title inside a sentence: names and acronyms keep their capitals."""
     keeps = title[:2].isupper() or title.startswith(("Fréchet", "Inception"))
     return title if keeps else title[:1].lower() + title[1:]
-
-
-# ---------------------------------------------------------------------------------------------- pictures
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """The image grid of one result, and its images above their nearest real ones, as data URIs."""
-
-    name: str
-    reference: bool
-    grid: Markup
-    neighbours: Markup
-    caption: str
-
-
-def pictures_of(found: Sequence[FoundResult]) -> list[Pictures]:
-    """The grids beside the results of image sets, in the order of the results."""
-    shown = []
-    for entry in found:
-        if (entry.folder / "grid.png").is_file():
-            kind = entry.result.subject.kind
-            caption = f"{entry.result.metrics[0].n:,} images measured; the first 64 are shown"
-            grid, neighbours = (data_uri(entry.folder / name) for name in ("grid.png", "neighbours.png"))
-            shown.append(Pictures(entry.result.subject.name, kind == "images", grid, neighbours, caption))
-    return shown
-
-
-def data_uri(path: Path) -> Markup:
-    """A PNG file as a data URI, which needs no escaping; empty when it is absent, too large, or no PNG."""
-    if not path.is_file() or path.stat().st_size > LARGEST_PICTURE:
-        return Markup("")
-    content = path.read_bytes()
-    if not content.startswith(b"\x89PNG\r\n"):
-        return Markup("")
-    return Markup("data:image/png;base64,") + base64.b64encode(content).decode()
-
-
-# ---------------------------------------------------------------------------------------------- curves
-
-# Names of logged numbers, the telling ones first; those below are shown, the others are folded away.
-TELLING = [
-    r"(train_)?loss|(train|loss)/(loss|total|nll)",
-    r"eval_loss|.*bits_per_byte|.*bpb|eval/.*|val.*",
-    r"reward/score|reward",
-    r"kl/k1|kl(/.*)?",
-    r".*accuracy|.*acc",
-    r"entropy|policy/entropy",
-    r".*length",
-    r".*clip_?frac(tion)?",
-    r".*explained_variance",
-    r"lr|learning_rate",
-    r"loss/.*|.*_loss",
-]
-_TELLING = [re.compile(pattern) for pattern in TELLING]
-SHOWN_CURVES = 6
-
-
-@dataclass(frozen=True)
-class StageCurves:
-    """The curves of one stage: those shown and those folded away."""
-
-    name: str
-    color: int
-    main: list[Curve]
-    more: list[Curve]
-
-
-def curves_of(stage: FoundStage, color: int) -> StageCurves | None:
-    """The curves of a stage's log; None without any. Names that begin with `perf/` depend on the machine: folded away."""
-    series: dict[str, tuple[list[int], list[float]]] = {}
-    for row in stage.log:
-        for name, value in row.items():
-            number = _number(value)
-            if name != "step" and number is not None:
-                steps, values = series.setdefault(name, ([], []))
-                steps.append(int(row.get("step", len(steps))))
-                values.append(number)
-    curves = [c for name, (steps, values) in series.items() if (c := curve(name, steps, values, color))]
-    if not curves:
-        return None
-    curves.sort(key=lambda c: (_telling(c.name), c.name))
-    count = sum(_telling(c.name) < len(_TELLING) for c in curves)
-    cut = min(count or SHOWN_CURVES, SHOWN_CURVES)
-    return StageCurves(stage.name, color, curves[:cut], curves[cut:])
-
-
-def _telling(name: str) -> int:
-    if name.startswith("perf/"):
-        return len(_TELLING) + 1
-    return next((i for i, pattern in enumerate(_TELLING) if pattern.fullmatch(name)), len(_TELLING))
-
-
-def _number(value: object) -> float | None:
-    """A logged value; NaN and infinity are logged as text."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        return None
-    try:
-        return float(value)
-    except ValueError:
-        return None

@@ -7,7 +7,7 @@ number of images against the same reference, from one pass of the extractor, whi
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -26,10 +26,10 @@ from evaluation.images.fidelity import (
 )
 from evaluation.images.grid import image_grid, save_png
 from evaluation.images.intervals import frechet_estimate, inception_estimate, kernel_estimate
-from evaluation.images.metrics import precision_recall_density_coverage, shuffled
+from evaluation.images.metrics import Manifold, precision_recall_density_coverage, shuffled
 from evaluation.images.sets import EMBEDDED, ImageSet, content_fractions, image_set, load_images
 from evaluation.schema import EvaluationResult, Metric, Protocol, Subject, metric, write_samples
-from evaluation.statistics import mean, proportion
+from evaluation.statistics import Estimate, mean, proportion
 from launch.errors import UserError
 from launch.provenance import hardware, package_versions
 from launch.seeding import numpy_generator
@@ -220,8 +220,8 @@ def image_metrics(found: Features, real: Features, extractor: Extractor, splits:
     ]
 
 
-def _manifold_metrics(manifold: Any, extractor: Extractor, n: int) -> list[Metric]:
-    meanings = {
+def _manifold_metrics(manifold: Manifold, extractor: Extractor, n: int) -> list[Metric]:
+    meanings: dict[str, tuple[str, Callable[[Any], Estimate]]] = {
         "precision": ("Share of generated images that lie among real ones (k = 3)", proportion),
         "recall": ("Share of real images that lie among generated ones (k = 3)", proportion),
         "density": ("Mean number of real neighbourhoods around a generated image, over k = 3", mean),

@@ -28,8 +28,16 @@ def save(folder, images):
     return str(folder)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def trained_once(digits_extractor):
+    """The stage trains its extractor anew each time, always to the same weights: the tests share one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("evaluation.suites.images.prepare_digits", lambda folder: digits_extractor)
+        yield
+
+
 @pytest.fixture(scope="module")
-def evaluated(tmp_path_factory):
+def evaluated(tmp_path_factory, trained_once):
     root = tmp_path_factory.mktemp("images")
     digits = load_images("embedded:digits").images
     draw = np.random.default_rng(0).normal(0, 70, digits[:400].shape)

@@ -114,7 +114,7 @@ def test_the_page_is_whole(written):
         "13 in 6 min 35 s", "Without an interval, and so not ranked: distinct_2.", "gold, reward: 4 pairs that people called ties",
         "+16.0 vs an even match, p < .001", "Trained on", "Control, real against real: 0.510", "Largest gains over sft",
         "Most firmly wrong: gold", "explained_variance", "1 value was NaN or infinite", "made from", "reward, sft",
-        "learning_rate: 0.001", "jackknife over 20 blocks, log scale", "protocol: judge", "2 more curves of ppo",
+        "learning_rate: 0.001", "jackknife over 20 blocks, log scale", "protocol: judge", "1 more curve of ppo",
     ):  # fmt: skip
         assert part in text, part
     pictures = [attrs for tag, attrs in page.tags if tag == "img"]
