@@ -15,7 +15,7 @@ from trl import DPOTrainer
 from alignment.dpo import DPOConfig
 from alignment.trl_stage.config import training_arguments
 from alignment.trl_stage.encode import encode_completions, encode_prompts, keep_fitting
-from alignment.trl_stage.models import context_length, load_causal, load_tokenizer, save_artefact
+from alignment.trl_stage.models import context_length, load_causal, load_tokenizer, save_artefact, switch_off_dropout
 from alignment.trl_stage.preferences import load_preference_split
 from alignment.trl_stage.trainer import Batch, StageTrainer, settle_precision, train
 from data import Preference
@@ -38,11 +38,9 @@ class PolicyTrainer(StageTrainer, DPOTrainer):
         mask = batch["completion_mask"]
         labels = batch["input_ids"].masked_fill(mask == 0, -100)
         inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
-        ratios = [
-            model(**inputs, labels=labels, fused_lm_head=True).log_probs.double().sum(1)
-            for model in (self.model_wrapped, self.ref_model)
-        ]
-        chosen_B, rejected_B = (ratios[0] - ratios[1]).chunk(2)
+        models: list[Any] = [self.model_wrapped, self.ref_model]
+        logprobs = [model(**inputs, labels=labels, fused_lm_head=True).log_probs.double().sum(1) for model in models]
+        chosen_B, rejected_B = (logprobs[0] - logprobs[1]).chunk(2)
         margin_B = self.beta * (chosen_B - rejected_B)[:real]
         sums = [-F.logsigmoid(margin_B).sum(), (margin_B > 0).sum(), margin_B.sum(), torch.tensor(real)]
         return torch.stack([value.double().cpu() for value in sums])
@@ -74,6 +72,8 @@ def run(config: DPOConfig, job: Job) -> dict[str, Any]:
     tokenizer = load_tokenizer(config.model)
     model = load_causal(config.model, tokenizer)
     reference = load_causal(config.reference or config.model, tokenizer).eval().requires_grad_(False)
+    for each in (model, reference):
+        switch_off_dropout(each)
     limit = context_length(model.config, config.max_length)
     train_pairs, eval_pairs = load_preference_split(config)
     rows, too_long = make_rows(tokenizer, train_pairs, limit)

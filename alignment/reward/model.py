@@ -23,8 +23,6 @@ class RewardModel:
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         self.model, self.tokenizer = model.eval().requires_grad_(False), tokenizer
-        if hasattr(model, "score"):
-            keep_head_in_fp32(model)
 
     @classmethod
     def from_pretrained(
@@ -61,13 +59,11 @@ class RewardModel:
 
     def encode(self, prompts: Sequence[Turns], completions: Sequence[Turns]) -> list[list[int]]:
         """Token ids of prompt + completion + EOS; messages go through the tokenizer's chat template."""
-        from alignment.trl_stage.encode import encode_completions, encode_prompts
+        from evaluation.scoring import encode
 
         if len(prompts) != len(completions):
             raise ValueError(f"{len(prompts)} prompts and {len(completions)} completions; give one for each")
-        heads = encode_prompts(self.tokenizer, prompts)
-        tails = encode_completions(self.tokenizer, prompts, completions)
-        return [head + tail for head, tail in zip(heads, tails, strict=True)]
+        return encode(self.tokenizer, prompts, completions)
 
     def score(self, prompts: Sequence[Turns], completions: Sequence[Turns], batch_tokens: int = 8192) -> list[float]:
         """Rewards of completions, read at their EOS; they do not depend on what else is scored with them.
@@ -94,23 +90,6 @@ class RewardModel:
         """Whether token ids of another tokenizer mean the same here, so that `score_tokens` may be given them."""
         mine = self.tokenizer
         return mine.get_vocab() == other.get_vocab() and mine.eos_token_id == other.eos_token_id
-
-
-def keep_head_in_fp32(model: Any) -> None:
-    """Let the head of a decoder compute in float32 whatever the precision around it.
-
-    In bf16 a reward has 8 bits: close answers would tie, and a margin of 0.01 between rewards of 5 would be lost.
-    """
-    import torch
-
-    head = model.score
-
-    def forward(hidden: Tensor) -> Tensor:
-        with torch.autocast(hidden.device.type, enabled=False):
-            bias = None if head.bias is None else head.bias.float()
-            return torch.nn.functional.linear(hidden.float(), head.weight.float(), bias)
-
-    head.forward = forward
 
 
 def check_head(model: Any, name: str) -> None:

@@ -13,10 +13,9 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from trl import RewardTrainer
 from trl.trainer.reward_trainer import DataCollatorForPreference, suppress_seqcls_warning
 
-from alignment.reward.model import keep_head_in_fp32
 from alignment.reward.objective import centering_penalty, pairwise_losses
 from alignment.trl_stage.encode import encode_completions, encode_prompts, keep_fitting
-from alignment.trl_stage.models import check_vocabulary, named_errors
+from alignment.trl_stage.models import check_vocabulary, named_errors, switch_off_dropout
 from alignment.trl_stage.trainer import Batch, StageTrainer
 from data import Preference
 from launch.seeding import torch_generator
@@ -79,12 +78,23 @@ def load_scorer(name: str, tokenizer: Any, seed: int) -> PreTrainedModel:
         )
     check_vocabulary(model, tokenizer, name)
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
+    switch_off_dropout(model)
     init_head(model.score.weight, seed)
-    keep_head_in_fp32(model)
+    keep_head_in_fp32(model.score)
     return model
+
+
+def keep_head_in_fp32(head: Any) -> None:
+    """Let the head compute in float32 whatever the precision around it (as evaluation/scoring.py does).
+
+    In bf16 a reward has 8 bits: close answers would tie, and a margin of 0.01 between rewards of 5 would be lost.
+    """
+
+    def forward(hidden: Tensor) -> Tensor:
+        with torch.autocast(hidden.device.type, enabled=False):
+            return nn.functional.linear(hidden.float(), head.weight.float())
+
+    head.forward = forward
 
 
 def init_head(weight: nn.Parameter, seed: int) -> None:
@@ -94,7 +104,7 @@ def init_head(weight: nn.Parameter, seed: int) -> None:
     Under ZeRO-3 the weight is partitioned: it is gathered, and rank 0's values are the ones that count.
     """
     partitioned = hasattr(weight, "ds_id")
-    shape = weight.ds_shape if partitioned else weight.shape
+    shape = getattr(weight, "ds_shape", weight.shape)
     values = torch.randn(shape, generator=torch_generator(seed, "reward/head")) / math.sqrt(shape[-1] + 1)
     if not partitioned:
         weight.data.copy_(values)

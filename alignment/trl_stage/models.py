@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from data.tokenizer import check_tokenizer
 from launch.errors import UserError
@@ -92,13 +92,15 @@ def plain_weights() -> Iterator[None]:
         integration._hf_deepspeed_config_weak_ref = active
 
 
-def initial_config(name: str) -> Any:
-    """The configuration of a model, without its weights."""
-    with named_errors(name):
-        return AutoConfig.from_pretrained(name.removeprefix("hub:"), trust_remote_code=False)
+def switch_off_dropout(model: nn.Module) -> None:
+    """Set every dropout to 0: what is compared must differ by the texts alone (checklist item 10).
 
-
-def remove_weights(folder: Path) -> None:
-    """Remove the weight files of a folder before others of another layout (one file, shards) are written there."""
-    for path in folder.glob("model*.safetensors*"):
-        path.unlink()
+    Attention layers of transformers hold theirs as a number that they hand to a function, which TRL's
+    `disable_dropout` (modules of type nn.Dropout) does not see.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in ("attention_dropout", "attn_dropout", "dropout_p"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)

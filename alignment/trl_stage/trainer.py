@@ -12,7 +12,7 @@ import math
 import time
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -28,6 +28,11 @@ from launch.progress import Meter
 from launch.runtime import choose_precision
 from launch.stage import Job
 
+if TYPE_CHECKING:
+    from transformers import Trainer as Base
+else:
+    Base = object
+
 Batch = dict[str, Tensor]
 PROBE_ROWS = 8
 
@@ -40,11 +45,24 @@ assert hasattr(trl_utils, "_use_triton"), "trl has changed: look at add_fused_lm
 trl_utils._use_triton = lambda device: device.type != "neuron"
 
 
-class StageTrainer:
+class StageTrainer(Base):
     """Mixin in front of a TRL trainer class. `lengths` are the rows' lengths in tokens, for grouping."""
+
+    eval_names: tuple[str, ...]
+    """What `eval_sums` sums."""
+    _total_train_tokens: int
+
+    def eval_sums(self, batch: Batch, real: int) -> Tensor:
+        """Sums over the first `real` rows of a batch, (len(eval_names),)."""
+        raise NotImplementedError
+
+    def eval_metrics(self, sums: list[float]) -> dict[str, float]:
+        """Metrics from the sums over all ranks and batches."""
+        raise NotImplementedError
 
     def __init__(self, *, job: Job, lengths: list[int], **rest: Any) -> None:
         self.job, self.lengths = job, lengths
+        open_deepspeed_settings(job)
         super().__init__(**rest)
         self.remove_callback(PrinterCallback)
         self.add_callback(StageCallback(self))
@@ -71,9 +89,11 @@ class StageTrainer:
         steps = math.ceil(len(self.lengths) / batch)
         return EpochSampler(self.lengths, batch, self.job.config.seed, lambda: self.state.global_step // steps)
 
-    def compute_loss_context_manager(self) -> contextlib.AbstractContextManager[Any]:
+    def compute_loss_context_manager(self) -> contextlib.ExitStack:
         """The runtime's precision; the Trainer's own bf16 option fixes it before it can be measured."""
-        return self.job.runtime.autocast()
+        stack = contextlib.ExitStack()
+        stack.enter_context(self.job.runtime.autocast())
+        return stack
 
     # ------------------------------------------------------------------------------------ checkpoints
 
@@ -107,16 +127,18 @@ class StageTrainer:
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> Any:
         """Metrics over the whole held-out set: sums of every rank's rows over their counts, never means of means."""
         totals = torch.zeros(len(self.eval_names), dtype=torch.float64)
-        self.model.eval()
+        model: Any = self.model
+        model.eval()
         with torch.no_grad(), self.compute_loss_context_manager():
             for rows, real in self._eval_batches():
                 sums = self.eval_sums(self._prepare_inputs(self.data_collator(rows)), real)
                 totals += sums.double().cpu()
                 self.job.beat(self.state.global_step)
-        self.model.train()
+        model.train()
         metrics = self.eval_metrics(self.job.runtime.sum(totals).tolist())
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         self.job.log(self.state.global_step, metrics)
+        self.control.should_evaluate = False  # or the end of an epoch would evaluate the same step again
         return metrics
 
     def _eval_batches(self) -> list[tuple[list[dict[str, Any]], int]]:
@@ -125,12 +147,26 @@ class StageTrainer:
         Under ZeRO-3 every forward pass is a collective: all ranks must make the same number.
         """
         rank, world, size = self.job.runtime.rank, self.job.runtime.world, self.args.per_device_eval_batch_size
-        rows = list(self.eval_dataset)
+        rows: list[dict[str, Any]] = list(self.eval_dataset)  # type: ignore[arg-type]
         rows.sort(key=lambda row: -sum(len(v) for v in row.values() if isinstance(v, list)))
         mine = rows[rank::world]
         count = math.ceil(math.ceil(len(rows) / world) / size)
         batches = [mine[i * size : (i + 1) * size] for i in range(count)]
         return [(batch or rows[:1], len(batch)) for batch in batches]
+
+
+def open_deepspeed_settings(job: Job) -> None:
+    """Let the launcher's DeepSpeed configuration take batch sizes and clipping from the stage's config.
+
+    The transformers Trainer refuses a configuration that says otherwise, and accelerate's files state these always.
+    """
+    if not job.runtime.uses_deepspeed:
+        return
+    settings = job.runtime.accelerator.state.deepspeed_plugin.deepspeed_config
+    names = ("gradient_accumulation_steps", "gradient_clipping", "train_micro_batch_size_per_gpu", "train_batch_size")
+    settings.update(dict.fromkeys(names, "auto"))
+    if job.runtime.zero_stage == 3:  # or nothing but partitions would be saved
+        settings["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] = True
 
 
 class StageCallback(TrainerCallback):
