@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from data import load_pairs, load_prompts
+from data.named_splits import parse_source
+from data.readers import kind, list_files
+from data.sources import load_rows
 from launch.errors import UserError
 from launch.files import sha256_text
 
@@ -19,13 +23,25 @@ def load_prompt_rows(source: str, limit: int | None = None) -> list[dict[str, An
 
     With `limit`, the first by content hash: a fixed sample that does not depend on the order of the source.
     """
-    try:
-        rows = [{"prompt": pair.prompt, "reference": pair.completion} for pair in load_pairs(source)]
-    except UserError:
-        rows = [{"prompt": prompt, "reference": None} for prompt in load_prompts(source)]
+    pairs = holds_pairs(source)
+    items = load_pairs(source) if pairs else load_prompts(source)
+    rows = [
+        {"prompt": i.prompt, "reference": i.completion} if pairs else {"prompt": i, "reference": None} for i in items
+    ]
     if limit is not None:
         rows = sorted(rows, key=lambda row: sha256_text(str(row["prompt"])))[:limit]
     return rows
+
+
+def holds_pairs(source: str) -> bool:
+    """Whether the rows of a source have completions too. Text files hold prompts, one a line."""
+    bare, _ = parse_source(source)
+    if bare.startswith("embedded:"):
+        return True
+    if not bare.startswith("hub:") and any(kind(path) == ".txt" for path in list_files(Path(bare))):
+        return False
+    rows = load_rows(bare)
+    return bool(rows) and not {"completion", "messages", "conversations"}.isdisjoint(rows[0].values)
 
 
 def render_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:

@@ -106,7 +106,8 @@ def read_jsonl_log(path: str | Path) -> list[dict[str, Any]]:
     path = Path(path)
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")  # splitlines() also cuts inside JSON strings
+    lines = lines if lines[-1] else lines[:-1]
     rows = []
     for number, line in enumerate(lines):
         try:

@@ -103,7 +103,8 @@ def value_loss_sum(
     """
     kept = old_values + (values - old_values).clamp(-clip, clip)
     plain, bounded = (values - returns) ** 2, (kept - returns) ** 2
-    return 0.5 * (torch.maximum(plain, bounded) * mask).sum(), ((bounded > plain) * mask).sum()
+    clipped = (bounded > plain) & ((values - old_values).abs() > clip)  # inside the range they differ by rounding
+    return 0.5 * (torch.maximum(plain, bounded) * mask).sum(), (clipped * mask).sum()
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
