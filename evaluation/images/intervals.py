@@ -27,7 +27,7 @@ BLOCKS = 20
 """Blocks of the jackknife: 20 give 19 degrees of freedom for each set."""
 
 
-def _block_ids(count: int, blocks: int, seed: int) -> np.ndarray:
+def block_ids(count: int, blocks: int, seed: int) -> np.ndarray:
     """The block of each image (N,): random, since files often come sorted by class."""
     ids = np.empty(count, dtype=np.int64)
     ids[shuffled(count, seed)] = np.arange(count) * blocks // count
@@ -74,7 +74,7 @@ def frechet_estimate(
 
 
 def _pieces(features: np.ndarray, blocks: int, seed: int) -> list[FeatureStatistics]:
-    ids = _block_ids(len(features), blocks, seed)
+    ids = block_ids(len(features), blocks, seed)
     return [FeatureStatistics.of(features[ids == block]) for block in range(blocks)]
 
 
@@ -85,7 +85,7 @@ def _blockwise(
     blocks = min(blocks, n // 2)
     if blocks < 2:
         return Estimate(value, n, None, None, None, level, f"none (n = {n})")
-    ids = _block_ids(n, blocks, seed)
+    ids = block_ids(n, blocks, seed)
     left_out = [statistic(rows[ids != block]) for block in range(blocks)]
     return _jackknife(value, n, [left_out], level, blocks, positive=True)
 
