@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from evaluation.report.names import is_headline, primary_rank, title_of
+from evaluation.report.names import is_headline, primary_rank, short_source, title_of
 from evaluation.report.text import decimals_for
 from evaluation.schema import EvaluationResult, Metric, Protocol
 from evaluation.statistics import significance_groups
@@ -130,7 +130,10 @@ class Leaderboard:
             found.setdefault(key, []).append(pair)
         columns = [_column(key, pairs) for key, pairs in found.items()]
         titles = [column.title for column in columns]
-        columns = [replace(c, title=f"{c.title} ({c.dataset})") if titles.count(c.title) > 1 else c for c in columns]
+        columns = [
+            replace(c, title=f"{c.title} ({short_source(c.dataset)})") if titles.count(c.title) > 1 else c
+            for c in columns
+        ]
         return sorted(columns, key=lambda c: primary_rank(c.name))
 
     def _primary(self) -> Column | None:

@@ -59,3 +59,8 @@ def primary_rank(name: str) -> int:
     """The place of a metric's column: known ones first, in their order."""
     index = _match(name)
     return len(_PATTERNS) if index is None else index
+
+
+def short_source(source: str) -> str:
+    """A data source for a caption: the last two parts of a path, embedded and hub sources as they are."""
+    return source if ":" in source.split("/")[0] else "/".join(source.split("/")[-2:])

@@ -16,6 +16,7 @@ from evaluation.report.charts import POINTS
 from evaluation.report.collect import Collection, FoundResult
 from evaluation.report.leaderboard import Leaderboard
 from evaluation.report.media import curves_of, pictures_of
+from evaluation.report.names import short_source
 from evaluation.report.samples import SampleSection
 from evaluation.report.stages import code_of, graph_of, stage_view
 from evaluation.report.tables import comparison_rows, evaluation_view, has_matrix, matrix_of
@@ -80,6 +81,7 @@ def environment() -> jinja2.Environment:
         "whole": lambda n: format_number(n, 0),
         "three": lambda v: format_number(v, max(0, decimals_for(None, v) - 1)),
         "unit": unit_of,
+        "source": short_source,
         "oneline": lambda text: " ".join(text.split())[:160],
     }
     return found

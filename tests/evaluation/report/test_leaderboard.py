@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from evaluation.report.leaderboard import Leaderboard, leaderboards
-from evaluation.report.names import HEADLINE, primary_rank, title_of
+from evaluation.report.names import HEADLINE, primary_rank, short_source, title_of
 from evaluation.report.views import board_view, sentence
 from evaluation.schema import EvaluationResult, Metric, Protocol, Subject
 
@@ -188,6 +188,12 @@ def test_an_undefined_number_keeps_its_reason():
 )
 def test_titles(name, title):
     assert title_of(name) == title
+
+
+def test_sources_are_short_in_captions():
+    assert short_source("/home/x/runs/preferences_b/pairs.jsonl") == "preferences_b/pairs.jsonl"
+    assert short_source("embedded:docstrings::train/b") == "embedded:docstrings::train/b"
+    assert short_source("prompts.csv") == "prompts.csv"
 
 
 def test_the_deciding_metric_comes_first():
