@@ -8,6 +8,7 @@ from alignment.ppo.config import PPOConfig
 from alignment.ppo.models import load_roles
 from alignment.ppo.trainer import Metrics, PPOTrainer
 from alignment.prompts import fitting_prompts, load_prompt_rows
+from launch.runtime import choose_precision
 from launch.stage import Job, Stage
 
 
@@ -18,6 +19,7 @@ def run(config: PPOConfig, job: Job) -> dict[str, Any]:
     prompts = [row["prompt_ids"] for row in rows]
     job.say(f"{len(prompts)} prompts, {too_long} longer than {config.max_prompt_tokens} tokens left out")
     trainer = PPOTrainer(config, roles, prompts, job.runtime)
+    settle_precision(trainer, job)
     if checkpoint := job.resume():
         trainer.load(checkpoint)
     history: list[Metrics] = []
@@ -36,6 +38,14 @@ def run(config: PPOConfig, job: Job) -> dict[str, Any]:
     save_artefact(trainer, job)
     last = {} if not history else {name: value for name, value in history[-1].items() if not name.startswith("perf/")}
     return {**last, "prompts": len(prompts), "prompts_too_long": too_long, "updates": trainer.update_number}
+
+
+def settle_precision(trainer: PPOTrainer, job: Job) -> None:
+    """On the CPU, measure fp32 against bf16 autocast where the config leaves it open; a resume keeps the finding."""
+    runtime = job.runtime
+    if trainer.config.precision == "auto" and runtime.device.type == "cpu" and not runtime.uses_deepspeed:
+        runtime.precision = job.decide("precision", lambda: choose_precision(runtime, trainer.trial_step, repeats=2))
+        job.say(f"precision {runtime.precision}")
 
 
 def save_artefact(trainer: PPOTrainer, job: Job) -> None:

@@ -225,6 +225,18 @@ class PPOTrainer:
         }
         return policy_weight * policy + config.value_coef * value, measured
 
+    def trial_step(self) -> None:
+        """One forward and backward pass on made-up tokens, without effect: the precision is chosen by its time."""
+        length = self.config.max_new_tokens
+        shape = (self.config.micro_batch_size, max(map(len, self.prompts)) + length)
+        tokens_BS = (
+            torch.arange(shape[0] * shape[1], device=self.runtime.device).reshape(shape)
+            % self.roles.policy.config.vocab_size
+        )
+        logprobs_BT, _, values_BT = self.engine(tokens_BS, torch.ones_like(tokens_BS), length, self.config.temperature)
+        (logprobs_BT.sum() + values_BT.sum()).backward()
+        self.engine.module.zero_grad(set_to_none=True)
+
     # ------------------------------------------------------------------------------------ what is logged
 
     def rollout_metrics(self, rollout: Rollout) -> Metrics:
