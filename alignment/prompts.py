@@ -51,6 +51,18 @@ def render_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[in
     return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=False)
 
 
+def prompt_limit(config: Any, max_prompt_tokens: int, max_new_tokens: int) -> int:
+    """Longest prompt, in tokens, that leaves room for the completion in the model's context. UserError when none does."""
+    context = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if context is None:
+        return max_prompt_tokens
+    if max_new_tokens >= context:
+        raise UserError(
+            f"max_new_tokens: {max_new_tokens} leaves no room for a prompt in the model's context of {context}; lower it"
+        )
+    return min(max_prompt_tokens, context - max_new_tokens)
+
+
 def fitting_prompts(
     tokenizer: PreTrainedTokenizerBase, rows: Sequence[dict[str, Any]], max_tokens: int
 ) -> tuple[list[dict[str, Any]], int]:
@@ -63,6 +75,7 @@ def fitting_prompts(
     if not fitting:
         shortest = min(map(len, ids), default=0)
         raise UserError(
-            f"prompts: none of {len(ids)} has between 1 and {max_tokens} tokens (shortest: {shortest}); raise max_prompt_tokens"
+            f"prompts: none of {len(ids)} has between 1 and {max_tokens} tokens (shortest: {shortest}); "
+            "raise max_prompt_tokens, lower max_new_tokens, or use a model with a longer context"
         )
     return fitting, len(rows) - len(fitting)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from alignment.generation import Sampling, generate
-from alignment.prompts import fitting_prompts, load_prompt_rows
+from alignment.prompts import fitting_prompts, load_prompt_rows, prompt_limit
 from alignment.trl_stage.models import load_causal, load_tokenizer
 from launch.config import artefact
 from launch.files import read_jsonl_log, write_atomic
@@ -55,9 +55,8 @@ def run(config: GenerateConfig, job: Job) -> dict[str, Any]:
     """Write completions.jsonl; finished batches are kept, so that a killed job goes on where it was."""
     tokenizer = load_tokenizer(config.model)
     model = load_causal(config.model, tokenizer).eval().to(job.runtime.device)
-    rows, too_long = fitting_prompts(
-        tokenizer, load_prompt_rows(config.prompts, config.limit), config.max_prompt_tokens
-    )
+    limit = prompt_limit(model.config, config.max_prompt_tokens, config.max_new_tokens)
+    rows, too_long = fitting_prompts(tokenizer, load_prompt_rows(config.prompts, config.limit), limit)
     sampling = Sampling(config.max_new_tokens, config.temperature, tokenizer.eos_token_id, tokenizer.pad_token_id)
     work = [(row, k) for row in rows for k in range(config.samples)]
     parts = job.output_dir / "parts"

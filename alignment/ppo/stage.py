@@ -7,7 +7,7 @@ from typing import Any
 from alignment.ppo.config import PPOConfig
 from alignment.ppo.models import load_roles
 from alignment.ppo.trainer import Metrics, PPOTrainer
-from alignment.prompts import fitting_prompts, load_prompt_rows
+from alignment.prompts import fitting_prompts, load_prompt_rows, prompt_limit
 from launch.runtime import choose_precision
 from launch.stage import Job, Stage
 
@@ -15,9 +15,10 @@ from launch.stage import Job, Stage
 def run(config: PPOConfig, job: Job) -> dict[str, Any]:
     """Train; the artefact is the policy, with the critic in `critic/`."""
     roles = load_roles(config.policy, config.critic, config.reference, config.reward, job.runtime.device)
-    rows, too_long = fitting_prompts(roles.tokenizer, load_prompt_rows(config.prompts), config.max_prompt_tokens)
+    limit = prompt_limit(roles.policy.config, config.max_prompt_tokens, config.max_new_tokens)
+    rows, too_long = fitting_prompts(roles.tokenizer, load_prompt_rows(config.prompts), limit)
     prompts = [row["prompt_ids"] for row in rows]
-    job.say(f"{len(prompts)} prompts, {too_long} longer than {config.max_prompt_tokens} tokens left out")
+    job.say(f"{len(prompts)} prompts, {too_long} longer than {limit} tokens left out")
     trainer = PPOTrainer(config, roles, prompts, job.runtime)
     settle_precision(trainer, job)
     if checkpoint := job.resume():
