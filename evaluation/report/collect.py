@@ -161,5 +161,6 @@ def _code_warnings(stages: Sequence[FoundStage]) -> list[str]:
     if len(commits) > 1:
         warnings.append(f"The stages ran with different versions of the code: {', '.join(commits)}.")
     if dirty:
-        warnings.append(f"Run from code with uncommitted changes: {', '.join(dirty)}.")
+        named = "all stages" if len(dirty) == len(stages) > 1 else ", ".join(dirty)
+        warnings.append(f"Run from code with uncommitted changes: {named}.")
     return warnings

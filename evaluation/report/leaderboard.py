@@ -95,14 +95,11 @@ class Leaderboard:
     def headline(self) -> list[Column]:
         """The columns for the first table: the headline metrics, or the first six where none is known as such.
 
-        Where two suites measure one metric (the length of completions, say) the column that covers more rows counts.
+        Where two suites measure one metric (the length of completions, say) the suite that covers more rows counts.
         """
-        best: dict[str, Column] = {}
-        for column in [c for c in self.columns if c.headline] or self.columns[:6]:
-            other = best.get(column.name)
-            if other is None or self._covered(column) > self._covered(other):
-                best[column.name] = column
-        return list(best.values())
+        chosen = [c for c in self.columns if c.headline] or self.columns[:6]
+        suite = {c.name: c.suite for c in sorted(chosen, key=self._covered)}  # the last one, with most rows, stays
+        return [c for c in chosen if c.suite == suite[c.name]]
 
     def _covered(self, column: Column) -> int:
         return sum(column.key in row.cells for row in self.rows)
@@ -272,14 +269,17 @@ def _small_samples(board: Leaderboard) -> list[str]:
 
 
 def _protocols(board: Leaderboard) -> list[str]:
-    warnings = []
-    for name in dict.fromkeys((c.suite, c.name) for c in board.columns):
-        same = [c for c in board.columns if (c.suite, c.name) == name]
-        if len(same) > 1:
-            warnings.append(
-                f"{name[1]} was measured under {len(same)} protocols; they stand in separate columns and are not compared."
-            )
-    return warnings
+    names = [(column.suite, column.name) for column in board.columns]
+    several = [
+        f"{name} ({names.count((suite, name))})"
+        for suite, name in dict.fromkeys(names)
+        if names.count((suite, name)) > 1
+    ]
+    return (
+        [f"Measured under several protocols, so in separate columns and not compared: {', '.join(several)}."]
+        if several
+        else []
+    )
 
 
 def _wins_by_length(board: Leaderboard) -> list[str]:

@@ -96,7 +96,10 @@ def test_two_protocols_are_two_columns():
     )
     assert sorted(c.title for c in board.columns) == ["Accuracy (dialogues)", "Accuracy (prompts)"]
     assert all(cell.rank is None for row in board.rows for cell in row.cells.values())
-    assert "accuracy was measured under 2 protocols" in board.warnings[0]
+    assert [c.dataset for c in board.headline] == [c.dataset for c in board.columns]
+    assert board.warnings == [
+        "Measured under several protocols, so in separate columns and not compared: accuracy (2)."
+    ]
 
 
 def test_a_policys_own_seed_and_completions_do_not_part_columns():
