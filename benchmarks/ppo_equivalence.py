@@ -1,0 +1,61 @@
+"""Ten PPO updates on one process, on two under DDP and under DeepSpeed ZeRO 1, 2 and 3: how far apart are they?
+
+python -m benchmarks.ppo_equivalence    (about three minutes on two cores; writes benchmarks/results/ppo_equivalence.json)
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from launch.files import sha256_file, write_json
+from launch.provenance import hardware, package_versions
+from tests.distributed.test_ppo_distributed import MODES, words
+from tests.support import accelerate_launch, alignkit, read_metrics, save_policy, save_prompts, save_reward
+
+RESULT = Path(__file__).parent / "results" / "ppo_equivalence.json"
+LOSSES = ("policy/loss", "critic/loss", "kl/k1", "kl/k3", "reward/score", "reward/total")
+
+
+def largest_differences(reference: Path, other: Path) -> dict[str, float]:
+    """Largest absolute difference over the updates, for each metric."""
+    rows = list(zip(read_metrics(reference), read_metrics(other), strict=True))
+    return {name: max(abs(a[name] - b[name]) for a, b in rows) for name in rows[0][0] if name != "step"}
+
+
+def main() -> None:
+    """Run all five, compare, write the result."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        inputs = (save_policy(root / "policy"), save_reward(root / "reward"), save_prompts(root / "prompts.jsonl"))
+        done = alignkit("ppo", *words(inputs, root / "one"))
+        assert done.returncode == 0, done.stderr
+        modes = {}
+        for mode, flags in MODES.items():
+            done = accelerate_launch("alignment.ppo", words(inputs, root / mode), 2, flags)
+            assert done.returncode == 0, done.stderr[-2000:]
+            differences = largest_differences(root / "one", root / mode)
+            modes[mode] = {
+                "largest_loss_difference": max(differences[name] for name in LOSSES),
+                "differences": differences,
+                "same_weights_to_the_bit": sha256_file(root / mode / "model.safetensors")
+                == sha256_file(root / "one" / "model.safetensors"),
+            }
+            print(mode, modes[mode]["largest_loss_difference"])
+        updates = len(read_metrics(root / "one"))
+    command = "python -m benchmarks.ppo_equivalence"
+    write_json(
+        RESULT,
+        {
+            "command": command,
+            "updates": updates,
+            "processes": 2,
+            "modes": modes,
+            "versions": package_versions(),
+            "hardware": hardware(),
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""The demo's lifecycle at a small scale: every stage, a kill in the middle, and nothing to do the second time."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.support import environment
+
+SMALL = {
+    "base.tokens": 20_000,
+    "base.depth": 2,
+    "base.width": 32,
+    "sft.epochs": 0.05,
+    "samples_a.limit": 48,
+    "samples_b.limit": 48,
+    "ppo.updates": 2,
+    "ppo.batch_size": 16,
+    "completions_base.limit": 32,
+    "completions_sft.limit": 32,
+    "completions_dpo.limit": 32,
+    "completions_ppo.limit": 32,
+    "vae.steps": 10,
+    "gan.steps": 10,
+    "diffusion.steps": 5,
+    "images_vae.count": 100,
+    "images_gan.count": 100,
+    "images_diffusion.count": 100,
+    "images_diffusion.diffusion_steps": 5,
+}
+WORDS = [w for key, value in SMALL.items() for w in (f"--{key}", str(value))]
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_the_whole_lifecycle_survives_a_kill(tmp_path):
+    command = [
+        str(Path(sys.executable).parent / "alignkit"),
+        "run",
+        "demo",
+        "--output_dir",
+        str(tmp_path / "demo"),
+        *WORDS,
+    ]
+    process = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 400
+    while not (tmp_path / "demo" / "sft" / "run.json").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "demo" / "sft" / "provenance.json").exists()
+
+    first = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=1500)
+    assert first.returncode == 0, first.stderr[-3000:]
+    assert "[1/36] base: up to date" in first.stderr
+    rows = json.loads((tmp_path / "demo" / "report" / "leaderboard.json").read_text())
+    text = json.dumps(rows)
+    assert all(f'"{name}"' in text for name in ("base", "sft", "dpo", "ppo", "vae", "gan", "diffusion"))
+    page = (tmp_path / "demo" / "report" / "index.html").read_text()
+    assert "Content-Security-Policy" in page and not re.search(r'(?:src|href)="https?://', page.split("<main")[0])
+    assert str(tmp_path / "demo" / "report" / "index.html") in first.stdout
+    assert "| ppo |" in first.stdout or "ppo" in first.stdout
+
+    again = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120)
+    assert again.returncode == 0
+    assert again.stderr.count("up to date") == 36
