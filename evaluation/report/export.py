@@ -85,7 +85,7 @@ def to_markdown(boards: Sequence[Leaderboard], warnings: Sequence[str], title: s
         heads = ["Model"]
         for column in view.table.columns:
             unit = f" ({unit_of(column)})" if column.unit else ""
-            heads.append(f"{markdown_text(column.title)}{markdown_text(unit)} {column.arrow}".strip())
+            heads.append(f"{markdown_text(column.full_title)}{markdown_text(unit)} {column.arrow}".strip())
         parts += [f"## {markdown_text(board.title)}", ""]
         if view.sentence:
             parts += [markdown_text(view.sentence), ""]

@@ -36,6 +36,8 @@ class Column:
     key: str
     name: str
     title: str
+    where: str
+    """The data source, where it takes that to tell two columns of one title apart."""
     suite: str
     dataset: str
     protocol: str
@@ -45,6 +47,11 @@ class Column:
     baseline: str | None
     headline: bool
     decimals: int
+
+    @property
+    def full_title(self) -> str:
+        """The title, with the data source where two columns share it."""
+        return f"{self.title} ({self.where})" if self.where else self.title
 
     @property
     def arrow(self) -> str:
@@ -127,10 +134,7 @@ class Leaderboard:
             found.setdefault(key, []).append(pair)
         columns = [_column(key, pairs) for key, pairs in found.items()]
         titles = [column.title for column in columns]
-        columns = [
-            replace(c, title=f"{c.title} ({short_source(c.dataset)})") if titles.count(c.title) > 1 else c
-            for c in columns
-        ]
+        columns = [replace(c, where=short_source(c.dataset)) if titles.count(c.title) > 1 else c for c in columns]
         return sorted(columns, key=lambda c: primary_rank(c.name))
 
     def _primary(self) -> Column | None:
@@ -199,6 +203,7 @@ def _column(key: str, pairs: list[tuple[EvaluationResult, Metric]]) -> Column:
         key=key,
         name=entry.name,
         title=title_of(entry.name),
+        where="",
         suite=result.suite,
         dataset=result.protocol.dataset,
         protocol=protocol_hash(result.protocol),

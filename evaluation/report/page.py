@@ -82,9 +82,15 @@ def environment() -> jinja2.Environment:
         "three": lambda v: format_number(v, max(0, decimals_for(None, v) - 1)),
         "unit": unit_of,
         "source": short_source,
+        "breakable": breakable,
         "oneline": lambda text: " ".join(text.split())[:160],
     }
     return found
+
+
+def breakable(name: str) -> Markup:
+    """A metric's name that may break after its underscores; escaped."""
+    return Markup("_<wbr>").join(visible(name).split("_"))
 
 
 def assign_colors(boards: Iterable[Leaderboard]) -> dict[str, int]:
@@ -118,7 +124,7 @@ def facts(collection: Collection) -> list[tuple[str, str]]:
         if starts:
             found.append(("Started", _date(min(starts))))
         found.append(("Stages", f"{len(records)} in {format_seconds(sum(r['seconds'] for r in records))}"))
-        found.append(("Code", _join(map(code_of, records))))
+        found.append(("Code", _codes(records)))
     results = [entry.result for entry in collection.results]
     found.append(("Evaluations", str(len(results))))
     hardware = [h for h in [*(r.get("hardware") for r in records), *(r.hardware for r in results)] if h]
@@ -126,6 +132,12 @@ def facts(collection: Collection) -> list[tuple[str, str]]:
     versions = [v for v in [*(r.get("versions") for r in records), *(r.versions for r in results)] if v]
     found.append(("Software", _join(_software(v) for v in versions)))
     return [(name, value) for name, value in found if value]
+
+
+def _codes(records: Sequence[dict[str, Any]]) -> str:
+    """The versions of the code; of more than two the first, and how many others."""
+    codes = list(dict.fromkeys(filter(None, map(code_of, records))))
+    return "; ".join(codes) if len(codes) <= 2 else f"{codes[0]}, and {len(codes) - 1} other versions"
 
 
 def _join(values: Iterable[str]) -> str:

@@ -22,6 +22,7 @@ class ComparisonRow:
     metric: str
     baseline: str
     difference: str
+    unit: str
     interval: str
     n: int
     p: str
@@ -47,14 +48,23 @@ def comparison_rows(boards: Sequence[Leaderboard]) -> list[ComparisonRow]:
             continue
         factor = 100 if column.unit == "share" else 1
         low, high = (None if v is None else v * factor for v in (c.ci_low, c.ci_high))
-        unit = "points" if factor == 100 else column.unit
         sign = "+" if c.difference > 0 else ""
-        difference = f"{sign}{format_number(c.difference * factor, column.decimals)} {unit}".strip()
+        difference = f"{sign}{format_number(c.difference * factor, column.decimals)}"
+        unit = "points" if factor == 100 else column.unit
         interval = format_interval(low, high, column.decimals)
         corrected = format_p(None if c.p_value is None else next(adjusted))
         rows.append(
             ComparisonRow(
-                name, column.title, c.baseline, difference, interval, c.n, format_p(c.p_value), corrected, c.test
+                name=name,
+                metric=column.full_title,
+                baseline=c.baseline,
+                difference=difference,
+                unit=unit,
+                interval=interval,
+                n=c.n,
+                p=format_p(c.p_value),
+                holm=corrected,
+                test=c.test,
             )
         )
     return rows

@@ -40,8 +40,8 @@ def _table(view: BoardView) -> Table:
         table.add_column(Text(visible(row.name), style="italic" if row.reference else "bold"), justify="right")
     for index, column in enumerate(view.table.columns):
         head = Text(f"{visible(column.title)} {column.arrow}".strip())
-        if column.unit:
-            head.append(f"\n{visible(unit_of(column))}", style="dim")
+        for line in (column.where, unit_of(column)):
+            head.append(f"\n{visible(line)}" if line else "", style="dim")
         table.add_row(head, *(_cell(row.cells[index]) for row in view.table.rows))
     return table
 

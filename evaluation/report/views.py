@@ -123,7 +123,7 @@ def table_view(board: Leaderboard, caption: str, columns: list[Column], colors: 
 
 def cell_view(row: Row, column: Column) -> CellView:
     """The texts of a cell; an empty one says whether the row is the column's baseline or was not measured."""
-    label = f"{column.title} {column.arrow}".strip()
+    label = f"{column.full_title} {column.arrow}".strip()
     cell = row.cells.get(column.key)
     if cell is None:
         return CellView(label, "", note="baseline" if column.baseline == row.name else "")

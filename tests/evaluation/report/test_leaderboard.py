@@ -94,7 +94,7 @@ def test_two_protocols_are_two_columns():
             result("b", number("accuracy", 0.5, 0.4, 0.6), protocol=other),
         ]
     )
-    assert sorted(c.title for c in board.columns) == ["Accuracy (dialogues)", "Accuracy (prompts)"]
+    assert sorted(c.full_title for c in board.columns) == ["Accuracy (dialogues)", "Accuracy (prompts)"]
     assert all(cell.rank is None for row in board.rows for cell in row.cells.values())
     assert [c.dataset for c in board.headline] == [c.dataset for c in board.columns]
     assert board.warnings == [
