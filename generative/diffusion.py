@@ -14,6 +14,7 @@ from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
 from torch import Tensor, nn
 
 from generative.nets import halvings
+from generative.weights import load_weights
 
 Prediction = Literal["v_prediction", "epsilon"]
 GROUPS = 8
@@ -43,14 +44,17 @@ def stratified_timesteps(offset: Tensor, rows: slice, size: int, steps: int) -> 
 
 
 def build_unet(image_size: int, channels: int, width: int) -> UNet2DModel:
-    """A UNet with one residual block for each level, from `image_size` down to where `halvings` stops."""
-    levels = halvings(image_size) + 1
+    """A UNet with one residual block at each resolution, down to 2x2 or by three halvings, and attention at the lowest.
+
+    At 8x8 the levels below 4x4 cost little and halved the steps that a quality needs (docs/generative.md).
+    """
+    levels = 1 + min(3, halvings(image_size, largest=2))
     return UNet2DModel(
         sample_size=image_size,
         in_channels=channels,
         out_channels=channels,
         layers_per_block=1,
-        block_out_channels=tuple(width << k for k in range(levels)),
+        block_out_channels=tuple(width * min(2**k, 4) for k in range(levels)),
         down_block_types=("DownBlock2D",) * levels,
         up_block_types=("UpBlock2D",) * levels,
         norm_num_groups=GROUPS,
@@ -76,8 +80,8 @@ class DiffusionModel(nn.Module):
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> DiffusionModel:
         """The model of a diffusers pipeline folder (a UNet2DModel and a DDPM scheduler)."""
-        pipeline = DDPMPipeline.from_pretrained(str(folder), use_safetensors=True)
-        return cls(pipeline.unet, pipeline.scheduler)
+        unet = load_weights(UNet2DModel, folder, subfolder="unet")
+        return cls(unet, DDPMScheduler.from_pretrained(str(folder), subfolder="scheduler"))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a diffusers pipeline folder: model_index.json, unet/, scheduler/."""
@@ -100,7 +104,11 @@ class DiffusionModel(nn.Module):
         """Images (B, C, H, W) in [-1, 1] by DDIM (Song et al. 2021, eta = 0): a function of the first noise alone.
 
         Times are spaced from the last one back ("trailing", Lin et al. 2024): the first step starts at pure noise.
+        ValueError when `steps` does not divide the schedule: diffusers' DDIM then ends before the noise does.
         """
+        length = self.scheduler.config.num_train_timesteps
+        if steps < 1 or length % steps:
+            raise ValueError(f"{steps} steps do not divide the schedule's {length}; give a divisor of {length}")
         scheduler = DDIMScheduler.from_config(self.scheduler.config, timestep_spacing="trailing")
         scheduler.set_timesteps(steps)
         x_BCHW = noise_BCHW

@@ -12,6 +12,7 @@ from torch import Tensor
 from generative.diffusion import DiffusionModel
 from generative.gan import GAN
 from generative.vae import VAE
+from generative.weights import load_weights
 from launch.errors import UserError
 from launch.files import read_json
 
@@ -33,7 +34,7 @@ def load_model(folder: str | Path) -> VAE | GAN | DiffusionModel:
     """The VAE, GAN or diffusion model in a folder, ready to generate; UserError when there is none or it is damaged."""
     kind = _kind_of(Path(folder))
     try:
-        model = kind.from_pretrained(str(folder))
+        model = kind.from_pretrained(folder) if kind is DiffusionModel else load_weights(kind, folder)
     except (OSError, ValueError, KeyError, RuntimeError, json.JSONDecodeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"{folder}: the {kind.__name__} there cannot be loaded ({reason}); {REMEDY}") from None

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 SLOPE = 0.2
 
 
-def halvings(side: int) -> int:
-    """How often a side is halved."""
-    return 1 + halvings(side // 2) if side > 7 and side % 2 == 0 else 0
+def halvings(side: int, largest: int = 7) -> int:
+    """How often a side is halved: until it is odd or at most `largest`."""
+    return 1 + halvings(side // 2, largest) if side > largest and side % 2 == 0 else 0
 
 
 def initialise(net: nn.Module) -> None:

@@ -75,10 +75,11 @@ def run(config: SampleConfig, job: Job) -> dict[str, Any]:
 def _options(config: SampleConfig, model: Any) -> dict[str, int]:
     if not isinstance(model, DiffusionModel):
         return {}
-    most = model.scheduler.config.num_train_timesteps
-    if config.diffusion_steps > most:
+    length = model.scheduler.config.num_train_timesteps
+    if length % config.diffusion_steps:
         raise UserError(
-            f"diffusion_steps: {config.diffusion_steps} is more than the {most} steps of the model's schedule"
+            f"diffusion_steps: {config.diffusion_steps} does not divide the {length} steps of the model's schedule; "
+            f"give a divisor of {length}"
         )
     return {"steps": config.diffusion_steps}
 
