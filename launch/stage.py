@@ -273,14 +273,29 @@ def _run_on_all_ranks(
                 stage.name.replace(" ", "-"), config={"config": canonical_json(to_dict(config))}
             )
         job = Job(stage, config, runtime)
-        with job._listening():
-            summary = stage.run(config, job)
+        try:
+            with job._listening():
+                summary = stage.run(config, job)
+        except UserError:
+            if runtime.is_main:
+                _forget_unstarted(folder)
+            raise
         runtime.barrier()
         provenance = _finish(stage, config, run, job, summary) if runtime.is_main else {}
         provenance = runtime.broadcast(provenance)
         if config.trackers:
             runtime.accelerator.end_training()
         return provenance
+
+
+def _forget_unstarted(folder: Path) -> None:
+    """After a mistake of the user, before any work was saved: leave nothing, so that the mended command may use the folder."""
+    shutil.rmtree(folder / ".watchdog", ignore_errors=True)
+    kept = [p for p in folder.rglob("*") if p.is_file() and p.name not in (".lock", "run.json", ".recipe.json")]
+    if not kept:
+        (folder / "run.json").unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # not empty: a stage's own folder; nothing of worth, but not ours to judge
+            (folder / "checkpoints").rmdir()
 
 
 def _finish(

@@ -1,0 +1,78 @@
+"""Bad input through the front door: one sentence that says what, where and what to do; exit code 2; nothing left half-written."""
+
+import json
+
+import pytest
+
+from tests.support import alignkit, save_policy, save_prompts, save_reward, word_tokenizer
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    root = tmp_path_factory.mktemp("bad")
+    save_policy(root / "policy")
+    save_reward(root / "reward")
+    save_prompts(root / "prompts.jsonl")
+    save_policy(root / "padeos")
+    tokenizer = word_tokenizer()
+    tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.save_pretrained(root / "padeos")
+    good = {"prompt": "the of", "completion": "and to"}
+    (root / "empty.jsonl").write_text("")
+    (root / "binary.txt").write_bytes(bytes(range(256)) * 8)
+    (root / "latin.txt").write_bytes("une phrase accentu\xe9e".encode("latin-1"))
+    (root / "cut.jsonl").write_text(json.dumps(good) + "\n" + json.dumps(good)[:20])
+    (root / "field.jsonl").write_text(json.dumps({"promt": "the", "completion": "of"}) + "\n")
+    (root / "long.jsonl").write_text(json.dumps({"prompt": "the " * 200}) + "\n")
+    tie = {"prompt": "the of", "chosen": "and", "rejected": "to", "tie": True}
+    (root / "ties.jsonl").write_text(
+        "".join(json.dumps({**tie, "prompt": f"the {w}"}) + "\n" for w in "of and to in a".split())
+    )
+    return root
+
+
+PPO = [
+    "ppo",
+    "--policy",
+    "policy",
+    "--reward",
+    "reward",
+    "--prompts",
+    "prompts.jsonl",
+    "--updates",
+    "1",
+    "--batch_size",
+    "4",
+]
+CASES = {
+    "empty file": (["sft", "--model", "policy", "--data", "empty.jsonl"], ["empty.jsonl", "empty"]),
+    "binary file": (["pretrain", "--data", "binary.txt"], ["binary.txt", "binary"]),
+    "not UTF-8": (["pretrain", "--data", "latin.txt"], ["latin.txt", "UTF-8"]),
+    "cut JSONL": (["sft", "--model", "policy", "--data", "cut.jsonl"], ["cut.jsonl", "line 2"]),
+    "missing field": (["sft", "--model", "policy", "--data", "field.jsonl"], ["field.jsonl", "prompt"]),
+    "one class only": (["reward", "--model", "policy", "--data", "ties.jsonl"], ["ties.jsonl", "tie"]),
+    "prompt longer than the context": ([*PPO, "--prompts=long.jsonl"], ["none of 1 has between 1 and"]),
+    "no room in the context": ([*PPO, "--max_new_tokens", "64"], ["max_new_tokens: 64 leaves no room"]),
+    "pad equal to eos": ([*PPO, "--policy=padeos"], ["padeos", "pad"]),
+    "wrong type": ([*PPO, "--learning_rate", "abc"], ["--learning_rate: 'abc' is not a number"]),
+    "missing artefact": (
+        [*PPO, "--reward=rewards"],
+        ["reward: rewards: no such file or folder; did you mean 'reward'"],
+    ),
+    "not a reward model": ([*PPO, "--reward=prompts.jsonl"], ["prompts.jsonl"]),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_one_sentence_and_code_2(place, case):
+    words, expected = CASES[case]
+    names = [w.split("=")[0] for w in words if "=" in w]
+    kept = [w for i, w in enumerate(words) if w not in names and (i == 0 or words[i - 1] not in names)]
+    result = alignkit(*kept, "--output_dir", "out", cwd=place)
+    assert result.returncode == 2, (result.stdout, result.stderr[-2000:])
+    errors = [line for line in result.stderr.splitlines() if "alignkit: error:" in line]
+    assert len(errors) == 1
+    assert all(part in errors[0] for part in expected), errors[0]
+    assert "Traceback" not in result.stderr
+    left = {p.name for p in (place / "out").rglob("*") if p.is_file()} if (place / "out").exists() else set()
+    assert left <= {".lock"}, left  # the mended command may use the folder
