@@ -54,7 +54,7 @@ def run_seed(recipe: str, text: Path, seed: int, folder: Path) -> dict[str, Any]
 
 def summarise(recipe: str, threads: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """The result file: mean, standard deviation over seeds and range, with what made them."""
-    provenance = [row.pop("provenance") for row in rows].pop()
+    provenance = rows[0]["provenance"]
     values = [row["nats_per_character"] for row in rows]
     summary = provenance["summary"]
     return {
@@ -76,7 +76,7 @@ def summarise(recipe: str, threads: str, rows: list[dict[str, Any]]) -> dict[str
         "plan": provenance["choices"]["plan"],
         "precision": provenance["precision"],
         "omp_num_threads": threads,
-        "runs": rows,
+        "runs": [{k: v for k, v in row.items() if k != "provenance"} for row in rows],
         "hardware": provenance["hardware"],
         "versions": provenance["versions"],
     }
@@ -91,12 +91,14 @@ def main() -> None:
     text = DATA / "tinyshakespeare" / "input.txt"
     if not text.exists():
         parser.exit(2, f"{text} is not there; set ALIGNKIT_DATA to the folder that holds tinyshakespeare/input.txt\n")
-    with tempfile.TemporaryDirectory() as folder:
-        rows = [run_seed(options.recipe, text, seed, Path(folder) / str(seed)) for seed in options.seeds]
     threads = os.environ.get("OMP_NUM_THREADS", "all cores")
-    result = summarise(options.recipe, threads, rows)
-    write_json(ROOT / "benchmarks" / "results" / f"{options.recipe}.json", result)
-    print(result["nats_per_character"])
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for seed in options.seeds:  # written after each seed: a benchmark that is cut short keeps what it has
+            rows.append(run_seed(options.recipe, text, seed, Path(folder) / str(seed)))
+            result = summarise(options.recipe, threads, rows)
+            write_json(ROOT / "benchmarks" / "results" / f"{options.recipe}.json", result)
+            print(result["nats_per_character"], flush=True)
 
 
 if __name__ == "__main__":

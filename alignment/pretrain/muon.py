@@ -15,22 +15,21 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
-# Quintic Newton-Schulz coefficients of Jordan et al. 2024 (https://kellerjordan.github.io/posts/muon): steep at 0, so
-# that small singular values grow fast; the large ones end in about [0.7, 1.2] instead of at 1, which costs nothing.
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
-NEWTON_SCHULZ_STEPS = 5
+# Odd quintics of the Polar Express (Amsel et al. 2025, arXiv 2505.16932), the best three for singular values in
+# [0.01, 1], with their safety factor 1.02 on all but the last: such values end in [0.70, 1.27]. Five steps of Jordan's one quintic
+# (3.4445, -4.7750, 2.0315) end in as wide a band, and cost two thirds more.
+POLAR_EXPRESS = ((7.832709, -21.43579, 15.10632), (3.571979, -2.569586, 0.486475), (2.671266, -1.985315, 0.453523))
 
 
-def orthogonalise(matrices: Tensor, steps: int = NEWTON_SCHULZ_STEPS) -> Tensor:
-    """Nearest semi-orthogonal matrix of each matrix, roughly: (..., m, n) -> (..., m, n), singular values near 1.
+def orthogonalise(matrices: Tensor) -> Tensor:
+    """Nearest semi-orthogonal matrix of each matrix, roughly: (k, m, n) -> (k, m, n), singular values near 1.
 
     X <- a X + (b A + c A^2) X with A = X X^T, on the side where A is the smaller.
     """
-    a, b, c = NEWTON_SCHULZ
     tall = matrices.size(-2) > matrices.size(-1)
     x = matrices.mT if tall else matrices
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
-    for _ in range(steps):
+    for a, b, c in POLAR_EXPRESS:
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if tall else x

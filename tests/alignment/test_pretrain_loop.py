@@ -257,7 +257,7 @@ def test_the_recorded_precision_is_used_on_resume(sources, tmp_path, monkeypatch
     """A resumed run must not measure again: another answer would change its numbers."""
     config = make_config(sources, output_dir=str(tmp_path / "run"), precision="auto", checkpoint_steps=2)
 
-    def bf16(runtime, step):
+    def bf16(runtime, step, repeats):
         runtime.precision = "bf16"
         return "bf16"
 
@@ -274,7 +274,7 @@ def test_the_recorded_precision_is_used_on_resume(sources, tmp_path, monkeypatch
         with pytest.raises(RuntimeError, match="stop"):
             run_stage(STAGE, config)
 
-    def never(runtime, step):
+    def never(runtime, step, repeats):
         raise AssertionError("measured again")
 
     monkeypatch.setattr(stage_module, "choose_precision", never)
