@@ -25,7 +25,7 @@ from launch.provenance import fingerprint_input, package_versions
 
 STAGE_KEYS = ("command", "launcher", "config")
 RECIPE_KEYS = ("name", "description", "stages", "show")
-PRELOAD = ["torch", "transformers", "accelerate", "datasets", "launch.stage"]
+PRELOAD = ["launch.follow_parent", "torch", "transformers", "accelerate", "datasets", "launch.stage"]
 
 
 class StageFailed(Exception):
