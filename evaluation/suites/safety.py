@@ -171,12 +171,15 @@ def _quality_metrics(quality: DetectorQuality | None) -> list[Metric]:
 
 
 def _protocol(config: SafetyConfig, n: int) -> Protocol:
-    made = provenance_of(config.completions).get("config", {})
+    origin = provenance_of(config.completions)
+    made = origin.get("config", {})
+    prompts_sha256 = origin.get("inputs", {}).get("prompts", {}).get("sha256")
     files = {key: getattr(config, key) for key in ("training_documents", "lexicon", "prompts", "refusal_labels")}
     keys = ("temperature", "max_new_tokens", "samples")
     return Protocol(
         dataset=made.get("prompts", config.completions),
-        dataset_sha256=sha256_file(completions_file(config.completions)),
+        # of the prompts, which all models answered: completions differ, that is what is measured
+        dataset_sha256=prompts_sha256 or sha256_file(completions_file(config.completions)),
         n_items=n,
         decoding={key: made[key] for key in keys if key in made},
         settings={
