@@ -13,7 +13,28 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("ALIGNKIT_DATA", ROOT.parent / "shared" / "data"))
 
-WORDS = "the of and to in a is that it for was on are with as be this from or by".split()
+WORDS = [
+    "the",
+    "of",
+    "and",
+    "to",
+    "in",
+    "a",
+    "is",
+    "that",
+    "it",
+    "for",
+    "was",
+    "on",
+    "are",
+    "with",
+    "as",
+    "be",
+    "this",
+    "from",
+    "or",
+    "by",
+]
 
 
 def word_tokenizer():

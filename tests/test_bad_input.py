@@ -26,7 +26,7 @@ def place(tmp_path_factory):
     (root / "long.jsonl").write_text(json.dumps({"prompt": "the " * 200}) + "\n")
     tie = {"prompt": "the of", "chosen": "and", "rejected": "to", "tie": True}
     (root / "ties.jsonl").write_text(
-        "".join(json.dumps({**tie, "prompt": f"the {w}"}) + "\n" for w in "of and to in a".split())
+        "".join(json.dumps({**tie, "prompt": f"the {w}"}) + "\n" for w in ["of", "and", "to", "in", "a"])
     )
     return root
 
