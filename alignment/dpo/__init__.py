@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from alignment.trl_stage.config import TrainerConfig
+from alignment.trl_stage.preferences import PreferenceConfig
 from launch.config import artefact
 from launch.stage import Job, Stage
 
 
 @dataclass(kw_only=True)
-class DPOConfig(TrainerConfig):
+class DPOConfig(PreferenceConfig):
     """Direct preference optimisation (Rafailov et al. 2023) on the preferences that a reward model is trained on.
 
     Rows of `data` have `prompt`, `chosen` and `rejected`; ties are left out, since DPO's loss has no place for them.
@@ -21,8 +21,6 @@ class DPOConfig(TrainerConfig):
     """The model that the policy is held to; the start of `model` when not given."""
     learning_rate: float = 5e-5
     """Peak learning rate."""
-    eval_fraction: float = 0.1
-    """Share of `data` that is held out, by a hash of the prompt: no held-out prompt is trained on."""
     beta: float = 0.1
     """How strongly the policy is held to the reference: the implied reward is beta log(policy / reference)."""
     loss: Literal["sigmoid", "ipo", "hinge", "robust"] = "sigmoid"

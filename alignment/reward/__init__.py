@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from alignment.trl_stage.config import TrainerConfig
+from alignment.trl_stage.preferences import PreferenceConfig
 from launch.config import artefact
 from launch.stage import Job, Stage
 
 
 @dataclass(kw_only=True)
-class RewardConfig(TrainerConfig):
+class RewardConfig(PreferenceConfig):
     """A reward model: pairwise Bradley-Terry on preferences, started from the SFT model.
 
     Rows of `data` have `prompt`, `chosen` and `rejected`, and may have `strength` and `tie`.
@@ -19,12 +19,10 @@ class RewardConfig(TrainerConfig):
 
     learning_rate: float = 1e-4
     """Peak learning rate."""
-    eval_fraction: float = 0.1
-    """Share of `data` that is held out, by a hash of the prompt: no held-out prompt is trained on."""
     margin_per_strength: float = 0.0
     """Margin of a pair in the loss, for each unit of its `strength`."""
-    centering: float = 0.0
-    """Weight of the penalty on the mean reward of a pair (Eisenstein et al. 2023 use 0.01)."""
+    centering: float = 0.01
+    """Weight of the penalty on the mean reward of a pair (Eisenstein et al. 2023); without it normalising disturbs the ranking."""
     normalise: bool = True
     """Give the rewards of the calibration texts mean 0 and standard deviation 1, in the weights."""
     normalise_on: str | None = artefact(None)

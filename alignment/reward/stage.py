@@ -34,7 +34,7 @@ from launch.errors import UserError
 from launch.files import sha256_text
 from launch.stage import Job
 
-CALIBRATION_TEXTS = 4096  # enough for mean and deviation to 2 %, and for a covariance of a few thousand features
+CALIBRATION_TEXTS = 2048  # mean and deviation of the rewards to about 2 %
 BATCH_TOKENS = 8192
 
 

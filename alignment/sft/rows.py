@@ -41,8 +41,7 @@ def audit_mask(tokenizer: Any, rows: Sequence[Row], collate: Callable[[list[Row]
         batch = collate(part)
         trained += int((batch["labels"] != IGNORE).sum())
         total += int(batch["attention_mask"].sum())
-    counts = [expected_counts(tokenizer, row["pair"]) for row in rows]
-    expected = (sum(completion for completion, _ in counts), sum(whole for _, whole in counts))
+    expected = expected_totals(tokenizer, [row["pair"] for row in rows])
     if (trained, total) != expected:
         raise RuntimeError(
             f"audit of the prompt mask: the batches train {trained} of {total} tokens, the data says {expected[0]} of "
@@ -51,16 +50,24 @@ def audit_mask(tokenizer: Any, rows: Sequence[Row], collate: Callable[[list[Row]
     return trained / total
 
 
-def expected_counts(tokenizer: Any, pair: Pair) -> tuple[int, int]:
-    """(tokens to train, all tokens) of a pair, from its text."""
-    if isinstance(pair.prompt, str):
-        completion = len(tokenizer(pair.completion, add_special_tokens=False)["input_ids"]) + 1  # EOS
-        return completion, len(tokenizer(pair.prompt)["input_ids"]) + completion
+def expected_totals(tokenizer: Any, pairs: Sequence[Pair]) -> tuple[int, int]:
+    """(tokens to train, all tokens) of pairs, from their texts."""
+    texts = [pair for pair in pairs if isinstance(pair.prompt, str)]
+    completion = prompt = 0
+    if texts:
+        completions = tokenizer([pair.completion for pair in texts], add_special_tokens=False)["input_ids"]
+        completion = sum(map(len, completions)) + len(texts)  # each ends in EOS
+        prompt = sum(map(len, tokenizer([pair.prompt for pair in texts])["input_ids"]))
+    chats = [_chat_counts(tokenizer, pair) for pair in pairs if not isinstance(pair.prompt, str)]
+    return completion + sum(c for c, _ in chats), completion + prompt + sum(c + p for c, p in chats)
+
+
+def _chat_counts(tokenizer: Any, pair: Pair) -> tuple[int, int]:
+    """(completion tokens, prompt tokens) of messages: a token is the prompt's if it starts within the rendered prompt."""
     before = tokenizer.apply_chat_template(pair.prompt, add_generation_prompt=True, tokenize=False)
     whole = tokenizer.apply_chat_template([*pair.prompt, *pair.completion], tokenize=False)
     encoded = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
     prompt = sum(start < len(before) for start, _ in encoded["offset_mapping"])
     ids = encoded["input_ids"][prompt:]
     ends = [i for i, token in enumerate(ids, 1) if token == tokenizer.eos_token_id]
-    completion = ends[-1] if ends else len(ids) + 1
-    return completion, prompt + completion
+    return (ends[-1] if ends else len(ids) + 1), prompt

@@ -1,16 +1,29 @@
-"""Preferences for the stages that train on them."""
+"""What the stages that train on preferences share."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
 
 from alignment.trl_stage.config import TrainerConfig
 from data import Preference, load_preferences, split_by_hash
 
 
-def load_preference_split(config: TrainerConfig) -> tuple[list[Preference], list[Preference]]:
+@dataclass(kw_only=True)
+class PreferenceConfig(TrainerConfig):
+    """Training on preference pairs."""
+
+    eval_fraction: float = 0.1
+    """Share of `data` that is held out, by a hash of the prompt: no held-out prompt is trained on."""
+    invalid: Literal["error", "drop"] = "error"
+    """What to do with faulty rows (an empty answer, chosen equal to rejected): stop and name the first, or leave them out."""
+
+
+def load_preference_split(config: PreferenceConfig) -> tuple[list[Preference], list[Preference]]:
     """Training and held-out preferences: as the config names them, or by a hash of the prompt."""
-    preferences = load_preferences(config.data)
+    preferences = load_preferences(config.data, config.invalid)
     if config.eval_data:
-        return preferences, load_preferences(config.eval_data)
+        return preferences, load_preferences(config.eval_data, config.invalid)
     shares = {"train": 1 - config.eval_fraction, "eval": config.eval_fraction}
     parts = split_by_hash(preferences, "prompt", shares, config.split_salt)
     return parts["train"], parts["eval"]

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from alignment.sft import STAGE, SFTConfig
-from alignment.sft.rows import IGNORE, audit_mask, expected_counts, make_rows
+from alignment.sft.rows import IGNORE, audit_mask, expected_totals, make_rows
 from data import Pair, train_tokenizer
 from launch.errors import UserError
 from tests.alignment.trl_support import run, save_pairs, summary, write_rows
@@ -64,7 +64,7 @@ def test_audit_counts_messages_by_offsets():
     rows, _ = make_rows(tokenizer, [chat, Pair("def", " f(x)")], 64)
     trained = [token for token in rows[0]["labels"] if token != IGNORE]
     assert tokenizer.decode(trained) == "Return the value" + tokenizer.eos_token
-    assert expected_counts(tokenizer, chat) == (len(trained), len(rows[0]["input_ids"]))
+    assert expected_totals(tokenizer, [chat]) == (len(trained), len(rows[0]["input_ids"]))
     assert 0 < audit_mask(tokenizer, rows, collator(tokenizer.pad_token_id)) < 1
 
 
