@@ -21,7 +21,7 @@ REFERENCE_WIDTH = 128
 REFERENCE_TOKENS = 1.54e6
 REFERENCE_BATCH = 768
 REFERENCE_ADAMW_LR = 4e-3  # embeddings, head and norms beside Muon
-REFERENCE_MATRIX_ADAMW_LR = 3e-3  # hidden matrices when AdamW has to do
+REFERENCE_MATRIX_ADAMW_LR = 3e-3  # hidden matrices when AdamW has to do; not swept here, unlike the others
 REFERENCE_MUON_LR = 0.02
 
 
