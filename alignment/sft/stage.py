@@ -13,10 +13,10 @@ from trl import SFTTrainer
 
 from alignment.sft import SFTConfig
 from alignment.sft.rows import Row, audit_mask, make_rows
-from alignment.trl_stage.config import training_arguments
+from alignment.trl_stage.config import hold_out, training_arguments
 from alignment.trl_stage.models import context_length, load_causal, load_tokenizer, save_artefact
 from alignment.trl_stage.trainer import Batch, StageTrainer, settle_precision, train
-from data import Pair, load_pairs, split_by_hash
+from data import Pair, load_pairs
 from launch.stage import Job
 
 
@@ -41,9 +41,7 @@ def load_split(config: SFTConfig) -> tuple[list[Pair], list[Pair]]:
     pairs = load_pairs(config.data)
     if config.eval_data:
         return pairs, load_pairs(config.eval_data)
-    shares = {"train": 1 - config.eval_fraction, "eval": config.eval_fraction}
-    parts = split_by_hash(pairs, "prompt", shares, config.split_salt)
-    return parts["train"], parts["eval"]
+    return hold_out(pairs, config)
 
 
 def tokenised(rows: list[Row]) -> Dataset:

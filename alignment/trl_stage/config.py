@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from data import split_by_hash
 from launch.config import artefact
 from launch.errors import UserError
 from launch.seeding import derive_seed
@@ -13,6 +14,7 @@ from launch.stage import Job, StageConfig
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
+T = TypeVar("T")
 Arguments = TypeVar("Arguments", bound="TrainingArguments")
 
 
@@ -71,6 +73,17 @@ class TrainerConfig(StageConfig):
             raise ValueError("eval_steps: nothing is held out; give eval_data or an eval_fraction above 0")
         if self.max_length is not None and self.max_length < 2:
             raise ValueError(f"max_length: {self.max_length} is below 2; give the longest row in tokens")
+
+
+def hold_out(items: list[T], config: TrainerConfig) -> tuple[list[T], list[T]]:
+    """(items to train on, held-out items) of one source, by a hash of the prompt; UserError when none is left."""
+    shares = {"train": 1 - config.eval_fraction, "eval": config.eval_fraction}
+    parts = split_by_hash(items, "prompt", shares, config.split_salt)
+    if not parts["train"]:
+        raise UserError(
+            f"data: {config.data}: all {len(items)} rows are held out; give more rows, or --eval_fraction 0"
+        )
+    return parts["train"], parts["eval"]
 
 
 def divide_batch(batch_size: int, micro_batch_size: int, world: int) -> tuple[int, int]:

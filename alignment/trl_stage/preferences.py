@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from alignment.trl_stage.config import TrainerConfig
-from data import Preference, load_preferences, split_by_hash
+from alignment.trl_stage.config import TrainerConfig, hold_out
+from data import Preference, load_preferences
 
 
 @dataclass(kw_only=True)
@@ -24,6 +24,4 @@ def load_preference_split(config: PreferenceConfig) -> tuple[list[Preference], l
     preferences = load_preferences(config.data, config.invalid)
     if config.eval_data:
         return preferences, load_preferences(config.eval_data, config.invalid)
-    shares = {"train": 1 - config.eval_fraction, "eval": config.eval_fraction}
-    parts = split_by_hash(preferences, "prompt", shares, config.split_salt)
-    return parts["train"], parts["eval"]
+    return hold_out(preferences, config)

@@ -169,6 +169,12 @@ def test_mistakes_are_one_sentence(policy, tmp_path):
         SFTConfig(model="m", data="d", eval_fraction=0, eval_steps=5).check()
 
 
+def test_holding_everything_out_is_an_error(policy, tmp_path):
+    data = save_pairs(tmp_path / "pairs.jsonl", 1)
+    with pytest.raises(UserError, match="all 1 rows are held out"):
+        run(STAGE, tmp_path / "out", "--model", policy, "--data", data, "--eval_fraction", 0.999999)
+
+
 def test_pad_equal_to_eos_is_refused(policy, tmp_path):
     tokenizer = word_tokenizer()
     tokenizer.pad_token = tokenizer.eos_token

@@ -42,6 +42,17 @@ def test_order_depends_on_seed_and_epoch_alone():
     assert first != length_grouped_order(LENGTHS, 32, seed=1, epoch=0)
 
 
+def test_rows_meet_others_in_the_next_epoch():
+    batches = [
+        {
+            frozenset(rows)
+            for rows in np.array(length_grouped_order(LENGTHS, 8, seed=0, epoch=e)).reshape(-1, 8).tolist()
+        }
+        for e in (0, 1)
+    ]
+    assert len(batches[0] & batches[1]) <= 2
+
+
 def test_sampler_asks_for_the_epoch_when_it_is_iterated():
     epoch = 0
     sampler = EpochSampler(LENGTHS, 32, 0, lambda: epoch)
