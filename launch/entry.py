@@ -18,6 +18,8 @@ FLOORS = ("launch", "data", "evaluation", "generative", "alignment")
 def check_shadows() -> None:
     """UserError when a folder of the user hides one of our packages (`python -m` puts the working directory first)."""
     home = Path(__file__).resolve().parent.parent
+    if str(home) not in sys.path:  # an editable install is found after a folder without __init__.py of the same name
+        sys.path.append(str(home))
     for name in FLOORS:
         spec = importlib.util.find_spec(name)
         found = Path(next(iter(spec.submodule_search_locations or [""]))).resolve() if spec else None

@@ -125,6 +125,7 @@ def training_arguments(cls: type[Arguments], config: TrainerConfig, job: Job, **
         max_grad_norm=config.max_grad_norm,
         activation_checkpointing=config.gradient_checkpointing,
         bf16=job.runtime.accelerator.mixed_precision == "bf16",  # else the runtime's own autocast, see StageTrainer
+        use_cpu=job.runtime.device.type == "cpu",  # for a check of bf16 alone: the state is configured already
         seed=seed,
         data_seed=seed,
         logging_strategy="steps",

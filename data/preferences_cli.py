@@ -1,0 +1,65 @@
+"""`alignkit preferences stats` and `alignkit preferences export`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from data.formats import to_implicit, to_unpaired
+from data.preferences import describe_preferences, load_preferences
+from launch.config import describe, load_config
+from launch.errors import UserError
+from launch.files import write_atomic
+
+
+@dataclass(kw_only=True)
+class StatsConfig:
+    """What a preference file holds."""
+
+    data: str = ""
+    """The preferences: a file, a folder or hub:org/name."""
+
+
+@dataclass(kw_only=True)
+class ExportConfig:
+    """A preference file in another of TRL's formats."""
+
+    data: str = ""
+    """The preferences: a file, a folder or hub:org/name."""
+    format: Literal["implicit", "unpaired"] = "implicit"
+    """implicit: chosen and rejected with the prompt inside (RewardTrainer); unpaired: prompt, completion, label (KTO)."""
+    output: str = ""
+    """The JSONL file to write."""
+
+
+def stats(arguments: Sequence[str]) -> None:
+    """Print counts, lengths, ties and duplicates as JSON."""
+    config = _config(StatsConfig, "stats", arguments)
+    if config is not None:
+        print(json.dumps(describe_preferences(load_preferences(config.data)), indent=2, default=str))
+
+
+def export(arguments: Sequence[str]) -> None:
+    """Write the preferences in another format."""
+    config = _config(ExportConfig, "export", arguments)
+    if config is None:
+        return
+    if not config.output:
+        raise UserError("alignkit preferences export: output is missing; add --output FILE.jsonl")
+    preferences = load_preferences(config.data)
+    rows = [to_implicit(p) for p in preferences] if config.format == "implicit" else to_unpaired(preferences)
+    write_atomic(config.output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    print(config.output)
+
+
+def _config(cls: type[Any], name: str, arguments: Sequence[str]) -> Any:
+    """The config of a command line, or None after printing its help."""
+    if any(word in ("-h", "--help") for word in arguments):
+        print(f"alignkit preferences {name} --data FILE ...\n\n{describe(cls)}")
+        return None
+    config = load_config(cls, arguments)
+    if not config.data:
+        raise UserError(f"alignkit preferences {name}: data is missing; add --data FILE")
+    return config

@@ -1,0 +1,40 @@
+"""The commands `preferences stats` and `preferences export`."""
+
+import json
+
+import pytest
+
+from data.preferences_cli import export, stats
+from launch.errors import UserError
+
+
+@pytest.fixture
+def file(tmp_path):
+    rows = [{"prompt": f"p{i} ", "chosen": "a good one", "rejected": "bad"} for i in range(3)]
+    path = tmp_path / "p.jsonl"
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return path
+
+
+def test_stats_prints_counts(file, capsys):
+    stats(["--data", str(file)])
+    assert 3 in json.loads(capsys.readouterr().out).values()
+
+
+@pytest.mark.parametrize(("form", "rows"), [("implicit", 3), ("unpaired", 6)])
+def test_export(file, tmp_path, form, rows):
+    out = tmp_path / "out.jsonl"
+    export(["--data", str(file), "--format", form, "--output", str(out)])
+    written = [json.loads(line) for line in out.read_text().splitlines()]
+    assert len(written) == rows
+    if form == "implicit":
+        assert written[0]["chosen"] == "p0 a good one"
+    else:
+        assert sum(row["label"] for row in written) == 3
+
+
+def test_what_is_missing_is_named(file):
+    with pytest.raises(UserError, match="output is missing"):
+        export(["--data", str(file)])
+    with pytest.raises(UserError, match="data is missing"):
+        stats([])
