@@ -24,8 +24,8 @@ from launch.errors import UserError
 from launch.runtime import start_runtime
 from launch.seeding import numpy_generator
 from launch.stage import Job, Stopped
-from tests.generative.tiny import KINDS, TINY, train, train_config
-from tests.support import accelerate_launch, read_metrics
+from tests.generative.tiny import KINDS, TINY, sample, train, train_config
+from tests.support import ROOT, accelerate_launch, read_metrics
 
 
 @pytest.fixture(scope="module")
@@ -180,15 +180,17 @@ def test_seed_decides_the_run(tmp_path):
 @pytest.mark.distributed
 @pytest.mark.slow
 def test_two_processes_train_and_sample_as_one(tmp_path):
-    from tests.generative.tiny import probe, sample
-
     for kind in KINDS:
         train(tmp_path / "one" / kind, kind)
         sample(tmp_path / "one" / f"{kind}-samples", tmp_path / "one" / kind)
     words = [str(tmp_path / "two"), str(tmp_path / "one")]
-    done = accelerate_launch("tests.generative.tiny", words, 2, ["--cpu", "--num_machines", "1"])
+    done = accelerate_launch(
+        "tests.generative.tiny", words, 2, ["--config_file", str(ROOT / "launch/accelerate/cpu_ddp2.yaml")]
+    )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert probe.__module__ == "tests.generative.tiny"
+    found = json.loads((tmp_path / "two" / "probe.json").read_text())
+    assert found["world"] == 2 and found["wrappers"] == ["DistributedDataParallel"] * 4
+    assert len(found["weights"]) == 3 and all(first == second for first, second in found["weights"])
     for kind in KINDS:
         one, two = (read_metrics(tmp_path / n / kind) for n in ("one", "two"))
         assert len(one) == len(two) == 8

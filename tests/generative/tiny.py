@@ -8,6 +8,7 @@ from generative.sample import STAGE as SAMPLE
 from generative.sample import SampleConfig
 from generative.train import STAGE as TRAIN
 from generative.train import TrainConfig
+from generative.training import Trainer
 from launch.config import build
 from launch.runtime import running, start_runtime
 from launch.stage import Job, run_stage
@@ -42,17 +43,32 @@ def sample(folder, model, **values):
 
 
 def probe(folder, models):
-    """In one job: train each kind for some steps, then sample from the finished models of `models`."""
+    """In one job: train each kind for some steps, then sample from the finished models of `models`.
+
+    probe.json says how many processes there were, what wrapped the modules, and every rank's sum of the weights.
+    """
     runtime = start_runtime("fp32")
+    found = {"world": runtime.world, "wrappers": [], "weights": []}
+    finish = Trainer.finish
+
+    def watched(trainer):
+        parameters = [p for phase in trainer.learner.phases for p in phase.engine.module.parameters()]
+        found["weights"].append(runtime.gather_objects(sum(p.double().sum().item() for p in parameters)))
+        found["wrappers"] += [type(phase.engine.wrapped).__name__ for phase in trainer.learner.phases]
+        return finish(trainer)
+
+    Trainer.finish = watched
     with running(runtime):
         for stage, configs in (
             (TRAIN, [train_config(folder / kind, kind) for kind in KINDS]),
             (SAMPLE, [sample_config(folder / f"{kind}-samples", models / kind) for kind in KINDS]),
         ):
             for config in configs:
-                summary = stage.run(config, Job(stage, config, runtime))
-                if runtime.is_main:
-                    Path(config.output_dir, "summary.json").write_text(json.dumps(summary))
+                job = Job(stage, config, runtime)
+                with job._listening():
+                    stage.run(config, job)
+        if runtime.is_main:
+            (folder / "probe.json").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":
