@@ -102,7 +102,7 @@ class DiffusionModel(nn.Module):
         return self.scheduler.get_velocity(images_BCHW, noise_BCHW, times_B)
 
     @torch.no_grad()
-    def generate(self, noise_BCHW: Tensor, steps: int = 50) -> Tensor:
+    def generate(self, noise_BCHW: Tensor, steps: int = 20) -> Tensor:
         """Images (B, C, H, W) in [-1, 1] by DDIM (Song et al. 2021, eta = 0): a function of the first noise alone.
 
         Times are spaced from the last one back ("trailing", Lin et al. 2024): the first step starts at pure noise.

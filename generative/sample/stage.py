@@ -32,8 +32,8 @@ class SampleConfig(StageConfig):
     """Images to make. The first n images of a seed are the same for every count."""
     batch_size: int = operational(100)
     """Images made at a time by one process; it does not change them."""
-    diffusion_steps: int = 50
-    """DDIM steps of a diffusion model; VAE and GAN take one."""
+    diffusion_steps: int = 20
+    """DDIM steps of a diffusion model, a divisor of its schedule; VAE and GAN take one."""
 
     def check(self) -> None:
         if not self.model:

@@ -19,9 +19,9 @@ from launch.config import build
 from launch.runtime import start_runtime
 
 SHORT = {
-    "vae": {"steps": 300, "width": 16},
-    "gan": {"steps": 250, "width": 16},
-    "diffusion": {"steps": 200, "width": 16},
+    "vae": {"steps": 250},
+    "gan": {"steps": 200},
+    "diffusion": {"steps": 120},
 }
 COUNT = 300
 

@@ -17,6 +17,7 @@ KINDS = ("vae", "gan", "diffusion")
 TINY = {
     "steps": 8,
     "batch_size": 16,
+    "learning_rate": 2e-3,
     "width": 8,
     "log_steps": 1,
     "vae": {"latent_dim": 4},
