@@ -9,13 +9,12 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from data import load_pairs, load_prompts
+from data.encoding import encode_prompts
 from data.named_splits import parse_source
 from data.readers import kind, list_files
 from data.sources import load_rows
 from launch.errors import UserError
 from launch.files import sha256_text
-
-Prompt = str | list[dict[str, Any]]
 
 
 def load_prompt_rows(source: str, limit: int | None = None) -> list[dict[str, Any]]:
@@ -44,13 +43,6 @@ def holds_pairs(source: str) -> bool:
     return bool(rows) and not {"completion", "messages", "conversations"}.isdisjoint(rows[0].values)
 
 
-def render_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
-    """Token ids of a prompt: plain text, or messages through the tokenizer's chat template up to the assistant's turn."""
-    if isinstance(prompt, str):
-        return tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=False)
-
-
 def prompt_limit(config: Any, max_prompt_tokens: int, max_new_tokens: int) -> int:
     """Longest prompt, in tokens, that leaves room for the completion in the model's context. UserError when none does."""
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
@@ -70,7 +62,7 @@ def fitting_prompts(
 
     UserError when none fits.
     """
-    ids = [render_prompt(tokenizer, row["prompt"]) for row in rows]
+    ids = encode_prompts(tokenizer, [row["prompt"] for row in rows])
     fitting = [{**row, "prompt_ids": i} for row, i in zip(rows, ids, strict=True) if 0 < len(i) <= max_tokens]
     if not fitting:
         shortest = min(map(len, ids), default=0)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from data.encoding import encode_completions, encode_prompts
 from data.records import Turns
 from launch.errors import UserError
 
@@ -73,9 +74,14 @@ def inference(model: PreTrainedModel) -> Iterator[torch.device]:
         model.train(training)
 
 
+def context_of(model: PreTrainedModel) -> int | None:
+    """The longest row that the model can read, in tokens; None when it has no such limit."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+
 def check_context(model: PreTrainedModel, lengths: Sequence[int], what: str) -> None:
     """UserError naming the first row that is empty or longer than the model's context."""
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    limit = context_of(model)
     for row, length in enumerate(lengths, 1):
         if length == 0:
             raise UserError(f"{what} {row} has no tokens; remove it or give it text")
@@ -123,10 +129,8 @@ def encode(
     """
     ends = [True] * len(prompts) if ended is None else ended
     if prompts and all(isinstance(turns, str) for turns in [*prompts, *completions]):
-        heads = tokenizer(list(prompts))["input_ids"]
-        tails = tokenizer(list(completions), add_special_tokens=False)["input_ids"]
-        stop = [tokenizer.eos_token_id]
-        return [[*h, *t, *(stop if e else [])] for h, t, e in zip(heads, tails, ends, strict=True)]
+        heads, tails = encode_prompts(tokenizer, prompts), encode_completions(tokenizer, prompts, completions)
+        return [[*h, *(t if e else t[:-1])] for h, t, e in zip(heads, tails, ends, strict=True)]
     return [_encode_messages(tokenizer, *row) for row in zip(prompts, completions, ends, strict=True)]
 
 

@@ -54,7 +54,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "STAGE",
         "how well generated images can be told from real ones",
     ),
-    "report": ("evaluation.suites.report", "STAGE", "leaderboard and HTML report from results"),
+    "report": ("evaluation.suites.report", "main", "leaderboard and HTML report from results"),
     "launch": ("launch.templates", "main", "render a Slurm or Kubernetes job, or the accelerate command, for a stage"),
     "doctor": (
         "launch.doctor",
@@ -62,6 +62,9 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "check this machine: versions, devices, what is missing and the command that mends it",
     ),
 }
+
+NOT_STAGES = ("run", "preferences stats", "preferences export", "launch", "doctor")
+"""Commands that make no artefact, and so cannot be a stage of a lifecycle."""
 
 
 def help_text() -> str:

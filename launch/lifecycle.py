@@ -3,28 +3,31 @@
 A recipe names its stages; a stage names its command and its config, and refers to the artefact of an earlier stage
 as `@stage` (or `@stage/file`). Stages whose config and inputs are unchanged are skipped without loading torch, the
 one that was interrupted is resumed. Each stage runs in a process of its own, forked from a server that has
-imported the libraries once: the import costs more than some stages.
+imported the libraries once: the import costs more than some stages. With `jobs: N` (or `--jobs N`) up to N stages
+that do not need one another run at a time, each on its share of the cores.
 """
 
 from __future__ import annotations
 
 import multiprocessing
-import subprocess
+import multiprocessing.connection
+import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launch.cli import COMMANDS, find_command
+from launch.cli import COMMANDS, NOT_STAGES, find_command
 from launch.config import find_recipe, merge, parse_overrides, read_yaml
 from launch.errors import UserError, nearest
 from launch.files import canonical_json, read_json, sha256_text, write_json
+from launch.progress import LABEL
 from launch.provenance import fingerprint_input, package_versions
 
 STAGE_KEYS = ("command", "launcher", "config")
-RECIPE_KEYS = ("name", "description", "stages", "show")
+RECIPE_KEYS = ("name", "description", "jobs", "stages", "show")
 PRELOAD = ["launch.follow_parent", "torch", "transformers", "accelerate", "datasets", "launch.stage"]
 
 
@@ -45,6 +48,8 @@ class PlannedStage:
     launcher: list[str]
     """Arguments of `accelerate launch`; empty for a single process."""
     config: dict[str, Any]
+    needs: frozenset[str] = frozenset()
+    """The stages that the config refers to."""
 
     @property
     def fingerprint(self) -> str:
@@ -57,23 +62,35 @@ def main(arguments: Sequence[str]) -> None:
     """Entry point of `alignkit run`."""
     words = list(arguments)
     if not words or words[0] in ("-h", "--help"):
-        print("alignkit run RECIPE --output_dir DIR [--stages a,b] [--STAGE.key value ...]\n\n" + (__doc__ or ""))
+        print(
+            "alignkit run RECIPE --output_dir DIR [--stages a,b] [--jobs N] [--STAGE.key value ...]\n\n"
+            + (__doc__ or "")
+        )
         return
     overrides = parse_overrides(words[1:])
     output_dir = overrides.pop("output_dir", None)
     if not output_dir:
         raise UserError("alignkit run: output_dir is missing; add --output_dir FOLDER")
     chosen = [s for s in str(overrides.pop("stages", "")).split(",") if s]
+    asked = overrides.pop("jobs", None)
     recipe = find_recipe(words[0])
-    plan = plan_stages(read_yaml(recipe), str(recipe), Path(output_dir), overrides)
+    content = read_yaml(recipe)
+    jobs = _number_of_jobs(asked if asked is not None else content.get("jobs", 1), str(recipe))
+    plan = plan_stages(content, str(recipe), Path(output_dir), overrides)
     unknown = [name for name in chosen if name not in {stage.name for stage in plan}]
     if unknown:
         raise UserError(f"--stages: no stage '{unknown[0]}' in {recipe}{nearest(unknown[0], [s.name for s in plan])}")
     try:
-        run_plan([s for s in plan if not chosen or s.name in chosen], Path(output_dir))
+        run_plan([s for s in plan if not chosen or s.name in chosen], Path(output_dir), jobs)
     except StageFailed as failure:
         sys.exit(failure.code)
-    show_results(read_yaml(recipe), Path(output_dir))
+    show_results(content, Path(output_dir))
+
+
+def _number_of_jobs(value: Any, where: str) -> int:
+    if str(value).isdecimal() and int(value) > 0:
+        return int(value)
+    raise UserError(f"{where}: jobs: '{value}' is not a positive integer; say how many stages may run at a time")
 
 
 def plan_stages(recipe: dict[str, Any], where: str, root: Path, overrides: dict[str, Any]) -> list[PlannedStage]:
@@ -94,27 +111,44 @@ def plan_stages(recipe: dict[str, Any], where: str, root: Path, overrides: dict[
         if wrong := [key for key in entry if key not in STAGE_KEYS]:
             raise UserError(f"{where}: stages.{name}: unknown key '{wrong[0]}'{nearest(wrong[0], STAGE_KEYS)}")
         command = str(entry["command"])
-        if command not in COMMANDS or COMMANDS[command][1] != "STAGE":
-            raise UserError(f"{where}: stages.{name}: unknown command '{command}'{nearest(command, COMMANDS)}")
+        if command not in COMMANDS or command in NOT_STAGES:
+            stages_only = [c for c in COMMANDS if c not in NOT_STAGES]
+            raise UserError(f"{where}: stages.{name}: unknown command '{command}'{nearest(command, stages_only)}")
         known = {stage.name for stage in plan}
         config = merge(entry.get("config") or {}, overrides.get(name, {}))
-        resolved = _resolve(config, root, known, f"{where}: stages.{name}")
-        plan.append(PlannedStage(name, command, root / name, str(entry.get("launcher") or "").split(), resolved))
+        here = f"{where}: stages.{name}"
+        needs = frozenset(_find_reference(text, known, at) for at, text in _references(config, here))
+        launcher = str(entry.get("launcher") or "").split()
+        plan.append(PlannedStage(name, command, root / name, launcher, _resolve(config, root), needs))
     return plan
 
 
-def _resolve(value: Any, root: Path, known: set[str], where: str) -> Any:
+def _references(value: Any, where: str) -> Iterator[tuple[str, str]]:
+    """(where, text) of each `@stage/...` in a config."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _references(item, f"{where}.{key}")
+    elif isinstance(value, list):
+        for item in value:
+            yield from _references(item, where)
+    elif isinstance(value, str) and value.startswith("@"):
+        yield where, value
+
+
+def _find_reference(text: str, known: set[str], where: str) -> str:
+    name = text[1:].split("/")[0].split("::")[0]
+    if name not in known:
+        raise UserError(f"{where}: '{text}' refers to a stage that does not come before it{nearest(name, known)}")
+    return name
+
+
+def _resolve(value: Any, root: Path) -> Any:
     """Replace `@stage/...` by the path of that stage's artefact."""
     if isinstance(value, dict):
-        return {key: _resolve(item, root, known, f"{where}.{key}") for key, item in value.items()}
+        return {key: _resolve(item, root) for key, item in value.items()}
     if isinstance(value, list):
-        return [_resolve(item, root, known, where) for item in value]
-    if isinstance(value, str) and value.startswith("@"):
-        name = value[1:].split("/")[0].split("::")[0]
-        if name not in known:
-            raise UserError(f"{where}: '{value}' refers to a stage that does not come before it{nearest(name, known)}")
-        return str(root / value[1:])
-    return value
+        return [_resolve(item, root) for item in value]
+    return str(root / value[1:]) if isinstance(value, str) and value.startswith("@") else value
 
 
 # ---------------------------------------------------------------------------------------------- running
@@ -134,21 +168,70 @@ def is_up_to_date(stage: PlannedStage) -> bool:
         return False
 
 
-def run_plan(plan: Sequence[PlannedStage], root: Path) -> None:
-    """Run the stages that are not up to date; StageFailed when one ends with another code than 0."""
+def run_plan(plan: Sequence[PlannedStage], root: Path, jobs: int = 1) -> None:
+    """Run the stages that are not up to date, up to `jobs` at a time, each after the stages that it needs.
+
+    StageFailed when one ends with another code than 0: no further stage is started, those that run are waited for.
+    """
     root.mkdir(parents=True, exist_ok=True)
-    for number, stage in enumerate(plan, 1):
-        head = f"[{number}/{len(plan)}] {stage.name}"
-        if is_up_to_date(stage):
-            print(f"{head}: up to date", file=sys.stderr, flush=True)
-            continue
+    waiting, running = list(plan), dict[int, RunningStage]()
+    code = 0
+    try:
+        while running or (waiting and code == 0):
+            unfinished = {s.name for s in waiting} | {r.stage.name for r in running.values()}
+            ready = [stage for stage in waiting if not stage.needs & unfinished]
+            for stage in ready[: jobs - len(running) if code == 0 else 0]:
+                waiting.remove(stage)
+                head = f"[{plan.index(stage) + 1}/{len(plan)}] {stage.name}"
+                if is_up_to_date(stage):
+                    print(f"{head}: up to date", file=sys.stderr, flush=True)
+                else:
+                    started = RunningStage(stage, head, _share(stage, jobs))
+                    running[started.process.sentinel] = started
+            for sentinel in multiprocessing.connection.wait(list(running)) if running else []:
+                code = running.pop(sentinel).finish() or code  # type: ignore[call-overload]
+    except KeyboardInterrupt:  # the stages were interrupted too: let them end
+        for started in running.values():
+            started.process.join()
+        raise
+    if code:
+        raise StageFailed(code)
+
+
+def _share(stage: PlannedStage, jobs: int) -> dict[str, str]:
+    """The environment of a stage beside which others run: its share of the cores, and its name before its lines."""
+    if jobs == 1:
+        return {}
+    threads = max(1, len(os.sched_getaffinity(0)) // jobs)
+    return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)), LABEL: stage.name}
+
+
+class RunningStage:
+    """A stage in a process of its own."""
+
+    def __init__(self, stage: PlannedStage, head: str, environment: dict[str, str]) -> None:
         print(f"{head}: alignkit {stage.command}", file=sys.stderr, flush=True)
-        start = time.monotonic()
-        code = _launch(stage) if stage.launcher else _fork(stage)
-        if code != 0:
-            raise StageFailed(code)
-        write_json(stage.folder / ".recipe.json", {"fingerprint": stage.fingerprint})
-        print(f"{head}: done in {time.monotonic() - start:.1f} s", file=sys.stderr, flush=True)
+        self.stage, self.head, self.start = stage, head, time.monotonic()
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOAD)
+        words = _launched(stage) if stage.launcher else _arguments(stage)
+        target = _become if stage.launcher else _run_in_child
+        self.process = context.Process(target=target, args=(words, environment), name=stage.name)
+        self.process.start()
+
+    def finish(self) -> int:
+        """Wait for its end, record it, say it; its exit code as a shell would give it."""
+        self.process.join()
+        code = self.process.exitcode or 0
+        if code == 0:
+            write_json(self.stage.folder / ".recipe.json", {"fingerprint": self.stage.fingerprint})
+            print(f"{self.head}: done in {time.monotonic() - self.start:.1f} s", file=sys.stderr, flush=True)
+        if code < 0:
+            print(
+                f"alignkit: stage {self.stage.name} was killed by signal {-code}; run the same command again to resume",
+                file=sys.stderr,
+            )
+        return code if code >= 0 else 128 - code
 
 
 def _arguments(stage: PlannedStage) -> list[str]:
@@ -158,43 +241,33 @@ def _arguments(stage: PlannedStage) -> list[str]:
     return [*stage.command.split(), "--config", str(recipe)]
 
 
-def _fork(stage: PlannedStage) -> int:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
-    child = context.Process(target=_run_in_child, args=(_arguments(stage),), name=stage.name)
-    child.start()
-    try:
-        child.join()
-    except KeyboardInterrupt:
-        child.join()
-        raise
-    code = child.exitcode or 0
-    if code < 0:
-        print(
-            f"alignkit: stage {stage.name} was killed by signal {-code}; run the same command again to resume",
-            file=sys.stderr,
-        )
-    return code if code >= 0 else 128 - code
+def _launched(stage: PlannedStage) -> list[str]:
+    """A stage on several processes: exactly what a user would type."""
+    from launch.processes import find_accelerate
+
+    _, arguments = find_command(_arguments(stage))
+    return [find_accelerate(), "launch", *stage.launcher, "-m", COMMANDS[stage.command][0], *arguments]
 
 
-def _run_in_child(words: list[str]) -> None:
+def _run_in_child(words: list[str], environment: dict[str, str]) -> None:
     from launch.cli import run_command
     from launch.entry import guarded
     from launch.processes import die_with_parent
 
     die_with_parent()
+    os.environ.update(environment)
+    if "OMP_NUM_THREADS" in environment:
+        import torch
+
+        torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))  # torch was imported before, by the fork server
     sys.exit(guarded(lambda: run_command(words)))
 
 
-def _launch(stage: PlannedStage) -> int:
-    """A stage on several processes: exactly what a user would type."""
-    from launch.processes import die_with_parent, find_accelerate
+def _become(words: list[str], environment: dict[str, str]) -> None:
+    from launch.processes import die_with_parent
 
-    _, arguments = find_command(_arguments(stage))
-    module = COMMANDS[stage.command][0]
-    return subprocess.run(
-        [find_accelerate(), "launch", *stage.launcher, "-m", module, *arguments], preexec_fn=die_with_parent
-    ).returncode
+    die_with_parent()  # lasts across exec
+    os.execve(words[0], words, {**os.environ, **environment})
 
 
 def show_results(recipe: dict[str, Any], root: Path) -> None:

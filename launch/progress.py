@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -12,6 +13,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 console = Console(stderr=True)
 QUIET_PERIOD_S = 30.0
+LABEL = "ALIGNKIT_LABEL"
+
+
+def label() -> str:
+    """The name that marks this process's lines when several stages of a lifecycle write to one terminal; else empty."""
+    return os.environ.get(LABEL, "")
 
 
 class Meter:
@@ -58,8 +65,8 @@ def progress(total: float, description: str, done: float = 0, visible: bool = Tr
     """A display for a loop of `total` units of which `done` are done already."""
     if not visible:
         yield Meter()
-    elif not console.is_terminal:
-        yield _LineMeter(description, total, done)
+    elif label() or not console.is_terminal:  # two bars of two processes would overwrite each other
+        yield _LineMeter(f"[{label()}] {description}" if label() else description, total, done)
     else:
         columns = [
             TextColumn("{task.description}"),

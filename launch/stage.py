@@ -87,8 +87,10 @@ class Job:
 
     def say(self, text: str) -> None:
         """One line for the user, from the main rank."""
+        from launch.progress import label
+
         if self.runtime.is_main:
-            print(f"[{self.stage.name}] {text}", file=sys.stderr, flush=True)
+            print(f"[{label() or self.stage.name}] {text}", file=sys.stderr, flush=True)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Append metrics to metrics.jsonl and the trackers. Names that begin with `perf/` depend on the machine."""

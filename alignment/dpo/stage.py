@@ -14,11 +14,11 @@ from trl import DPOTrainer
 
 from alignment.dpo import DPOConfig
 from alignment.trl_stage.config import training_arguments
-from alignment.trl_stage.encode import encode_completions, encode_prompts, keep_fitting
 from alignment.trl_stage.models import context_length, load_causal, load_tokenizer, save_artefact, switch_off_dropout
 from alignment.trl_stage.preferences import load_preference_split
 from alignment.trl_stage.trainer import Batch, StageTrainer, settle_precision, train
 from data import Preference
+from data.encoding import encode_completions, encode_prompts, keep_fitting
 from launch.stage import Job
 
 Row = dict[str, Any]

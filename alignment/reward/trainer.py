@@ -14,10 +14,10 @@ from trl import RewardTrainer
 from trl.trainer.reward_trainer import DataCollatorForPreference, suppress_seqcls_warning
 
 from alignment.reward.objective import centering_penalty, pairwise_losses
-from alignment.trl_stage.encode import encode_completions, encode_prompts, keep_fitting
 from alignment.trl_stage.models import check_vocabulary, named_errors, switch_off_dropout
 from alignment.trl_stage.trainer import Batch, StageTrainer
 from data import Preference
+from data.encoding import encode_completions, encode_prompts, keep_fitting
 from launch.seeding import torch_generator
 
 Row = dict[str, Any]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from alignment.trl_stage.encode import encode_completions, encode_prompts, keep_fitting
 from data import Pair
+from data.encoding import encode_completions, encode_prompts, keep_fitting
 
 IGNORE = -100
 Row = dict[str, Any]

@@ -138,7 +138,7 @@ def _token_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list
     """The prefix token and the tokens of each text."""
     prefix, ids = prefix_token(tokenizer), []
     for number, text in enumerate(texts, 1):
-        ids.append([prefix, *tokenizer(text, add_special_tokens=False)["input_ids"]])
+        ids.append([prefix, *tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]])
         if len(ids[-1]) == 1:
             raise UserError(f"document {number} has no tokens; leave blank documents out")
     return ids

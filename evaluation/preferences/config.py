@@ -30,6 +30,9 @@ class RewardConfig(StageConfig):
     """Mode accuracy: the reward model under test, a folder or hub:org/name."""
     preferences: str = artefact("")
     """Mode accuracy: held-out preferences, a file, a folder or hub:...; `::eval` picks the split no stage trains on."""
+    invalid: Literal["error", "drop"] = "error"
+    """Mode accuracy: pairs that are faulty (an empty answer, chosen equal to rejected) or longer than the model's
+    context: stop and name the first, or leave them out and say how many."""
     ties: Ties = "half"
     """Mode accuracy: a pair with equal rewards counts half, or as wrong (the custom of RewardBench 1)."""
     max_pairs: int | None = None
@@ -49,6 +52,9 @@ class RewardConfig(StageConfig):
     """Mode win-rate: the policy itself; with `reference`, its KL divergence is estimated on the completions."""
     reference: str = artefact("")
     """Mode win-rate: the model that the KL divergence is measured from."""
+    kl_budget: float | None = None
+    """Mode win-rate: largest KL divergence from `reference`, in nats, that a win may cost; the report says when the
+    interval of `kl_k1` is not below it."""
     temperature: float | None = None
     """Mode win-rate: sampling temperature of the completions; read from their provenance unless given."""
 
@@ -63,3 +69,5 @@ class RewardConfig(StageConfig):
                 raise ValueError(f"{key}: belongs to mode {other}, not {self.mode}; set --mode {other} or leave it out")
         if bool(self.policy) != bool(self.reference):
             raise ValueError("policy: KL divergence needs both models; give --policy and --reference, or neither")
+        if self.kl_budget is not None and not self.policy:
+            raise ValueError("kl_budget: KL divergence is measured with both models; add --policy and --reference")

@@ -66,7 +66,7 @@ def evaluate(config: RewardConfig, job: Job) -> dict[str, Any]:
         protocol=protocol,
         metrics=metrics,
         samples=write_samples(job.output_dir, rows) if job.runtime.is_main else None,
-        notes=_notes(subject, protocol),
+        notes=_notes(subject, protocol, over_budget(metrics, config.kl_budget)),
         versions=package_versions(),
         hardware=hardware(),
         seconds=time.monotonic() - start,
@@ -210,20 +210,32 @@ def _protocol(config: RewardConfig, job: Job, n: int, baseline: str, temperature
             "precision": job.runtime.precision,
             "length_unit": "characters",
             "kl_temperature": temperature,
+            "kl_budget": config.kl_budget,
             "completions_sha256": sha256_file(completions_file(config.completions)),
             "baseline_sha256": sha256_file(completions_file(config.baseline)),
         },
     )
 
 
-def _notes(subject: Subject, protocol: Protocol) -> list[str]:
+def over_budget(metrics: Sequence[Metric], budget: float | None) -> list[str]:
+    """A sentence when the divergence is not clearly within the budget."""
+    k1 = next((m for m in metrics if m.name == "kl_k1"), None)
+    if budget is None or k1 is None or k1.ci_high is None or k1.ci_high <= budget:
+        return []
+    return [
+        f"The KL divergence of {k1.value:.2f} [{k1.ci_low:.2f}, {k1.ci_high:.2f}] nats is not within the budget of {budget:g}."
+    ]
+
+
+def _notes(subject: Subject, protocol: Protocol, notes: list[str]) -> list[str]:
     """A judge that the policy was trained against is no referee: say so."""
     if protocol.judge and made_from(subject.path, protocol.judge.sha256):
         return [
+            *notes,
             f"{subject.name} was trained against this judge, so these win rates show what it learned to please, "
-            "not what is better: judge with a reward model that it never saw."
+            "not what is better: judge with a reward model that it never saw.",
         ]
-    return []
+    return notes
 
 
 def _row(ours: Completion, theirs: Completion, numbers: dict[str, float]) -> dict[str, Any]:

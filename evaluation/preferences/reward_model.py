@@ -14,7 +14,7 @@ from evaluation.artefacts import beating, describe_subject, load_reward_model, m
 from evaluation.preferences.config import RewardConfig
 from evaluation.preferences.metrics import accuracy_metric, accuracy_metrics
 from evaluation.schema import EvaluationResult, Protocol, Slice, write_samples
-from evaluation.scoring import score_sequences
+from evaluation.scoring import context_of, encode, score_sequences
 from launch.errors import UserError
 from launch.provenance import fingerprint_input, hardware, package_versions
 from launch.stage import Job
@@ -25,8 +25,9 @@ FEWEST_IN_SLICE = 10
 def evaluate(config: RewardConfig, job: Job) -> dict[str, Any]:
     """Score both answers of each pair and write results.json and samples.jsonl."""
     start = time.monotonic()
-    pairs, tied = decided_pairs(config)
-    chosen, rejected = _score(config, job, pairs)
+    model, tokenizer = load_reward_model("model", config.model, job.runtime.device)
+    pairs, left_out = usable_pairs(config, model, tokenizer)
+    chosen, rejected = _score(config, job, pairs, model, tokenizer)
     margins, lengths = chosen - rejected, _length_differences(pairs)
     prompts = [plain_text(p.prompt) for p in pairs]
     rows = [_row(*values) for values in zip(pairs, chosen, rejected, strict=True)]
@@ -40,7 +41,12 @@ def evaluate(config: RewardConfig, job: Job) -> dict[str, Any]:
             split=config.preferences.partition("::")[2],
             template="prompt + answer + EOS, or the tokenizer's chat template",
             seeds=[config.seed],
-            settings={"ties": config.ties, "precision": job.runtime.precision, "length_unit": "characters"},
+            settings={
+                "invalid": config.invalid,
+                "ties": config.ties,
+                "precision": job.runtime.precision,
+                "length_unit": "characters",
+            },
         ),
         metrics=accuracy_metrics(margins, lengths, prompts, config.ties, config.seed),
         slices=[
@@ -48,7 +54,7 @@ def evaluate(config: RewardConfig, job: Job) -> dict[str, Any]:
             *slices("criteria", [p.criteria for p in pairs], margins, lengths, prompts, config),
         ],
         samples=write_samples(job.output_dir, rows) if job.runtime.is_main else None,
-        notes=_notes(config, tied),
+        notes=_notes(config, left_out),
         versions=package_versions(),
         hardware=hardware(),
         seconds=time.monotonic() - start,
@@ -56,18 +62,29 @@ def evaluate(config: RewardConfig, job: Job) -> dict[str, Any]:
     return write_result(job, result)
 
 
-def decided_pairs(config: RewardConfig) -> tuple[list[Preference], int]:
-    """The pairs that people decided, and how many they called ties."""
-    pairs = load_preferences(config.preferences)
-    decided = [p for p in pairs if not p.tie][: config.max_pairs]
+def usable_pairs(config: RewardConfig, model: Any, tokenizer: Any) -> tuple[list[Preference], list[str]]:
+    """The pairs that people decided and the model can read, and a sentence for each reason to leave others out."""
+    pairs = load_preferences(config.preferences, config.invalid)
+    decided = [p for p in pairs if not p.tie]
+    left_out = [f"{len(pairs) - len(decided)} pairs that people called ties"] if len(decided) < len(pairs) else []
     if not decided:
         raise UserError(f"preferences: {config.preferences} holds ties only; give pairs with a preference")
-    return decided, sum(p.tie for p in pairs)
+    if config.invalid == "drop" and (limit := context_of(model)) is not None:
+        prompts = [p.prompt for p in decided]
+        lengths = [encode(tokenizer, prompts, [getattr(p, side) for p in decided]) for side in ("chosen", "rejected")]
+        fitting = [p for p, c, r in zip(decided, *lengths, strict=True) if max(len(c), len(r)) <= limit]
+        if not fitting:
+            raise UserError(f"preferences: every pair of {config.preferences} is longer than the context of {limit}")
+        if len(fitting) < len(decided):
+            left_out.append(f"{len(decided) - len(fitting)} pairs longer than the model's context of {limit} tokens")
+        decided = fitting
+    return decided[: config.max_pairs], left_out
 
 
-def _score(config: RewardConfig, job: Job, pairs: Sequence[Preference]) -> tuple[np.ndarray, np.ndarray]:
+def _score(
+    config: RewardConfig, job: Job, pairs: Sequence[Preference], model: Any, tokenizer: Any
+) -> tuple[np.ndarray, np.ndarray]:
     """Rewards of the chosen and the rejected answers: two vectors (n,)."""
-    model, tokenizer = load_reward_model("model", config.model, job.runtime.device)
     with beating(job, 2 * -(-len(pairs) // job.runtime.world), "score pairs") as beat, job.runtime.autocast():
 
         def compute(part: list[Preference]) -> list[tuple[float, float]]:
@@ -103,8 +120,8 @@ def slices(
     return found
 
 
-def _notes(config: RewardConfig, tied: int) -> list[str]:
-    notes = [f"{tied} pairs that people called ties are left out."] if tied else []
+def _notes(config: RewardConfig, left_out: Sequence[str]) -> list[str]:
+    notes = [f"{text} are left out." for text in left_out]
     fingerprint = fingerprint_input("preferences", config.preferences)["sha256"]
     if made_from(config.model, fingerprint):
         notes.append(

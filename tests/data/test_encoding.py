@@ -2,9 +2,8 @@
 
 import pytest
 
-from alignment.prompts import render_prompt
-from alignment.trl_stage.encode import encode_completions, encode_prompts, keep_fitting
 from data import train_tokenizer
+from data.encoding import encode_completions, encode_prompts, keep_fitting
 from launch.errors import UserError
 
 TEXTS = ["def f(x):", "Return the value of x.", "the quick brown fox"]
@@ -67,11 +66,6 @@ def test_a_template_that_renders_the_prompt_differently_is_an_error(tokenizer):
     chat.chat_template = None
     with pytest.raises(UserError, match="no chat template"):
         encode_prompts(chat, [CHAT])
-
-
-def test_prompts_have_the_ids_that_sampling_uses(tokenizer):
-    for prompt in (*TEXTS, CHAT):
-        assert encode_prompts(tokenizer, [prompt])[0] == list(render_prompt(tokenizer, prompt))
 
 
 def test_long_rows_are_left_out_and_counted():
