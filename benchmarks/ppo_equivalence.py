@@ -8,12 +8,12 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+from benchmarks.common import RESULTS
 from launch.files import sha256_file, write_json
 from launch.provenance import hardware, package_versions
 from tests.distributed.test_ppo_distributed import MODES, words
 from tests.support import accelerate_launch, alignkit, read_metrics, save_policy, save_prompts, save_reward
 
-RESULT = Path(__file__).parent / "results" / "ppo_equivalence.json"
 LOSSES = ("policy/loss", "critic/loss", "kl/k1", "kl/k3", "reward/score", "reward/total")
 
 
@@ -45,7 +45,7 @@ def main() -> None:
         updates = len(read_metrics(root / "one"))
     command = "python -m benchmarks.ppo_equivalence"
     write_json(
-        RESULT,
+        RESULTS / "ppo_equivalence.json",
         {
             "command": command,
             "updates": updates,

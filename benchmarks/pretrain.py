@@ -1,7 +1,7 @@
 """Pretraining on tinyshakespeare: held-out nats per character over several seeds.
 
-    python benchmarks/pretrain.py pretrain_tinyshakespeare --seeds 0 1 2
-    python benchmarks/pretrain.py pretrain_tinyshakespeare_5min --seeds 0 1 2
+    python -m benchmarks.pretrain pretrain_tinyshakespeare --seeds 0 1 2
+    python -m benchmarks.pretrain pretrain_tinyshakespeare_5min --seeds 0 1 2
 
 Runs `alignkit pretrain --config RECIPE` once for each seed as a user would, and writes the figures, their spread, the
 command, the hardware and the versions to benchmarks/results/<recipe>.json. The text is looked for in
@@ -17,36 +17,25 @@ from __future__ import annotations
 
 import argparse
 import os
-import resource
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common import DATA, RESULTS, alignkit
 from launch.files import read_json, write_json
-
-ROOT = Path(__file__).resolve().parent.parent
-DATA = Path(os.environ.get("ALIGNKIT_DATA", ROOT.parent / "shared" / "data"))
 
 
 def run_seed(recipe: str, text: Path, seed: int, folder: Path) -> dict[str, Any]:
     """One run in a process of its own: figures of its provenance, wall and processor seconds of the whole process."""
-    words = ["pretrain", "--config", recipe, "--data", str(text), "--seed", str(seed), "--output_dir", str(folder)]
-    load, before, start = os.getloadavg()[0], resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    subprocess.run([str(Path(sys.executable).parent / "alignkit"), *words], check=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    times = alignkit("pretrain", "--config", recipe, "--data", text, "--seed", seed, "--output_dir", folder)
     provenance = read_json(folder / "provenance.json")
     summary = provenance["summary"]
     return {
         "seed": seed,
         "nats_per_character": summary["heldout/nats_per_token"],
         "bits_per_character": summary["heldout/bits_per_byte"],
-        "wall_seconds": round(time.perf_counter() - start, 1),
-        "cpu_seconds": round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 1),
-        "load_average_at_start": round(load, 2),
+        **times,
         "tokens_per_second": round(summary["tokens_per_second"]),
         "provenance": provenance,
     }
@@ -59,7 +48,7 @@ def summarise(recipe: str, threads: str, rows: list[dict[str, Any]]) -> dict[str
     summary = provenance["summary"]
     return {
         "benchmark": recipe,
-        "command": f"python benchmarks/pretrain.py {recipe} --seeds {' '.join(str(r['seed']) for r in rows)}",
+        "command": f"python -m benchmarks.pretrain {recipe} --seeds {' '.join(str(r['seed']) for r in rows)}",
         "protocol": "last 10 % of the characters, disjoint windows of the training context, each character but the first scored once",
         "nats_per_character": {
             "mean": statistics.mean(values),
@@ -97,7 +86,7 @@ def main() -> None:
         for seed in options.seeds:  # written after each seed: a benchmark that is cut short keeps what it has
             rows.append(run_seed(options.recipe, text, seed, Path(folder) / str(seed)))
             result = summarise(options.recipe, threads, rows)
-            write_json(ROOT / "benchmarks" / "results" / f"{options.recipe}.json", result)
+            write_json(RESULTS / f"{options.recipe}.json", result)
             print(result["nats_per_character"], flush=True)
 
 

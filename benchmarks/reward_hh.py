@@ -1,6 +1,6 @@
 """A reward model on Anthropic's hh-rlhf (harmless): held-out accuracy, with what length alone explains beside it.
 
-    python benchmarks/reward_hh.py --seeds 0 1 2
+    python -m benchmarks.reward_hh --seeds 0 1 2
 
 No pretrained weights are used. A small GPT is pretrained on the transcripts of the TRAINING pairs; reward models
 start from it and, for comparison, from the same architecture with random weights. Everything runs through `alignkit`
@@ -14,20 +14,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import resource
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common import DATA, RESULTS, alignkit
 from data import load_preferences, plain_text
 from launch.files import read_json, write_json
 
-ROOT = Path(__file__).resolve().parent.parent
-DATA = Path(os.environ.get("ALIGNKIT_DATA", ROOT.parent / "shared" / "data")) / "hh_rlhf_harmless"
+PAIRS = DATA / "hh_rlhf_harmless"
 SHAPE = ["--depth", "3", "--width", "128", "--heads", "2", "--context", "512", "--vocab_size", "2048"]
 FIGURES = [
     "accuracy", "accuracy_low", "accuracy_high", "longest_baseline", "longest_baseline_low", "longest_baseline_high",
@@ -36,18 +31,9 @@ FIGURES = [
 ]  # fmt: skip
 
 
-def alignkit(*words: object) -> dict[str, float]:
-    """Run one command; its wall and processor seconds."""
-    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    subprocess.run([str(Path(sys.executable).parent / "alignkit"), *map(str, words)], check=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return {"wall_seconds": round(time.perf_counter() - start, 1), "cpu_seconds": round(cpu, 1)}
-
-
 def write_transcripts(path: Path) -> None:
     """Both transcripts of every training pair, as documents."""
-    pairs = load_preferences(DATA / "split.train.jsonl.gz", "drop")
+    pairs = load_preferences(PAIRS / "split.train.jsonl.gz", "drop")
     texts = {plain_text(p.prompt) + plain_text(side): None for p in pairs for side in (p.chosen, p.rejected)}
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
 
@@ -64,7 +50,14 @@ def save_random(base: Path, folder: Path) -> None:
 
 def run_reward(model: Path, seed: int, folder: Path) -> dict[str, Any]:
     """One reward model: its figures, times and provenance."""
-    words = ["--data", DATA / "split.train.jsonl.gz", "--eval_data", DATA / "split.test.jsonl.gz", "--invalid", "drop"]
+    words = [
+        "--data",
+        PAIRS / "split.train.jsonl.gz",
+        "--eval_data",
+        PAIRS / "split.test.jsonl.gz",
+        "--invalid",
+        "drop",
+    ]
     times = alignkit(
         "reward", "--config", "reward_hh", "--model", model, *words, "--seed", seed, "--output_dir", folder
     )
@@ -78,7 +71,6 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--tokens", type=int, default=1_000_000, help="pretraining tokens")
     seeds, tokens = (values := parser.parse_args()).seeds, values.tokens
-    load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         write_transcripts(work / "transcripts.jsonl")
@@ -95,19 +87,18 @@ def main() -> None:
     provenance = [row.pop("provenance") for rows in runs.values() for row in rows][-1]
     result = {
         "benchmark": "reward_hh",
-        "command": f"python benchmarks/reward_hh.py --seeds {' '.join(map(str, seeds))} --tokens {tokens}",
+        "command": f"python -m benchmarks.reward_hh --seeds {' '.join(map(str, seeds))} --tokens {tokens}",
         "data": "anthropics/hh-rlhf harmless-base/test.jsonl.gz, 2,012 pairs to train and 300 held out",
         "pretraining": {"tokens": tokens, **times, "summary": pretraining},
         "from_pretrained": runs["base"],
         "from_random_weights": runs["random"],
         "config": provenance["config"],
         "precision": provenance["precision"],
-        "load_average_at_start": round(load, 2),
         "hardware": provenance["hardware"],
         "versions": provenance["versions"],
         "code": provenance["code"],
     }
-    write_json(ROOT / "benchmarks" / "results" / "reward_hh.json", result)
+    write_json(RESULTS / "reward_hh.json", result)
     for start, rows in runs.items():
         for row in rows:
             print(

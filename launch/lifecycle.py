@@ -4,7 +4,8 @@ A recipe names its stages; a stage names its command and its config, and refers 
 as `@stage` (or `@stage/file`). Stages whose config and inputs are unchanged are skipped without loading torch, the
 one that was interrupted is resumed. Each stage runs in a process of its own, forked from a server that has
 imported the libraries once: the import costs more than some stages. With `jobs: N` (or `--jobs N`) up to N stages
-that do not need one another run at a time, each on its share of the cores.
+that do not need one another run at a time, each on its share of the cores; an entry with `alone: true` gets the whole
+machine.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from launch.files import canonical_json, read_json, sha256_text, write_json
 from launch.progress import LABEL
 from launch.provenance import fingerprint_input, package_versions
 
-STAGE_KEYS = ("command", "launcher", "config")
+STAGE_KEYS = ("command", "launcher", "alone", "config")
 RECIPE_KEYS = ("name", "description", "jobs", "stages", "show")
 PRELOAD = ["launch.follow_parent", "torch", "transformers", "accelerate", "datasets", "launch.stage"]
 
@@ -50,6 +51,8 @@ class PlannedStage:
     config: dict[str, Any]
     needs: frozenset[str] = frozenset()
     """The stages that the config refers to."""
+    alone: bool = False
+    """Nothing runs beside it, and it has all cores."""
 
     @property
     def fingerprint(self) -> str:
@@ -119,7 +122,9 @@ def plan_stages(recipe: dict[str, Any], where: str, root: Path, overrides: dict[
         here = f"{where}: stages.{name}"
         needs = frozenset(_find_reference(text, known, at) for at, text in _references(config, here))
         launcher = str(entry.get("launcher") or "").split()
-        plan.append(PlannedStage(name, command, root / name, launcher, _resolve(config, root), needs))
+        if not isinstance(alone := entry.get("alone", False), bool):
+            raise UserError(f"{here}: alone: '{alone}' is not true or false")
+        plan.append(PlannedStage(name, command, root / name, launcher, _resolve(config, root), needs, alone))
     return plan
 
 
@@ -171,6 +176,8 @@ def is_up_to_date(stage: PlannedStage) -> bool:
 def run_plan(plan: Sequence[PlannedStage], root: Path, jobs: int = 1) -> None:
     """Run the stages that are not up to date, up to `jobs` at a time, each after the stages that it needs.
 
+    Of those that could start the recipe's first comes first: one that wants to be alone holds back those after it.
+
     StageFailed when one ends with another code than 0: no further stage is started, those that run are waited for.
     """
     root.mkdir(parents=True, exist_ok=True)
@@ -179,8 +186,10 @@ def run_plan(plan: Sequence[PlannedStage], root: Path, jobs: int = 1) -> None:
     try:
         while running or (waiting and code == 0):
             unfinished = {s.name for s in waiting} | {r.stage.name for r in running.values()}
-            ready = [stage for stage in waiting if not stage.needs & unfinished]
-            for stage in ready[: jobs - len(running) if code == 0 else 0]:
+            for stage in [s for s in waiting if not s.needs & unfinished] if code == 0 else []:
+                crowd = [r.stage for r in running.values()]
+                if len(crowd) == jobs or any(s.alone for s in crowd) or (stage.alone and crowd):
+                    break
                 waiting.remove(stage)
                 head = f"[{plan.index(stage) + 1}/{len(plan)}] {stage.name}"
                 if is_up_to_date(stage):
@@ -200,7 +209,7 @@ def run_plan(plan: Sequence[PlannedStage], root: Path, jobs: int = 1) -> None:
 
 def _share(stage: PlannedStage, jobs: int) -> dict[str, str]:
     """The environment of a stage beside which others run: its share of the cores, and its name before its lines."""
-    if jobs == 1:
+    if jobs == 1 or stage.alone:
         return {}
     threads = max(1, len(os.sched_getaffinity(0)) // jobs)
     return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)), LABEL: stage.name}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import importlib.util
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -18,10 +19,11 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from accelerate.utils import DistributedType, InitProcessGroupKwargs, broadcast_object_list, gather_object
 from transformers.utils import logging as transformers_logging
 
-from launch.errors import UserError
+from launch.errors import UserError, nearest
 from launch.processes import die_with_parent
 
 Precision = Literal["fp32", "bf16"]
@@ -108,6 +110,7 @@ def start_runtime(
     `precision`: "fp32", "bf16" or "auto" (bf16 on a GPU that has it; on the CPU fp32 until `choose_precision` has
     measured). Raises UserError when the world that accelerate sees is not the real one.
     """
+    _check_trackers(trackers or [])
     if "LOCAL_RANK" in os.environ:
         die_with_parent()  # the launcher: when it is killed, its ranks must not go on and hold the run's folder
     on_gpu = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() not in ("1", "true", "yes")
@@ -135,6 +138,15 @@ def start_runtime(
     transformers_logging.disable_progress_bar()  # a run has one display, its own
     _set_threads(accelerator)
     return Runtime(accelerator, chosen)
+
+
+def _check_trackers(names: list[str]) -> None:
+    """UserError for a tracker that accelerate does not know, or whose package is not installed (named as it is)."""
+    for name in names:
+        if name not in LOGGER_TYPE_TO_CLASS:
+            raise UserError(f"trackers: unknown tracker '{name}'{nearest(name, list(LOGGER_TYPE_TO_CLASS))}")
+        if importlib.util.find_spec(name) is None:
+            raise UserError(f"trackers: {name} is not installed; run `pip install {name}`")
 
 
 def _initial_precision(precision: str, on_gpu: bool) -> Precision:

@@ -124,8 +124,16 @@ def scored_bytes(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], encod
     total = sum(len(text.encode()) for text in texts)
     if tokenizer.bos_token_id is not None:
         return total
-    first = tokenizer.batch_decode([[int(tokens[0])] for tokens in encoded])
-    return total - sum(len(text.encode()) for text in first)
+    return total - sum(_bytes_of_token(tokenizer, int(tokens[0])) for tokens in encoded)
+
+
+def _bytes_of_token(tokenizer: PreTrainedTokenizerBase, token_id: int) -> int:
+    """UTF-8 bytes of a token; one that is a part of a character decodes to U+FFFD, so its own bytes are counted."""
+    text = tokenizer.decode([token_id])
+    if "\ufffd" not in text:
+        return len(text.encode())
+    name = str(tokenizer.convert_ids_to_tokens(token_id))
+    return 1 if name.startswith("<0x") else len(name)  # byte fallback: a byte; byte-level BPE: one character for each
 
 
 def write_heldout(heldout: HeldOut, folder: Path) -> None:

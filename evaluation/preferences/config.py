@@ -36,7 +36,7 @@ class RewardConfig(StageConfig):
     ties: Ties = "half"
     """Mode accuracy: a pair with equal rewards counts half, or as wrong (the custom of RewardBench 1)."""
     max_pairs: int | None = None
-    """Mode accuracy: use only so many pairs, the first of the file."""
+    """Mode accuracy: use only so many pairs, the first by a hash of the prompt."""
 
     completions: str = artefact("")
     """Mode win-rate: completions of the policy, a file or folder of `alignkit generate`."""

@@ -152,6 +152,7 @@ def _kl(
             text.format(display_name(config.reference), name),
             higher_is_better=None,
             unit="nats",
+            budget=config.kl_budget,
         )
         for name, values in (("k1", k1), ("k3", k3))
     ]
@@ -210,7 +211,6 @@ def _protocol(config: RewardConfig, job: Job, n: int, baseline: str, temperature
             "precision": job.runtime.precision,
             "length_unit": "characters",
             "kl_temperature": temperature,
-            "kl_budget": config.kl_budget,
             "completions_sha256": sha256_file(completions_file(config.completions)),
             "baseline_sha256": sha256_file(completions_file(config.baseline)),
         },

@@ -16,6 +16,7 @@ from evaluation.preferences.metrics import accuracy_metric, accuracy_metrics
 from evaluation.schema import EvaluationResult, Protocol, Slice, write_samples
 from evaluation.scoring import context_of, encode, score_sequences
 from launch.errors import UserError
+from launch.files import sha256_text
 from launch.provenance import fingerprint_input, hardware, package_versions
 from launch.stage import Job
 
@@ -78,7 +79,9 @@ def usable_pairs(config: RewardConfig, model: Any, tokenizer: Any) -> tuple[list
         if len(fitting) < len(decided):
             left_out.append(f"{len(decided) - len(fitting)} pairs longer than the model's context of {limit} tokens")
         decided = fitting
-    return decided[: config.max_pairs], left_out
+    if config.max_pairs is not None:
+        decided = sorted(decided, key=lambda p: sha256_text(plain_text(p.prompt)))[: config.max_pairs]
+    return decided, left_out
 
 
 def _score(

@@ -205,7 +205,7 @@ def _column(key: str, pairs: list[tuple[EvaluationResult, Metric]]) -> Column:
         title=title_of(entry.name),
         where="",
         suite=result.suite,
-        dataset=result.protocol.dataset,
+        dataset=entry.extra.get("dataset", result.protocol.dataset),
         protocol=protocol_hash(result.protocol),
         unit=entry.unit,
         higher_is_better=entry.higher_is_better,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 
 from rich import box
@@ -31,6 +32,13 @@ def print_leaderboard(
         console.print(Text(note, style="dim"))
     for line in warnings:
         console.print(Text(f"! {visible(line)}", style="yellow"))
+
+
+def to_text(boards: Sequence[Leaderboard], warnings: Sequence[str] = (), width: int = 100) -> str:
+    """What `print_leaderboard` prints on a terminal of `width` columns, without colours."""
+    console = Console(file=io.StringIO(), width=width, color_system=None)
+    print_leaderboard(boards, warnings, console)
+    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines()) + "\n"  # type: ignore[attr-defined]
 
 
 def _table(view: BoardView) -> Table:

@@ -1,6 +1,6 @@
 """`alignkit report DIR... --output_dir OUT`: results of evaluations as a page, a leaderboard, and tables.
 
-Writes index.html (one self-contained file), leaderboard.json, leaderboard.csv and leaderboard.md.
+Writes index.html (one self-contained file), leaderboard.json, leaderboard.csv, leaderboard.md and leaderboard.txt.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from evaluation.report.export import to_csv, to_json, to_markdown
 from evaluation.report.leaderboard import Leaderboard, leaderboards
 from evaluation.report.page import render_page
 from evaluation.report.samples import sample_section
-from evaluation.report.terminal import print_leaderboard
+from evaluation.report.terminal import print_leaderboard, to_text
 from launch.config import artefact, operational
 from launch.errors import UserError
 from launch.files import read_json, write_atomic, write_json
@@ -34,6 +34,8 @@ class ReportConfig(StageConfig):
     """Title of the page."""
     show: bool = operational(True)
     """Print the leaderboards on the terminal."""
+    width: int = 100
+    """Columns of leaderboard.txt."""
 
     def check(self) -> None:
         if not self.inputs:
@@ -41,7 +43,7 @@ class ReportConfig(StageConfig):
 
 
 def run(config: ReportConfig, job: Job) -> dict[str, Any]:
-    """Write the four files; the summary counts what is in them."""
+    """Write the five files; the summary counts what is in them."""
     if not job.runtime.is_main:
         return {}
     found = collect(config.inputs, leave_out=job.output_dir)
@@ -53,6 +55,7 @@ def run(config: ReportConfig, job: Job) -> dict[str, Any]:
     write_json(job.output_dir / "leaderboard.json", to_json(boards, warnings))
     write_atomic(job.output_dir / "leaderboard.csv", to_csv(boards))
     write_atomic(job.output_dir / "leaderboard.md", to_markdown(boards, warnings, config.title))
+    write_atomic(job.output_dir / "leaderboard.txt", to_text(boards, warnings, config.width))
     if config.show:
         print_leaderboard(boards, warnings)
     job.say(f"report: {(job.output_dir / 'index.html').resolve()}")

@@ -5,14 +5,21 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from data import load_documents
 from data.records import Document
 from data.sources import TextSplit
 from data.splits import hash_position
-from evaluation.artefacts import beating, describe_subject, load_language_model, over_ranks, write_result
+from evaluation.artefacts import (
+    beating,
+    describe_subject,
+    load_language_model,
+    over_ranks,
+    provenance_of,
+    write_result,
+)
 from evaluation.completions import Completion, load_completions
 from evaluation.language.perplexity import DocumentScore, Perplexity, perplexity, window_sizes
 from evaluation.language.quality import is_degenerate, quality_metrics, repetition
@@ -77,15 +84,20 @@ def run(config: TextConfig, job: Job) -> dict[str, Any]:
         rows += [_document_row(d, s) for d, s in zip(documents, scores.documents, strict=True)]
     if config.completions:
         completions = load_completions(config.completions)
-        metrics += quality_metrics(completions)
+        extra = {"dataset": prompts_of(config.completions)[0]}
+        metrics += [replace(m, extra=m.extra | extra) for m in quality_metrics(completions)]
         rows += [_completion_row(c) for c in completions]
-    source = config.documents or config.completions
+    source, fingerprint = (
+        (config.documents, fingerprint_input("documents", config.documents)["sha256"])
+        if config.documents
+        else prompts_of(config.completions)
+    )
     result = EvaluationResult(
         suite="text",
         subject=describe_subject("model", config.model, "language model", config.name),
         protocol=Protocol(
             dataset=source,
-            dataset_sha256=fingerprint_input("documents", source)["sha256"],
+            dataset_sha256=fingerprint,
             n_items=len(rows),
             split=source.partition("::")[2],
             settings=windows | {"precision": job.runtime.precision, "documents": "each alone, after BOS or EOS"},
@@ -97,6 +109,14 @@ def run(config: TextConfig, job: Job) -> dict[str, Any]:
         seconds=time.monotonic() - start,
     )
     return write_result(job, result)
+
+
+def prompts_of(completions: str) -> tuple[str, str]:
+    """The source of the prompts that completions answer, and its fingerprint; without provenance the file itself."""
+    made = provenance_of(completions)
+    fallback = completions, fingerprint_input("completions", completions)["sha256"]
+    prompts = made.get("inputs", {}).get("prompts")
+    return (made["config"]["prompts"], prompts["sha256"]) if prompts else fallback
 
 
 def choose_documents(config: TextConfig) -> list[Document]:

@@ -79,6 +79,16 @@ def test_windows_start_elsewhere_in_each_epoch(book):
     assert len(firsts) > 3
 
 
+def test_a_first_token_that_is_a_part_of_a_character_counts_its_own_bytes(tmp_path):
+    path = tmp_path / "text.jsonl"
+    texts = [f"漢字 {i} " + "plain words " * 3 for i in range(200)]
+    path.write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
+    corpus = read_corpus(make_config(data=str(path), context=64))  # 261 entries: bytes alone, so 漢 is three tokens
+    held = corpus.heldout.texts
+    assert len(held) > 3
+    assert corpus.heldout.scored_bytes == sum(len(t.encode()) for t in held) - len(held)
+
+
 def test_scored_bytes_count_utf8_without_each_first_token(documents):
     path, _ = documents
     corpus = read_corpus(make_config(data=str(path), heldout="hash:0.2"))

@@ -191,3 +191,23 @@ def test_namespace_folder_of_the_user_does_no_harm(tmp_path):
     )
     assert result.returncode == 0, result.stderr
     assert "--kl_coef" in result.stdout
+
+
+def test_tensorboard_gets_what_metrics_jsonl_gets(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    words = ["--output_dir", tmp_path / "out", "--trackers", "tensorboard"]
+    done = toy(*words)
+    assert done.returncode == 0, done.stderr
+    folder = next((tmp_path / "out" / "trackers").rglob("events.out.tfevents.*")).parent
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    assert [(e.step, e.value) for e in events.Scalars("total")] == [
+        (row["step"], row["total"]) for row in read_metrics(tmp_path / "out")
+    ]
+
+
+def test_an_unknown_tracker_is_named(tmp_path):
+    done = toy("--output_dir", tmp_path / "out", "--trackers", "tensorbord")
+    assert done.returncode == 2 and "tensorbord" in done.stderr and "did you mean 'tensorboard'" in done.stderr
+    assert not (tmp_path / "out" / "run.json").exists()

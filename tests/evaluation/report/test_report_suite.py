@@ -19,7 +19,7 @@ from evaluation.suites.report import STAGE, ReportConfig
 from launch.config import build
 from launch.errors import UserError
 
-FILES = ("index.html", "leaderboard.json", "leaderboard.csv", "leaderboard.md")
+FILES = ("index.html", "leaderboard.json", "leaderboard.csv", "leaderboard.md", "leaderboard.txt")
 
 
 def write_report(inputs, out):
@@ -67,6 +67,13 @@ def test_summary_and_files(written):
     out, summary = written
     assert {p.name for p in out.iterdir()} == set(FILES)
     assert summary == {"evaluations": 20, "stages": 13, "subjects": 12, "warnings": 3}
+
+
+def test_the_text_file_fits_its_width_and_has_the_numbers(written):
+    lines = (written[0] / "leaderboard.txt").read_text().splitlines()
+    assert max(map(len, lines)) <= 100 and "\x1b" not in "".join(lines)
+    table = json.loads((written[0] / "leaderboard.json").read_text())
+    assert all(any(board["title"] == line for line in lines) for board in table["leaderboards"])
 
 
 def test_same_input_gives_the_same_bytes(written, lifecycle, tmp_path):

@@ -64,6 +64,20 @@ def test_accuracy_mode(models, preferences, tmp_path):
     assert [s["margin"] for s in samples] == pytest.approx(margins.tolist(), abs=1e-4)
 
 
+def test_faulty_and_too_long_pairs_are_an_error_or_left_out_and_counted(models, preferences, tmp_path):
+    path, rows = preferences
+    context = tiny.reward_model(2).config.max_position_embeddings
+    long = {"prompt": "p", "chosen": "x" * context, "rejected": "y"}
+    path.write_text("".join(json.dumps(r) + "\n" for r in [*rows, long]))
+    with pytest.raises(UserError, match=f"row 25 has {context + 2} tokens, more than the model's context"):
+        run_suite(STAGE, tmp_path / "out", model=models / "judge", preferences=path)
+    with path.open("a") as file:
+        file.write(json.dumps({"prompt": "p", "chosen": "same", "rejected": "same"}) + "\n")
+    result = run_suite(STAGE, tmp_path / "dropped", model=models / "judge", preferences=path, invalid="drop")
+    assert result.protocol.n_items == 24 and result.metric("accuracy").n == 12
+    assert f"1 pairs longer than the model's context of {context} tokens are left out." in result.notes
+
+
 def completions(tmp_path, name, texts, **extra):
     folder = tmp_path / name
     folder.mkdir()
@@ -120,6 +134,17 @@ def test_win_rate_mode(models, matched, tmp_path):
     assert result.protocol.judge.path.endswith("judge") and result.protocol.settings["kl_temperature"] == 0.7
     rows = read_samples(tmp_path / "out", result.samples)
     assert rows[3]["completion"] == ours[3] and rows[3]["kl_k1"] == pytest.approx(k1[3], rel=1e-3)
+
+
+def test_a_divergence_over_the_budget_is_said(models, matched, tmp_path):
+    policy, baseline, _, _ = matched
+    words = dict(mode="win-rate", completions=policy, baseline=baseline, judge=models / "judge", temperature=1.0)
+    both = dict(policy=models / "policy", reference=models / "reference")
+    generous = run_suite(STAGE, tmp_path / "generous", **words, **both, kl_budget=1e6)
+    assert generous.metric("kl_k1").extra["budget"] == 1e6 and generous.notes == []
+    middle = generous.metric("kl_k1").value
+    strict = run_suite(STAGE, tmp_path / "strict", **words, **both, kl_budget=middle)  # below the upper limit
+    assert len(strict.notes) == 1 and f"is not within the budget of {middle:g}" in strict.notes[0]
 
 
 def test_a_policy_against_itself_is_even(models, matched, tmp_path):
@@ -182,6 +207,10 @@ def test_unfinished_completions_are_read_without_an_end(models, tmp_path):
         (
             {"mode": "win-rate", "completions": "c", "baseline": "b", "judge": "j", "policy": "p"},
             "KL divergence needs both",
+        ),
+        (
+            {"mode": "win-rate", "completions": "c", "baseline": "b", "judge": "j", "kl_budget": "5"},
+            "kl_budget: KL divergence is measured with both models",
         ),
     ],
 )

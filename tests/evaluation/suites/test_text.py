@@ -45,6 +45,19 @@ def test_completions_add_quality(models, documents, tmp_path):
     assert result.metric("repetition_4").value == pytest.approx((0 + 2 / 3) / 2)
     with pytest.raises(KeyError):
         result.metric("perplexity")
+    assert result.protocol.dataset == str(path) and result.metric("mean_length").extra["dataset"] == str(path)
+
+
+def test_quality_stands_under_the_source_of_the_prompts(models, documents, tmp_path):
+    (tmp_path / "made").mkdir()
+    path = write_completions(tmp_path / "made" / "completions.jsonl", [{"prompt": "a", "completion": "one two"}])
+    made = {"config": {"prompts": "embedded:x"}, "inputs": {"prompts": {"source": "embedded:x", "sha256": "f" * 64}}}
+    (tmp_path / "made" / "provenance.json").write_text(json.dumps(made))
+    both = run_suite(STAGE, tmp_path / "both", model=models / "policy", completions=path, documents=documents)
+    assert both.protocol.dataset == str(documents) and "dataset" not in both.metric("perplexity").extra
+    assert both.metric("mean_length").extra["dataset"] == "embedded:x"
+    alone = run_suite(STAGE, tmp_path / "alone", model=models / "policy", completions=path)
+    assert (alone.protocol.dataset, alone.protocol.dataset_sha256) == ("embedded:x", "f" * 64)
 
 
 def test_max_documents_chooses_by_content(models, documents, tmp_path):
