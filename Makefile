@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo
 
-.PHONY: demo test test-all quick lint clean
+.PHONY: demo test quick lint clean
 
 $(VENV)/.installed: pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) is not installed; install Python 3.11 or say PYTHON=..." >&2; exit 2; }
@@ -21,11 +21,7 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-test lint
 	$(BIN)/python -m pytest -q --durations=15 -n $${TEST_PROCESSES:-2} --dist=loadscope -m "not distributed"
-	$(BIN)/python -m pytest -q --durations=15 -m distributed tests/distributed tests/test_readme.py
-
-# Also the multi-process tests of the other stages and the whole demo at a small scale: half an hour on two cores.
-test-all: test
-	$(BIN)/python -m pytest -q --durations=15 -m distributed --deselect tests/distributed --deselect tests/test_readme.py
+	$(BIN)/python -m pytest -q --durations=15 -m distributed
 
 quick: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -q -x -n 2 -m "not slow and not distributed and not browser"

@@ -24,7 +24,7 @@ from evaluation.statistics import (
     win_rate,
 )
 
-LONGEST = "the longer answer wins"
+LONGEST = "taking the longer answer"
 
 
 def repeated(groups: Sequence[str]) -> Sequence[str] | None:
@@ -41,7 +41,7 @@ def mean_of(values: ArrayLike, groups: Sequence[str] | None) -> Estimate:
 
 
 def accuracy_metric(margins: ArrayLike, length_differences: ArrayLike, prompts: Sequence[str], ties: Ties) -> Metric:
-    """Share of pairs that the reward model orders as people did, compared with "the longer answer wins"."""
+    """Share of pairs that the reward model orders as people did, compared with taking the longer answer."""
     groups = repeated(prompts)
     right, by_length = outcomes(margins, ties), outcomes(length_differences, "half")
     return metric(

@@ -123,7 +123,7 @@ def facts(collection: Collection) -> list[tuple[str, str]]:
         starts = [r["started"] for r in records if r.get("started")]
         if starts:
             found.append(("Started", _date(min(starts))))
-        found.append(("Stages", f"{len(records)} in {format_seconds(sum(r['seconds'] for r in records))}"))
+        found.append(("Stages", f"{len(records)}, {format_seconds(sum(r['seconds'] for r in records))} of work"))
         found.append(("Code", _codes(records)))
     results = [entry.result for entry in collection.results]
     found.append(("Evaluations", str(len(results))))

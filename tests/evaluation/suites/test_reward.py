@@ -52,7 +52,7 @@ def test_accuracy_mode(models, preferences, tmp_path):
     )
     accuracy = result.metric("accuracy")
     assert accuracy.value == pytest.approx((margins > 0).mean()) and accuracy.n == 12  # prompts, each with two pairs
-    assert accuracy.baseline == "the longer answer wins" and accuracy.comparison.p_value is not None
+    assert accuracy.baseline == "taking the longer answer" and accuracy.comparison.p_value is not None
     assert result.metric("pairwise_loss").value == pytest.approx(np.log1p(np.exp(-margins)).mean(), rel=1e-4)
     longer = [len(r["chosen"]) > len(r["rejected"]) for r in decided]
     equal = [len(r["chosen"]) == len(r["rejected"]) for r in decided]
