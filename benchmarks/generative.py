@@ -54,7 +54,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         for seed in options.seeds:
-            names = {f"{kind}-{number}": (kind, text) for kind in options.kinds for number, text in enumerate(settings)}
+            names = {f"{kind}_{number}": (kind, text) for kind in options.kinds for number, text in enumerate(settings)}
             folders = {label: work / str(seed) / label for label in names}
             made = {
                 label: train_and_sample(kind, seed, text.split(), folders[label])

@@ -25,12 +25,19 @@ def encode_prompts(tokenizer: Any, prompts: Sequence[Turns]) -> list[Ids]:
     ]
 
 
-def encode_completions(tokenizer: Any, prompts: Sequence[Turns], completions: Sequence[Turns]) -> list[Ids]:
-    """Token ids of each completion, ending in EOS: text as it is; after messages, what the chat template adds to them."""
+def encode_completions(
+    tokenizer: Any, prompts: Sequence[Turns], completions: Sequence[Turns], ended: Sequence[bool] | None = None
+) -> list[Ids]:
+    """Token ids of each completion: text as it is; after messages, what the chat template adds to them.
+
+    They end in EOS where they `ended` (all, unless given). Each row is encoded by itself: its neighbours do not matter.
+    """
     if completions and all(isinstance(turns, str) for turns in [*prompts, *completions]):
-        rows = tokenizer(list(completions), add_special_tokens=False)["input_ids"]
-        return [[*ids, tokenizer.eos_token_id] for ids in rows]
-    return [_encode_completion(tokenizer, *pair) for pair in zip(prompts, completions, strict=True)]
+        texts = tokenizer(list(completions), add_special_tokens=False)["input_ids"]
+        rows = [[*ids, tokenizer.eos_token_id] for ids in texts]
+    else:
+        rows = [_encode_completion(tokenizer, *pair) for pair in zip(prompts, completions, strict=True)]
+    return rows if ended is None else [ids if end else ids[:-1] for ids, end in zip(rows, ended, strict=True)]
 
 
 def _encode_completion(tokenizer: Any, prompt: Turns, completion: Turns) -> Ids:

@@ -111,15 +111,19 @@ def find_contamination(train: Iterable[str], evaluation: Iterable[str], size: in
     Texts shorter than `size` words can only match exactly. `train` of a result is the first training text with the
     match; `share` is 1 for an exact one.
     """
+    rows = [(normalise(text), _ngrams(text, size)) for text in evaluation]
+    # what evaluation holds is looked for, and nothing else of training is kept: that set is the larger by far
+    texts, wanted = {text for text, _ in rows}, frozenset().union(*(members for _, members in rows))
     whole: dict[str, int] = {}
     pieces: dict[int, int] = {}
     for index, text in enumerate(train):
-        whole.setdefault(normalise(text), index)
-        for member in _ngrams(text, size):
+        if (key := normalise(text)) in texts:
+            whole.setdefault(key, index)
+        for member in _ngrams(text, size) & wanted:
             pieces.setdefault(member, index)
     found = []
-    for index, text in enumerate(evaluation):
-        exact, members = whole.get(normalise(text)), _ngrams(text, size)
+    for index, (text, members) in enumerate(rows):
+        exact = whole.get(text)
         hits = [pieces[member] for member in members if member in pieces]
         if exact is not None:
             found.append(Contamination(index, exact, True, 1.0))

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from data.formats import RESPONSE_NAMES, fault_of, from_row, from_unpaired
 from data.named_splits import keep_split, parse_source
+from data.overlap import deduplicate
 from data.readers import Row
 from data.records import Preference, Turns, plain_text
 from data.sources import load_rows
@@ -127,7 +128,9 @@ def pairs_from_ranking(
 
 
 def describe_preferences(preferences: Sequence[Preference]) -> dict[str, Any]:
-    """Counts, lengths in words and the length bias of preferences, JSON-able.
+    """Counts, duplicates, lengths in words and the length bias of preferences, JSON-able.
+
+    `duplicates` are the judgements that `deduplicate` would leave out, `exact_duplicates` those with equal texts.
 
     `longer_chosen` is the share of decided pairs of unequal length in which the longer answer won, with
     `longer_chosen_n` pairs behind it; 0.5 is no length bias.
@@ -137,8 +140,11 @@ def describe_preferences(preferences: Sequence[Preference]) -> dict[str, Any]:
     rejected = [_word_count(preference.rejected) for preference in decided]
     gaps = [a - b for a, b in zip(chosen, rejected, strict=True) if a != b]
     strengths = [preference.strength for preference in decided if preference.strength is not None]
+    dropped = deduplicate(preferences)[1]
     return {
         "n": len(preferences),
+        "duplicates": len(dropped),
+        "exact_duplicates": sum(duplicate.exact for duplicate in dropped),
         "ties": len(preferences) - len(decided),
         "prompts": len({plain_text(preference.prompt) for preference in preferences}),
         "chosen_words": fmean(chosen) if decided else None,

@@ -98,6 +98,15 @@ def encode_documents(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -
     return [np.asarray([*start, *ids, tokenizer.eos_token_id], dtype=np.int32) for ids in encoded["input_ids"]]
 
 
+def bytes_of_token(tokenizer: PreTrainedTokenizerBase, token_id: int) -> int:
+    """UTF-8 bytes of a token; one that is a part of a character decodes to U+FFFD, so its own bytes are counted."""
+    text = str(tokenizer.decode([token_id]))
+    if "\ufffd" not in text:
+        return len(text.encode())
+    name = str(tokenizer.convert_ids_to_tokens(token_id))
+    return 1 if name.startswith("<0x") else len(name)  # byte fallback: a byte; byte-level BPE: one character for each
+
+
 # ---------------------------------------------------------------------------------------------- other tokenizers
 
 

@@ -8,17 +8,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from evaluation.loading import plain_weights, read_causal, read_classifier, read_tokenizer
 from evaluation.schema import EvaluationResult, Judge, Subject, SubjectKind
-from evaluation.scoring import Beat, check_reward_model
-from launch.errors import UserError
+from evaluation.scoring import Beat
 from launch.files import read_json
 from launch.provenance import fingerprint_input
 from launch.stage import Job
@@ -30,55 +24,22 @@ R = TypeVar("R")
 # ---------------------------------------------------------------------------------------------- models
 
 
-def load_tokenizer(field: str, source: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model's folder or hub name."""
-    with _as_user_error(field, source, "a tokenizer"):
-        return AutoTokenizer.from_pretrained(source.removeprefix("hub:"))
-
-
 def load_language_model(
     field: str, source: str, device: torch.device
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A causal language model in fp32 with its tokenizer. UserError names the config field when it is none."""
-    tokenizer = load_tokenizer(field, source)
-    with _as_user_error(field, source, "a causal language model"):
-        model = AutoModelForCausalLM.from_pretrained(source.removeprefix("hub:"), dtype=torch.float32)
-    vocabulary = model.config.get_text_config().vocab_size
-    if len(tokenizer) > vocabulary:
-        raise UserError(
-            f"{field}: {source}: the tokenizer has {len(tokenizer)} tokens, the model {vocabulary}; "
-            "use the tokenizer that belongs to the model"
-        )
+    """A causal language model in fp32 with its tokenizer, whole on every rank. UserError names the config field."""
+    tokenizer = read_tokenizer(field, source)
+    with plain_weights():
+        model = read_causal(field, source, tokenizer)
     return model.to(device).eval(), tokenizer  # type: ignore[arg-type]
 
 
 def load_reward_model(field: str, source: str, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A sequence classifier with one label, in fp32, with its tokenizer.
-
-    UserError also when the folder holds no reward head: transformers would then make one at random.
-    """
-    tokenizer = load_tokenizer(field, source)
-    with _as_user_error(field, source, "a reward model"):
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            source.removeprefix("hub:"), dtype=torch.float32, output_loading_info=True
-        )
-    if info["missing_keys"]:
-        raise UserError(
-            f"{field}: {source}: the weights lack {min(info['missing_keys'])}, so this is no trained reward model; "
-            "train one with `alignkit reward`"
-        )
-    check_reward_model(model)
-    return model.to(device).eval(), tokenizer
-
-
-@contextlib.contextmanager
-def _as_user_error(field: str, source: str, what: str) -> Iterator[None]:
-    """transformers raises OSError, ValueError, KeyError and others for a folder that is not what it should be."""
-    try:
-        yield
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        reason = str(error).strip().split("\n")[0].rstrip(". ") or type(error).__name__
-        raise UserError(f"{field}: {source}: not {what} that transformers can load ({reason})") from None
+    """A trained sequence classifier with one label, in fp32, with its tokenizer, whole on every rank."""
+    tokenizer = read_tokenizer(field, source)
+    with plain_weights():
+        model = read_classifier(field, source, tokenizer)
+    return model.to(device).eval(), tokenizer  # type: ignore[arg-type]
 
 
 # ---------------------------------------------------------------------------------------------- identity

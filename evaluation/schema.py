@@ -292,4 +292,5 @@ def read_samples(results: str | Path, samples: Samples) -> list[dict[str, Any]]:
         raise UserError(f"{path}: no such file; restore it beside its results.json or run the evaluation again")
     if sha256_file(path) != samples.sha256:
         raise UserError(f"{path}: has changed since its results.json was written; run the evaluation again")
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    # not splitlines(): it also cuts at U+2028 and U+0085, which JSON allows inside a string
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]

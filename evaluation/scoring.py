@@ -101,7 +101,7 @@ def check_finite(model: PreTrainedModel, values: Tensor, rows: Sequence[int]) ->
         )
 
 
-def check_vocabulary(model: PreTrainedModel, sequences: Sequence[Ids]) -> None:
+def check_token_ids(model: PreTrainedModel, sequences: Sequence[Ids]) -> None:
     """UserError when a token id is not in the model's vocabulary: another tokenizer made it."""
     vocabulary = model.config.get_text_config().vocab_size
     largest = max((max(s, default=0) for s in sequences), default=0)
@@ -125,29 +125,11 @@ def encode(
 
     Text prompts as the tokenizer does by default (with BOS where it adds one), completions without special tokens
     and with the EOS where they `ended` (all, unless given). Messages go through the chat template; what it writes
-    after the last EOS is cut.
+    after the last EOS is cut. See data/encoding.py: training uses the same functions.
     """
-    ends = [True] * len(prompts) if ended is None else ended
-    if prompts and all(isinstance(turns, str) for turns in [*prompts, *completions]):
-        heads, tails = encode_prompts(tokenizer, prompts), encode_completions(tokenizer, prompts, completions)
-        return [[*h, *(t if e else t[:-1])] for h, t, e in zip(heads, tails, ends, strict=True)]
-    return [_encode_messages(tokenizer, *row) for row in zip(prompts, completions, ends, strict=True)]
-
-
-def _encode_messages(tokenizer: PreTrainedTokenizerBase, prompt: Turns, completion: Turns, ended: bool) -> list[int]:
-    if not tokenizer.chat_template:
-        raise UserError(
-            f"{tokenizer.name_or_path}: the tokenizer has no chat template, and the rows are messages; give rows of "
-            "plain text, or a model whose tokenizer has a template"
-        )
-    turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    answer = [{"role": "assistant", "content": completion}] if isinstance(completion, str) else completion
-    ids = list(tokenizer.apply_chat_template([*turns, *answer], return_dict=False))
-    before = len(tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False))
-    stop = tokenizer.eos_token_id
-    end = len(ids) - ids[::-1].index(stop) if stop in ids[before:] else len(ids)
-    kept = ids[: end - 1] if end > before and ids[end - 1] == stop else ids[:end]
-    return [*kept, stop] if ended else kept
+    heads = encode_prompts(tokenizer, prompts)
+    tails = encode_completions(tokenizer, prompts, completions, ended)
+    return [[*head, *tail] for head, tail in zip(heads, tails, strict=True)]
 
 
 def score_sequences(
@@ -229,7 +211,7 @@ def completion_logprobs(
     longer with its completion than the context.
     """
     check_context(model, [len(p) for p in prompt_ids], "prompt")
-    check_vocabulary(model, [*prompt_ids, *completion_ids])
+    check_token_ids(model, [*prompt_ids, *completion_ids])
     sequences = [[*p, *c] for p, c in zip(prompt_ids, completion_ids, strict=True)]
     return tail_logprobs(model, sequences, [len(c) for c in completion_ids], temperature, batch_tokens, beat)
 

@@ -7,9 +7,10 @@ and the losses do not depend on the number of processes.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,6 +20,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 from data.order import batch_rows
+from evaluation.loading import plain_weights
 from generative.images import to_signed
 from launch.checkpoint import Checkpoint, CheckpointStore
 from launch.engine import Engine
@@ -103,7 +105,8 @@ class Trainer:
             )
         self.learner, self.images, self.steps, self.batch_size = learner, images, steps, batch_size
         self.seed, self.runtime, self.step = seed, runtime, 0
-        self.ema = EMAModel(learner.averaged.parameters(), decay=ema_decay, foreach=True)
+        with self._whole():
+            self.ema = EMAModel(learner.averaged.parameters(), decay=ema_decay, foreach=True)
 
     def batch(self) -> Batch:
         """This process's part of the next step's global batch; every epoch visits all images in an order of its own."""
@@ -126,7 +129,8 @@ class Trainer:
             phase.engine.backward(next(iter(found.values())), last=True)
             norms[f"{phase.name}/grad_norm"] = phase.engine.step()
             terms |= {f"{phase.name}/{name}": value.detach() for name, value in found.items()}
-        self.ema.step(self.learner.averaged.parameters())
+        with self._whole():
+            self.ema.step(self.learner.averaged.parameters())
         means = dict(zip(terms, self.runtime.sum(torch.stack(list(terms.values()))).tolist(), strict=True))
         self.step += 1
         self._check_finite(means)
@@ -138,10 +142,22 @@ class Trainer:
             if not math.isfinite(value):
                 raise UserError(f"{name} is {value} at step {self.step}; lower learning_rate")
 
+    @contextlib.contextmanager
+    def _whole(self) -> Iterator[None]:
+        """Inside, the averaged part is whole on every rank: under ZeRO-3 its weights are spread over them.
+
+        diffusers' average must not see ZeRO-3: it would gather by itself, with a `deepspeed` that it has not imported.
+        """
+        with self.learner.phases[-1].engine.gathered(self.learner.averaged), plain_weights():
+            yield
+
     # ------------------------------------------------------------------------------------ state
 
     def save(self, store: CheckpointStore) -> None:
         """A checkpoint of weights, optimizers and average; batches, noise and learning rate follow from the step."""
+        if self.runtime.uses_deepspeed:  # one engine, see GANLearner
+            self.learner.phases[0].engine.save(store, self.step, {"ema": self.ema.state_dict()})
+            return
         engines = {
             p.name: {"module": p.engine.module.state_dict(), "optimizer": p.engine.optimizer.state_dict()}
             for p in self.learner.phases
@@ -150,15 +166,23 @@ class Trainer:
 
     def load(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint."""
+        self.step = checkpoint.step
+        if self.runtime.uses_deepspeed:
+            self._load_average(self.learner.phases[0].engine.load(checkpoint)["ema"])
+            return
         state = checkpoint.state()
         for phase in self.learner.phases:
             phase.engine.module.load_state_dict(state["engines"][phase.name]["module"])
             phase.engine.optimizer.load_state_dict(state["engines"][phase.name]["optimizer"])
-        self.ema.load_state_dict(state["ema"])
-        self.ema.to(self.runtime.device)
-        self.step = checkpoint.step
+        self._load_average(state["ema"])
 
-    def finish(self) -> Any:
-        """The model with the averaged weights in it; training cannot go on from it."""
-        self.ema.copy_to(self.learner.averaged.parameters())
-        return self.learner.model
+    def _load_average(self, state: dict[str, Any]) -> None:
+        self.ema.load_state_dict(state)
+        self.ema.to(self.runtime.device)
+
+    @contextlib.contextmanager
+    def finished(self) -> Iterator[Any]:
+        """Inside, the model is whole and has the averaged weights; training cannot go on from it."""
+        with self._whole():
+            self.ema.copy_to(self.learner.averaged.parameters())
+            yield self.learner.model

@@ -4,10 +4,11 @@ The protocol (the evidence that asks for each step is in docs/launch.md):
  1. all ranks write into `.tmp-<step>-<id>/`, and every file is fsynced;
  2. the files are hashed (SHA-256, the work shared by the ranks);
  3. MANIFEST.json is written last, with step, world and the hash of every file;
- 4. the ranks agree that all went well: when one failed, all raise, none hangs;
+ 4. after each of these the ranks agree that all went well: when one failed, all raise, none hangs;
  5. the folder is renamed to `step-<step>`, and its parent fsynced;
  6. only then older ones go, renamed to `.del-*` first, and never below two;
- 7. the newest whose manifest verifies is resumed from; every one that is passed over is named with the reason;
+ 7. the newest whose manifest verifies is resumed from; every one that is passed over is named with the reason, and
+    set aside as `damaged-step-<step>` at the next save, or rotation would count it among the newest;
  8. when checkpoints exist and none verifies the job ends: it never starts again from scratch in silence.
 Nothing on the way back executes: tensors are safetensors, the rest is JSON.
 """
@@ -28,8 +29,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from launch.errors import UserError
-from launch.files import canonical_json, fsync_folder, sha256_file, sha256_text, write_atomic
+from launch.errors import UserError, errno_of
+from launch.files import canonical_json, fsync_path, sha256_file, sha256_text, write_atomic
 
 if TYPE_CHECKING:
     from launch.runtime import Runtime
@@ -86,11 +87,7 @@ def verify_folder(folder: Path) -> dict[str, Any]:
 def fsync_tree(folder: Path) -> None:
     """fsync every file and folder below `folder`."""
     for path in [*folder.rglob("*"), folder]:
-        if path.is_dir():
-            fsync_folder(path)
-        else:
-            with open(path, "rb") as stream:
-                os.fsync(stream.fileno())
+        fsync_path(path)
 
 
 # ------------------------------------------------------------------------------------- trees of tensors
@@ -165,17 +162,39 @@ class Checkpoint:
         return read_tree(self.folder, "state")
 
 
-class CheckpointStore:
-    """The checkpoints of one run. All ranks call `save`, `save_with` and `latest` together."""
+class _Fault(Exception):
+    """A step failed on some rank; raised on all of them alike."""
 
-    def __init__(self, folder: Path, runtime: Runtime, keep: int = 2) -> None:
-        self.folder, self.runtime, self.keep = folder, runtime, max(2, keep)
+    def __init__(self, code: int | None, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+class CheckpointStore:
+    """The checkpoints of one run. All ranks call `save`, `save_with` and `latest` together.
+
+    `note` is called on rank 0 before a checkpoint is sealed; what it returns goes into the manifest.
+    """
+
+    def __init__(
+        self, folder: Path, runtime: Runtime, keep: int = 2, note: Callable[[], dict[str, Any]] | None = None
+    ) -> None:
+        self.folder, self.runtime, self.keep, self.note = folder, runtime, max(2, keep), note
+        self.last_step, self.last_save_failed = 0, False
         self._resumed: Path | None = None
-        if runtime.is_main:
-            folder.mkdir(parents=True, exist_ok=True)
-            for stale in [*folder.glob(".tmp-*"), *folder.glob(".del-*")]:
+        self._damaged: list[Path] = []
+        try:
+            self._attempt(self._open_folder)
+        except _Fault as fault:
+            if fault.code:
+                raise OSError(fault.code, os.strerror(fault.code), str(folder)) from None
+            raise RuntimeError(f"{folder} could not be opened: {fault}") from None
+
+    def _open_folder(self) -> None:
+        if self.runtime.is_main:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for stale in [*self.folder.glob(".tmp-*"), *self.folder.glob(".del-*")]:
                 shutil.rmtree(stale)
-        runtime.barrier()
 
     def save(self, step: int, state: dict[str, Any]) -> bool:
         """Save a tree of tensors and JSON values that is the same on every rank; rank 0 writes it."""
@@ -185,59 +204,90 @@ class CheckpointStore:
         """Let every rank write its files into a folder that then becomes the checkpoint of `step`.
 
         Returns False, with a warning, when the disk is full: the job can go on, the checkpoints before are intact.
-        Any other failure of one rank is raised on all of them.
+        Any other failure of one rank is raised on all of them. (A `write` with collectives inside, as DeepSpeed's,
+        must not fail between them: then the other ranks wait for the job's time-out.)
         """
         aside = self.folder / self.runtime.broadcast(f".tmp-{step:08d}-{uuid.uuid4().hex[:8]}")
-        fault = self._attempt(lambda: self._write_aside(aside, write))
-        if fault is None:
-            fault = self._attempt(lambda: self._commit(aside, step, meta or {}))
-        if fault is None:
-            return True
+
+        def write_mine() -> None:
+            write(aside)
+
+        try:
+            self._attempt(lambda: self._make_aside(aside))
+            self._attempt(write_mine)
+            shares = self._attempt(lambda: self._hash_share(aside))
+            self._attempt(lambda: self._commit(aside, step, meta or {}, shares))
+        except _Fault as fault:
+            self._give_up(aside, step, fault)
+            return False
+        self.last_step, self.last_save_failed = step, False
+        return True
+
+    def _attempt(self, action: Callable[[], Any]) -> list[Any]:
+        """Run a step on every rank and agree on its outcome: each rank's result, or on all of them the first `_Fault`.
+
+        No action of ours holds a collective: a rank that fails inside would leave the others waiting in it.
+        """
+        result, fault = None, None
+        try:
+            result = action()
+        except Exception as error:
+            fault = (errno_of(error), f"rank {self.runtime.rank}: {type(error).__name__}: {error}")
+        outcomes = self.runtime.gather_objects((result, fault))
+        for _, fault in outcomes:
+            if fault is not None:
+                raise _Fault(*fault)
+        return [result for result, _ in outcomes]
+
+    def _give_up(self, aside: Path, step: int, fault: _Fault) -> None:
+        """Clear away what was begun. A full disk costs this checkpoint, anything else the job."""
         if self.runtime.is_main:
             shutil.rmtree(aside, ignore_errors=True)
         self.runtime.barrier()
-        code, text = fault
-        if code in (errno.ENOSPC, errno.EDQUOT):
-            self._say(
-                f"{self.folder}: the disk is full; no checkpoint at step {step}, the earlier ones are intact; free some space"
-            )
-            return False
-        raise RuntimeError(f"checkpoint of step {step} in {self.folder} failed: {text}")
+        if fault.code not in (errno.ENOSPC, errno.EDQUOT):
+            raise RuntimeError(f"checkpoint of step {step} in {self.folder} failed: {fault}") from None
+        self.last_save_failed = True
+        self._say(
+            f"{self.folder}: the disk is full; no checkpoint at step {step}, the earlier ones are intact; free some space"
+        )
 
-    def _attempt(self, action: Callable[[], None]) -> tuple[int | None, str] | None:
-        """Run a phase on every rank and agree on its outcome: the first rank's fault, or None."""
-        fault: tuple[int | None, str] | None = None
-        try:
-            action()
-        except Exception as error:
-            fault = (_disk_full_code(error), f"rank {self.runtime.rank}: {type(error).__name__}: {error}")
-        return next((f for f in self.runtime.gather_objects(fault) if f is not None), None)
-
-    def _write_aside(self, aside: Path, write: Callable[[Path], Any]) -> None:
+    def _make_aside(self, aside: Path) -> None:
         if self.runtime.is_main:
             self._check_space()
             aside.mkdir()
-        self.runtime.barrier()
-        write(aside)
 
-    def _commit(self, aside: Path, step: int, meta: dict[str, Any]) -> None:
+    def _hash_share(self, aside: Path) -> dict[str, str]:
+        """Hashes of this rank's share of the files."""
         files = sorted(p for p in aside.rglob("*") if p.is_file())
-        mine = files[self.runtime.rank :: self.runtime.world]
-        hashes: dict[str, str] = {}
-        for part in self.runtime.gather_objects({p.relative_to(aside).as_posix(): sha256_file(p) for p in mine}):
-            hashes.update(part)
-        if self.runtime.is_main:
-            fsync_tree(aside)
-            seal_folder(aside, {"step": step, "world": self.runtime.world, **meta}, hashes)
-            target = self._path(step)
-            if target.exists():  # the same step again, after a resume from before it: the new one replaces it
-                self._remove(target)
-            os.rename(aside, target)
-            fsync_folder(self.folder)
-            self._rotate()
+        return {p.relative_to(aside).as_posix(): sha256_file(p) for p in files[self.runtime.rank :: self.runtime.world]}
+
+    def _commit(self, aside: Path, step: int, meta: dict[str, Any], shares: list[dict[str, str]]) -> None:
+        if not self.runtime.is_main:
+            return
+        hashes = {name: value for share in shares for name, value in share.items()}
+        noted = self.note() if self.note else {}
+        fsync_tree(aside)
+        seal_folder(aside, {"step": step, "world": self.runtime.world, **noted, **meta}, hashes)
+        self._set_damaged_aside()
+        target = self._path(step)
+        if target.exists():  # the same step again, after a resume from before it: the new one replaces it
+            self._remove(target)
+        os.rename(aside, target)
+        fsync_path(self.folder)
+        self._rotate()
+
+    def _set_damaged_aside(self) -> None:
+        """Keep what `latest` passed over for inspection, of one resume alone, where neither rotation nor resume sees it."""
+        if not self._damaged:
+            return
+        for old in self.folder.glob("damaged-step-*"):
+            shutil.rmtree(old)
+        for folder in (f for f in self._damaged if f.exists()):
+            os.rename(folder, folder.with_name(f"damaged-{folder.name}"))
+        self._damaged = []
 
     def _check_space(self) -> None:
-        """Ask for twice the size of the last checkpoint before writing: cheaper to know now than half-way."""
+        """Ask for the size of the last checkpoint before writing: cheaper to know now than half-way."""
         steps = self.steps()
         if steps:
             size = sum(p.stat().st_size for p in self._path(steps[-1]).rglob("*") if p.is_file())
@@ -264,16 +314,11 @@ class CheckpointStore:
 
     def latest(self) -> Checkpoint | None:
         """The newest checkpoint that verifies; None when there is none at all; UserError when none verifies."""
-        found: tuple[int, dict[str, Any]] | None = None
-        reasons: list[str] = []
-        if self.runtime.is_main:
-            for step in reversed(self.steps()):
-                try:
-                    found = (step, verify_folder(self._path(step)))
-                    break
-                except (ValueError, OSError) as error:
-                    reasons.append(f"{self._path(step)}: {error}")
-        found, reasons = self.runtime.broadcast((found, reasons))
+        try:
+            found, passed_over = self._attempt(self._find_intact)[0]
+        except _Fault as fault:
+            raise RuntimeError(f"{self.folder}: the checkpoints could not be read: {fault}") from None
+        reasons = [f"{self._path(step)}: {reason}" for step, reason in passed_over]
         for reason in reasons:
             self._say(f"checkpoint passed over: {reason}")
         if found is None and reasons:
@@ -283,18 +328,20 @@ class CheckpointStore:
         if found is None:
             return None
         step, manifest = found
-        self._resumed = self._path(step)
+        self.last_step, self._resumed = step, self._path(step)
+        self._damaged = [self._path(other) for other, _ in passed_over]
         return Checkpoint(step, self._path(step), manifest)
+
+    def _find_intact(self) -> tuple[tuple[int, dict[str, Any]] | None, list[tuple[int, str]]]:
+        """On rank 0: (step, manifest) of the newest that verifies, and (step, reason) of those passed over."""
+        passed_over: list[tuple[int, str]] = []
+        for step in reversed(self.steps()) if self.runtime.is_main else []:
+            try:
+                return (step, verify_folder(self._path(step))), passed_over
+            except (ValueError, OSError) as error:
+                passed_over.append((step, str(error)))
+        return None, passed_over
 
     def _say(self, text: str) -> None:
         if self.runtime.is_main:
             print(f"alignkit: warning: {text}", file=sys.stderr, flush=True)
-
-
-def _disk_full_code(error: BaseException) -> int | None:
-    """The errno of a full disk behind an error, also where a library hides it in its message."""
-    if isinstance(error, OSError) and error.errno:
-        return error.errno
-    text = str(error).lower()
-    full = "no space left" in text or "os error 28" in text or "unexpected pos" in text
-    return errno.ENOSPC if full else None

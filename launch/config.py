@@ -10,10 +10,11 @@ import ast
 import dataclasses
 import inspect
 import itertools
+import math
 import textwrap
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -49,6 +50,8 @@ def _construct_mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[An
     seen: set[Any] = set()
     for key_node, _ in node.value:
         key = loader.construct_object(key_node, deep=True)
+        if not isinstance(key, Hashable):
+            raise UserError(f"{node.start_mark.name}: line {key_node.start_mark.line + 1}: a key is text, not {key!r}")
         if key in seen:
             raise UserError(
                 f"{node.start_mark.name}: line {key_node.start_mark.line + 1}: key '{key}' is given twice; keep one"
@@ -119,20 +122,31 @@ def _scalar(value: Any, hint: Any) -> Any:
             if number is not None and number.is_integer():
                 return int(number)
     elif hint is float:
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            return float(value)
-        if isinstance(value, str) and (number := _parse_float(value)) is not None:
-            return number
+        if isinstance(value, (int, float, str)) and not isinstance(value, bool):
+            number = _parse_float(value)
+            if number is not None:
+                return number
     elif hint is str and isinstance(value, (str, int, float)) and not isinstance(value, bool):
         return str(value)
     raise TypeError
 
 
-def _parse_float(text: str) -> float | None:
+def _parse_float(value: str | float) -> float | None:
+    """A finite number, or None: no field means infinity or NaN, they only surface later, as a loss that is NaN."""
     try:
-        return float(text)
-    except ValueError:
+        number = float(value)
+    except (ValueError, OverflowError):
         return None
+    return number if math.isfinite(number) else None
+
+
+def _parse_flow(text: str, key: str, where: str) -> Any:
+    """A list or mapping in YAML's flow form, from the command line."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        problem = getattr(error, "problem", None) or "it is cut"
+        raise UserError(f"{where}: {key}: {text!r} is not valid YAML ({problem}); mend it") from None
 
 
 def check_value(value: Any, hint: Any, key: str, where: str) -> Any:
@@ -155,12 +169,13 @@ def check_value(value: Any, hint: Any, key: str, where: str) -> Any:
         raise UserError(f"{where}: {key}: {value!r} is not {_type_name(hint)}{nearest(str(value), map(str, args))}")
     elif origin is list:
         if isinstance(value, str):  # from the command line: a,b,c or [a, b, c]
-            value = yaml.safe_load(value) if value.strip().startswith("[") else [v for v in value.split(",") if v]
+            flow = value.strip().startswith("[")
+            value = _parse_flow(value, key, where) if flow else [v for v in value.split(",") if v]
         if isinstance(value, (list, tuple)):
             return [check_value(v, args[0], f"{key}[{i}]", where) for i, v in enumerate(value)]
     elif origin is dict:
         if isinstance(value, str) and value.strip().startswith("{"):
-            value = yaml.safe_load(value)
+            value = _parse_flow(value, key, where)
         if isinstance(value, dict):
             return {str(k): check_value(v, args[1], f"{key}.{k}", where) for k, v in value.items()}
     elif dataclasses.is_dataclass(hint):
@@ -231,6 +246,8 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
         target = nested
         for group in groups:
             target = target.setdefault(group, {})
+            if not isinstance(target, dict):
+                raise UserError(f"command line: --{key}: '{group}' is given a value, too; keep one of them")
         if leaf in target:
             raise UserError(f"command line: --{key} is given twice; keep one")
         target[leaf] = value

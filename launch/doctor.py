@@ -115,10 +115,9 @@ def check_tools() -> list[Finding]:
     for module, extra, use in [
         ("tensorboard", "tracking", "TensorBoard tracking"),
         ("wandb", "tracking", "W&B tracking"),
-        ("lm_eval", "eval", "few-shot tasks"),
     ]:
         if importlib.util.find_spec(module) is None:
-            findings.append(Finding("note", f"{module} is not installed: no {use}", f'pip install "alignkit[{extra}]"'))
+            findings.append(Finding("note", f"{module} is not installed: no {use}", f'pip install -e ".[{extra}]"'))
     config = os.path.expanduser("~/.cache/huggingface/accelerate/default_config.yaml")
     if os.path.exists(config):
         findings.append(

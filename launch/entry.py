@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from launch.errors import EXIT_USER_ERROR, UserError
+from launch.errors import EXIT_RESUMABLE, EXIT_USER_ERROR, UserError, errno_of
 
 FLOORS = ("launch", "data", "evaluation", "generative", "alignment")
 
@@ -31,7 +31,7 @@ def check_shadows() -> None:
 
 def guarded(action: Callable[[], Any]) -> int:
     """Run an action: 0, or 2 and one sentence for the user's mistakes, or 75 for a job that was asked to stop."""
-    from launch.stage import EXIT_STOPPED, Stopped
+    from launch.stage import Stopped
 
     try:
         check_shadows()
@@ -41,17 +41,18 @@ def guarded(action: Callable[[], Any]) -> int:
     except UserError as error:
         text = str(error)
     except Stopped:
-        return EXIT_STOPPED
+        return EXIT_RESUMABLE
     except BrokenPipeError:  # the reader of our output has gone (`alignkit ... | head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
         print("alignkit: interrupted; run the same command again to resume", file=sys.stderr)
         return 130
-    except OSError as error:
-        if error.errno not in _USER_ERRNOS:
+    except Exception as error:  # any: safetensors and torch have errors of their own for a full disk
+        code = errno_of(error)
+        if code not in _USER_ERRNOS:
             raise
-        text = f"{error.filename or 'output'}: {os.strerror(error.errno or 0)}; {_USER_ERRNOS[error.errno or 0]}"
+        text = f"{getattr(error, 'filename', None) or 'output'}: {os.strerror(code)}; {_USER_ERRNOS[code]}"
     rank = os.environ.get("RANK", "0")
     print(f"alignkit: error: {f'rank {rank}: ' if rank != '0' else ''}{text}", file=sys.stderr, flush=True)
     return EXIT_USER_ERROR
@@ -69,6 +70,7 @@ _USER_ERRNOS = {
     122: "your quota is used up; free some space and run the same command again",  # EDQUOT
     13: "ask for the permission or choose another folder",  # EACCES
     30: "choose a folder that can be written to",  # EROFS
+    36: "give a shorter name",  # ENAMETOOLONG
 }
 
 

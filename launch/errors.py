@@ -7,10 +7,11 @@ traceback and exit with code 2. Everything else that escapes is a bug of ours an
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 EXIT_USER_ERROR = 2
-EXIT_WATCHDOG = 75  # EX_TEMPFAIL: the scheduler may requeue the job
+EXIT_RESUMABLE = 75  # EX_TEMPFAIL, stopped or stuck: the same command resumes, so the scheduler may requeue the job
 
 
 class UserError(ValueError):
@@ -24,3 +25,12 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     if close:
         return f"; did you mean '{close[0]}'?"
     return f"; valid names: {', '.join(names)}" if names else ""
+
+
+def errno_of(error: BaseException) -> int | None:
+    """The errno behind an error. Libraries that write for us hide a full disk in the message of an error of their own."""
+    if isinstance(error, OSError) and error.errno:
+        return error.errno
+    text = str(error).lower()
+    full = "no space left" in text or "os error 28" in text or "unexpected pos" in text
+    return errno.ENOSPC if full else None

@@ -16,9 +16,9 @@ from typing import Any
 from launch.errors import UserError
 
 
-def fsync_folder(folder: Path) -> None:
-    """Make renames inside a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def fsync_path(path: Path) -> None:
+    """Make a file's content, or the renames inside a folder, durable."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -40,7 +40,7 @@ def write_atomic(path: str | Path, content: str | bytes) -> None:
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
-    fsync_folder(path.parent)
+    fsync_path(path.parent)
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -76,7 +76,7 @@ def sha256_file(path: str | Path) -> str:
 
 
 # What a run writes beside its artefact; no part of the artefact's content.
-SIDE_FILES = {"provenance.json", "run.json", "metrics.jsonl", "README.md", "progress.json"}
+SIDE_FILES = {"provenance.json", "run.json", "metrics.jsonl", "README.md"}
 SIDE_FOLDERS = {"checkpoints", "trackers"}
 
 
@@ -85,14 +85,28 @@ def sha256_tree(root: str | Path) -> str:
     root = Path(root)
     if root.is_file():
         return sha256_file(root)
-    lines = []
+    return sha256_text("\n".join(f"{sha256_file(root / name)}  {name}" for name in artefact_files(root)))
+
+
+def artefact_files(root: Path) -> dict[str, int]:
+    """Name -> bytes of the files of an artefact's folder, less what runs write beside it."""
+    found = {}
     for path in sorted(root.rglob("*")):
         relative = path.relative_to(root)
         hidden = any(part.startswith(".") for part in relative.parts)
         beside = relative.parts[0] in SIDE_FOLDERS or (len(relative.parts) == 1 and relative.name in SIDE_FILES)
-        if path.is_file() and not hidden and not beside:
-            lines.append(f"{sha256_file(path)}  {relative.as_posix()}")
-    return sha256_text("\n".join(lines))
+        if not hidden and not beside and path.is_file():
+            found[relative.as_posix()] = path.stat().st_size
+    return found
+
+
+def damaged_file(root: Path, provenance: dict[str, Any]) -> str | None:
+    """The first file of a complete artefact that is gone or cut, by name and size: cheap, nothing is hashed."""
+    for name, size in provenance.get("files", {}).items():
+        path = root / name
+        if not path.is_file() or path.stat().st_size != size:
+            return name
+    return None
 
 
 def append_jsonl(path: str | Path, row: dict[str, Any]) -> None:
@@ -121,7 +135,10 @@ def read_jsonl_log(path: str | Path) -> list[dict[str, Any]]:
 @contextlib.contextmanager
 def lock_folder(folder: Path, patience_s: float = 10.0) -> Iterator[None]:
     """Hold a folder for one job. The lock dies with its process, so a killed job leaves none behind."""
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(f"output_dir: {folder} is a file, or lies below one; name a folder") from None
     with open(folder / ".lock", "a+") as stream:
         deadline = time.monotonic() + patience_s
         while True:

@@ -5,14 +5,17 @@ as `@stage` (or `@stage/file`). Stages whose config and inputs are unchanged are
 one that was interrupted is resumed. Each stage runs in a process of its own, forked from a server that has
 imported the libraries once: the import costs more than some stages. With `jobs: N` (or `--jobs N`) up to N stages
 that do not need one another run at a time, each on its share of the cores; an entry with `alone: true` gets the whole
-machine.
+machine. SIGTERM and SIGUSR1 stop the stages that run, which save, and no further one is started; the code is 75 then.
 """
 
 from __future__ import annotations
 
+import contextlib
+import math
 import multiprocessing
 import multiprocessing.connection
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -22,8 +25,8 @@ from typing import Any
 
 from launch.cli import COMMANDS, NOT_STAGES, find_command
 from launch.config import find_recipe, merge, parse_overrides, read_yaml
-from launch.errors import UserError, nearest
-from launch.files import canonical_json, read_json, sha256_text, write_json
+from launch.errors import EXIT_RESUMABLE, UserError, nearest
+from launch.files import canonical_json, damaged_file, read_json, sha256_text, write_json
 from launch.progress import LABEL
 from launch.provenance import fingerprint_input, package_versions
 
@@ -72,8 +75,10 @@ def main(arguments: Sequence[str]) -> None:
         return
     overrides = parse_overrides(words[1:])
     output_dir = overrides.pop("output_dir", None)
-    if not output_dir:
+    if not output_dir or not isinstance(output_dir, str):
         raise UserError("alignkit run: output_dir is missing; add --output_dir FOLDER")
+    if Path(output_dir).exists() and not Path(output_dir).is_dir():
+        raise UserError(f"output_dir: {output_dir} is a file; name a folder")
     chosen = [s for s in str(overrides.pop("stages", "")).split(",") if s]
     asked = overrides.pop("jobs", None)
     recipe = find_recipe(words[0])
@@ -100,32 +105,50 @@ def plan_stages(recipe: dict[str, Any], where: str, root: Path, overrides: dict[
     """The stages of a recipe in order, checked: known keys and commands, references to earlier stages alone."""
     for key in recipe:
         if key not in RECIPE_KEYS:
-            raise UserError(f"{where}: unknown key '{key}'{nearest(key, RECIPE_KEYS)}")
-    stages = recipe.get("stages")
+            raise UserError(f"{where}: unknown key '{key}'{nearest(str(key), RECIPE_KEYS)}")
+    stages, show = recipe.get("stages"), recipe.get("show") or []
     if not isinstance(stages, dict) or not stages:
         raise UserError(f"{where}: 'stages' is missing or empty; write `stages:` with one entry for each stage")
-    for name in overrides:
+    if not isinstance(show, list):
+        raise UserError(f"{where}: show: {show!r} is not a list; write e.g. `show: [stage/README.md]`")
+    for name in stages:
+        if not isinstance(name, str):
+            raise UserError(f"{where}: stages: the name {name!r} is not text; put it in quotation marks")
+    for name, changes in overrides.items():
         if name not in stages:
             raise UserError(f"command line: no stage '{name}' in {where}{nearest(name, stages)}")
+        if not isinstance(changes, dict):
+            raise UserError(f"command line: --{name}: '{changes}' is for no key of the stage; write --{name}.KEY VALUE")
     plan: list[PlannedStage] = []
     for name, entry in stages.items():
-        if not isinstance(entry, dict) or "command" not in entry:
-            raise UserError(f"{where}: stages.{name}: 'command' is missing; write e.g. `command: sft`")
-        if wrong := [key for key in entry if key not in STAGE_KEYS]:
-            raise UserError(f"{where}: stages.{name}: unknown key '{wrong[0]}'{nearest(wrong[0], STAGE_KEYS)}")
-        command = str(entry["command"])
-        if command not in COMMANDS or command in NOT_STAGES:
-            stages_only = [c for c in COMMANDS if c not in NOT_STAGES]
-            raise UserError(f"{where}: stages.{name}: unknown command '{command}'{nearest(command, stages_only)}")
         known = {stage.name for stage in plan}
-        config = merge(entry.get("config") or {}, overrides.get(name, {}))
-        here = f"{where}: stages.{name}"
-        needs = frozenset(_find_reference(text, known, at) for at, text in _references(config, here))
-        launcher = str(entry.get("launcher") or "").split()
-        if not isinstance(alone := entry.get("alone", False), bool):
-            raise UserError(f"{here}: alone: '{alone}' is not true or false")
-        plan.append(PlannedStage(name, command, root / name, launcher, _resolve(config, root), needs, alone))
+        plan.append(_plan_stage(name, entry, f"{where}: stages.{name}", root, overrides.get(name, {}), known))
     return plan
+
+
+def _plan_stage(
+    name: str, entry: Any, here: str, root: Path, overrides: dict[str, Any], known: set[str]
+) -> PlannedStage:
+    """One entry of a recipe, checked."""
+    if not isinstance(entry, dict) or "command" not in entry:
+        raise UserError(f"{here}: 'command' is missing; write e.g. `command: sft`")
+    if wrong := [str(key) for key in entry if key not in STAGE_KEYS]:
+        raise UserError(f"{here}: unknown key '{wrong[0]}'{nearest(wrong[0], STAGE_KEYS)}")
+    command, launcher, alone = str(entry["command"]), entry.get("launcher") or "", entry.get("alone", False)
+    if command not in COMMANDS or command in NOT_STAGES:
+        stages_only = [c for c in COMMANDS if c not in NOT_STAGES]
+        raise UserError(f"{here}: unknown command '{command}'{nearest(command, stages_only)}")
+    if not isinstance(config := entry.get("config") or {}, dict):
+        raise UserError(
+            f"{here}: config: {config!r} is not a mapping of keys to values; write e.g. `config: {{seed: 1}}`"
+        )
+    if not isinstance(launcher, str):
+        raise UserError(f"{here}: launcher: {launcher!r} is not text; give the words after `accelerate launch`")
+    if not isinstance(alone, bool):
+        raise UserError(f"{here}: alone: '{alone}' is not true or false")
+    config = merge(config, overrides)
+    needs = frozenset(_find_reference(text, known, at) for at, text in _references(config, here))
+    return PlannedStage(name, command, root / name, launcher.split(), _resolve(config, root), needs, alone)
 
 
 def _references(value: Any, where: str) -> Iterator[tuple[str, str]]:
@@ -148,12 +171,15 @@ def _find_reference(text: str, known: set[str], where: str) -> str:
 
 
 def _resolve(value: Any, root: Path) -> Any:
-    """Replace `@stage/...` by the path of that stage's artefact."""
+    """Replace `@stage/...` by the path of that stage's artefact; what JSON lacks (dates, NaN) becomes text."""
     if isinstance(value, dict):
-        return {key: _resolve(item, root) for key, item in value.items()}
+        return {str(key): _resolve(item, root) for key, item in value.items()}
     if isinstance(value, list):
         return [_resolve(item, root) for item in value]
-    return str(root / value[1:]) if isinstance(value, str) and value.startswith("@") else value
+    if isinstance(value, str) and value.startswith("@"):
+        return str(root / value[1:])
+    plain = value is None or isinstance(value, (str, bool, int)) or (isinstance(value, float) and math.isfinite(value))
+    return value if plain else str(value)
 
 
 # ---------------------------------------------------------------------------------------------- running
@@ -164,6 +190,8 @@ def is_up_to_date(stage: PlannedStage) -> bool:
     try:
         provenance = read_json(stage.folder / "provenance.json")
         if read_json(stage.folder / ".recipe.json")["fingerprint"] != stage.fingerprint:
+            return False
+        if damaged_file(stage.folder, provenance):
             return False
         return all(
             fingerprint_input(n, i.get("path") or i["source"])["sha256"] == i["sha256"]
@@ -178,33 +206,94 @@ def run_plan(plan: Sequence[PlannedStage], root: Path, jobs: int = 1) -> None:
 
     Of those that could start the recipe's first comes first: one that wants to be alone holds back those after it.
 
-    StageFailed when one ends with another code than 0: no further stage is started, those that run are waited for.
+    StageFailed when one ends with another code than 0, or when we are asked to stop: no further stage is started,
+    those that run are waited for.
     """
     root.mkdir(parents=True, exist_ok=True)
-    waiting, running = list(plan), dict[int, RunningStage]()
-    code = 0
+    schedule = Schedule(plan, jobs)
     try:
-        while running or (waiting and code == 0):
-            unfinished = {s.name for s in waiting} | {r.stage.name for r in running.values()}
-            for stage in [s for s in waiting if not s.needs & unfinished] if code == 0 else []:
-                crowd = [r.stage for r in running.values()]
-                if len(crowd) == jobs or any(s.alone for s in crowd) or (stage.alone and crowd):
-                    break
-                waiting.remove(stage)
-                head = f"[{plan.index(stage) + 1}/{len(plan)}] {stage.name}"
-                if is_up_to_date(stage):
-                    print(f"{head}: up to date", file=sys.stderr, flush=True)
-                else:
-                    started = RunningStage(stage, head, _share(stage, jobs))
-                    running[started.process.sentinel] = started
-            for sentinel in multiprocessing.connection.wait(list(running)) if running else []:
-                code = running.pop(sentinel).finish() or code  # type: ignore[call-overload]
+        with schedule.passing_signals_on():
+            while schedule.running or (schedule.waiting and schedule.goes_on):
+                schedule.skip_finished()
+                schedule.start_next()
+                schedule.wait()
     except KeyboardInterrupt:  # the stages were interrupted too: let them end
-        for started in running.values():
+        for started in schedule.running.values():
             started.process.join()
         raise
-    if code:
-        raise StageFailed(code)
+    if schedule.asked_to_stop and (schedule.waiting or schedule.code):
+        print("alignkit: stopped as asked; run the same command again to resume", file=sys.stderr, flush=True)
+        schedule.code = schedule.code or EXIT_RESUMABLE
+    if schedule.code:
+        raise StageFailed(schedule.code)
+
+
+class Schedule:
+    """Which stages of a plan wait, which run, and whether more may start."""
+
+    def __init__(self, plan: Sequence[PlannedStage], jobs: int) -> None:
+        self.plan, self.jobs = plan, jobs
+        self.waiting = list(plan)
+        self.running: dict[int, RunningStage] = {}
+        self.code, self.asked_to_stop = 0, False
+        self._stale: set[str] = set()
+
+    @property
+    def goes_on(self) -> bool:
+        return self.code == 0 and not self.asked_to_stop
+
+    def _ready(self) -> list[PlannedStage]:
+        """The stages that wait for no other one, in order."""
+        unfinished = {s.name for s in self.waiting} | {r.stage.name for r in self.running.values()}
+        return [s for s in self.waiting if not s.needs & unfinished] if self.goes_on else []
+
+    def skip_finished(self) -> None:
+        """Take out what is up to date, whatever runs: it needs no place, and others may wait for it alone."""
+        while unseen := [s for s in self._ready() if s.name not in self._stale]:
+            for stage in unseen:
+                if is_up_to_date(stage):
+                    self.waiting.remove(stage)
+                    print(f"{self._head(stage)}: up to date", file=sys.stderr, flush=True)
+                else:
+                    self._stale.add(stage.name)  # its inputs are made: asking again would hash them again
+
+    def start_next(self) -> None:
+        """Start the stages that may start now."""
+        for stage in self._ready():
+            crowd = [r.stage for r in self.running.values()]
+            if len(crowd) == self.jobs or any(s.alone for s in crowd) or (stage.alone and crowd):
+                return
+            self.waiting.remove(stage)
+            started = RunningStage(stage, self._head(stage), _share(stage, self.jobs))
+            self.running[started.process.sentinel] = started
+            if self.asked_to_stop:  # between the two lines above
+                started.stop()
+                return
+
+    def wait(self) -> None:
+        """Wait until a stage ends."""
+        for sentinel in multiprocessing.connection.wait(list(self.running)) if self.running else []:
+            code = self.running.pop(sentinel).finish(self.asked_to_stop)  # type: ignore[arg-type]
+            self.code = code or self.code
+
+    def _head(self, stage: PlannedStage) -> str:
+        return f"[{self.plan.index(stage) + 1}/{len(self.plan)}] {stage.name}"
+
+    @contextlib.contextmanager
+    def passing_signals_on(self) -> Iterator[None]:
+        """SIGTERM and SIGUSR1, as schedulers send them, go to the stages that run: they save and end."""
+
+        def request(_number: int, _frame: Any) -> None:
+            self.asked_to_stop = True
+            for started in list(self.running.values()):
+                started.stop()
+
+        before = {s: signal.signal(s, request) for s in (signal.SIGTERM, signal.SIGUSR1)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def _share(stage: PlannedStage, jobs: int) -> dict[str, str]:
@@ -228,19 +317,39 @@ class RunningStage:
         self.process = context.Process(target=target, args=(words, environment), name=stage.name)
         self.process.start()
 
-    def finish(self) -> int:
+    def stop(self) -> None:
+        """Ask it to save and to end. Under a launcher its ranks are asked: the launcher would give them half a minute."""
+        pid = self.process.pid
+        if pid is not None:
+            for number in (_children(pid) or [pid]) if self.stage.launcher else [pid]:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(number, signal.SIGTERM)
+
+    def finish(self, asked_to_stop: bool = False) -> int:
         """Wait for its end, record it, say it; its exit code as a shell would give it."""
         self.process.join()
         code = self.process.exitcode or 0
         if code == 0:
             write_json(self.stage.folder / ".recipe.json", {"fingerprint": self.stage.fingerprint})
             print(f"{self.head}: done in {time.monotonic() - self.start:.1f} s", file=sys.stderr, flush=True)
+        # It may not have listened yet; and a launcher turns the code of its ranks into 1.
+        if asked_to_stop and (code == -signal.SIGTERM or (code == 1 and self.stage.launcher)):
+            return EXIT_RESUMABLE
         if code < 0:
             print(
                 f"alignkit: stage {self.stage.name} was killed by signal {-code}; run the same command again to resume",
                 file=sys.stderr,
             )
         return code if code >= 0 else 128 - code
+
+
+def _children(pid: int) -> list[int]:
+    """The processes that a process has started (Linux)."""
+    found = []
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            found += [int(word) for word in path.read_text().split()]
+    return found
 
 
 def _arguments(stage: PlannedStage) -> list[str]:

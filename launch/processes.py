@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import multiprocessing
 import os
 import shutil
 import signal
@@ -15,8 +16,14 @@ PR_SET_PDEATHSIG = 1
 
 
 def die_with_parent() -> None:
-    """Ask the kernel to kill this process when its parent dies: a killed job must not go on writing unseen (Linux)."""
+    """Ask the kernel to kill this process when its parent dies: a killed job must not go on writing unseen (Linux).
+
+    The kernel tells of deaths from now on; whether the parent died before is asked for afterwards.
+    """
+    parent, starter = os.getppid(), multiprocessing.parent_process()
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent or (starter is not None and not starter.is_alive()):
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def find_accelerate() -> str:

@@ -108,17 +108,56 @@ def fingerprint_input(field: str, value: str) -> dict[str, Any]:
     return {"path": value, "sha256": sha256_tree(path)}
 
 
-def write_model_card(folder: Path, stage: str, summary: dict[str, Any], provenance: dict[str, Any]) -> None:
-    """README.md of an artefact: a model card with `model-index` results, readable by people and by the hub."""
+def content_of(entry: dict[str, Any]) -> str:
+    """What an input contributes to a run's identity: its hash and, for a path, the split (a source's hash holds it)."""
+    split = entry.get("path", "").partition("::")[2]
+    return f"{entry['sha256']}::{split}" if split else entry["sha256"]
+
+
+def library_and_task(folder: Path) -> tuple[str, str]:
+    """The library that reads the model in a folder and the task it is for, as the hub names them; empty when unknown."""
+    if (folder / "model_index.json").exists():
+        return "diffusers", "unconditional-image-generation"
+    config = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
+    if "_diffusers_version" in config:
+        return "diffusers", "unconditional-image-generation"
+    architecture = next(iter(config.get("architectures") or []), "")
+    if not architecture:
+        return "", ""
+    tasks = {"ForCausalLM": "text-generation", "ForSequenceClassification": "text-classification"}
+    return "transformers", next((task for suffix, task in tasks.items() if architecture.endswith(suffix)), "")
+
+
+def _card_header(folder: Path, stage: str, numbers: dict[str, float], library: str, task: str) -> dict[str, Any]:
+    header: dict[str, Any] = {"library_name": library} if library else {}
+    header |= {"pipeline_tag": task} if task else {}
+    header["tags"] = ["alignkit", stage.replace(" ", "-")]
+    if numbers and task:  # the hub wants a task for results; the table below the header has them always
+        result = {
+            "task": {"type": task},
+            "dataset": {"type": "alignkit", "name": f"{stage} summary"},
+            "metrics": [{"type": name, "value": value} for name, value in sorted(numbers.items())],
+        }
+        header["model-index"] = [{"name": folder.name, "results": [result]}]
+    return header
+
+
+def write_model_card(
+    folder: Path,
+    stage: str,
+    summary: dict[str, Any],
+    provenance: dict[str, Any],
+    library: str | None = None,
+    task: str | None = None,
+) -> None:
+    """README.md of an artefact: a model card with `model-index` results, readable by people and by the hub.
+
+    `library` and `task` are read from the folder's model where they are not given; results and reports have none.
+    """
     numbers = {k: v for k, v in summary.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
-    header: dict[str, Any] = {"library_name": "transformers", "tags": ["alignkit", stage.replace(" ", "-")]}
-    if numbers:
-        metrics = [{"type": name, "value": value} for name, value in sorted(numbers.items())]
-        task = {"type": "text-generation"}
-        dataset = {"type": "alignkit", "name": f"{stage} summary"}
-        header["model-index"] = [
-            {"name": folder.name, "results": [{"task": task, "dataset": dataset, "metrics": metrics}]}
-        ]
+    found_library, found_task = library_and_task(folder)
+    library, task = found_library if library is None else library, found_task if task is None else task
+    header = _card_header(folder, stage, numbers, library, task)
     parents = "\n".join(
         f"- {name}: `{entry.get('path') or entry.get('source')}` (sha256 {entry['sha256'][:12]})"
         for name, entry in provenance["inputs"].items()

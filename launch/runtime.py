@@ -90,12 +90,8 @@ class Runtime:
         broadcast_object_list(box)
         return box[0]
 
-    def all_true(self, flag: bool) -> bool:
-        """Whether `flag` is true on every rank: how ranks agree before they act."""
-        return int(self.sum(torch.tensor(0 if flag else 1)).item()) == 0
-
     def any_true(self, flag: bool) -> bool:
-        """Whether `flag` is true on some rank."""
+        """Whether `flag` is true on some rank: how ranks agree before they act."""
         return int(self.sum(torch.tensor(1 if flag else 0)).item()) > 0
 
 
@@ -169,9 +165,14 @@ def _check_world(accelerator: Accelerator) -> None:
 
 
 def _set_threads(accelerator: Accelerator) -> None:
-    if "OMP_NUM_THREADS" in os.environ:
-        return
+    """This process's share of the cores, unless OMP_NUM_THREADS says otherwise.
+
+    `accelerate launch` sets it to 1 when the user does not, so of a launched CPU job a 1 says nothing.
+    """
     local_world = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    unsaid = "1" if "ACCELERATE_MIXED_PRECISION" in os.environ and accelerator.device.type == "cpu" else None
+    if os.environ.get("OMP_NUM_THREADS") not in (None, unsaid):
+        return
     cores = len(os.sched_getaffinity(0))
     torch.set_num_threads(max(1, cores // local_world))
 

@@ -7,6 +7,7 @@ metrics.jsonl, README.md (the model card) and provenance.json (written last: it 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -18,10 +19,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from launch.config import artefact_paths, identity_dict, operational, to_dict
-from launch.errors import EXIT_WATCHDOG, UserError
+from launch.errors import UserError
 from launch.files import (
     append_jsonl,
+    artefact_files,
     canonical_json,
+    damaged_file,
+    fsync_path,
     lock_folder,
     read_json,
     read_jsonl_log,
@@ -30,7 +34,14 @@ from launch.files import (
     write_atomic,
     write_json,
 )
-from launch.provenance import code_version, fingerprint_input, hardware, package_versions, write_model_card
+from launch.provenance import (
+    code_version,
+    content_of,
+    fingerprint_input,
+    hardware,
+    package_versions,
+    write_model_card,
+)
 
 
 @dataclass(kw_only=True)
@@ -64,10 +75,17 @@ class Stage:
     name: str
     config: type[StageConfig]
     run: Callable[[Any, Job], dict[str, Any]]
+    library: str | None = None
+    """The model card's `library_name`; None reads it from the model in the folder."""
+    task: str | None = None
+    """The model card's task; None reads it from the model in the folder."""
 
 
-class Stopped(Exception):
-    """The job was asked to stop (SIGTERM, SIGUSR1) and has saved; the same command resumes it."""
+class Stopped(BaseException):
+    """The job was asked to stop (SIGTERM, SIGUSR1) and has saved; the same command resumes it.
+
+    No Exception, as KeyboardInterrupt is none: it may be raised anywhere, and libraries swallow Exceptions.
+    """
 
 
 class Job:
@@ -79,11 +97,35 @@ class Job:
 
         self.stage, self.config, self.runtime = stage, config, runtime
         self.output_dir = Path(config.output_dir)
-        self.checkpoints = CheckpointStore(self.output_dir / "checkpoints", runtime, config.keep_checkpoints)
+        # The watchdog first: it clears old heartbeats away, and the ranks meet when they open the store.
         self.watchdog = Watchdog(self.output_dir / ".watchdog", runtime.rank, 60 * config.watchdog_minutes)
-        self._stop_requested = False
-        self._last_save = time.monotonic()
-        self._start = time.monotonic()
+        self.checkpoints = CheckpointStore(
+            self.output_dir / "checkpoints", runtime, config.keep_checkpoints, self._note_progress
+        )
+        self._stop_requested = self._polls = False
+        self._last_save = self._start = time.monotonic()
+        record = self.output_dir / "run.json"
+        self._seconds_before = float(read_json(record).get("seconds", 0.0)) if record.exists() else 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Time that the run has taken, over all its sessions (of one that was killed, up to its last checkpoint)."""
+        return self._seconds_before + time.monotonic() - self._start
+
+    def record_seconds(self) -> None:
+        """Keep the run's time for the next session. For the main rank."""
+        path = self.output_dir / "run.json"
+        if path.exists():
+            write_json(path, {**read_json(path), "seconds": round(self.seconds, 3)})
+
+    def _note_progress(self) -> dict[str, Any]:
+        """What a checkpoint must know of the run beside it: how long the log was. On the main rank."""
+        self.record_seconds()
+        log = self.output_dir / "metrics.jsonl"
+        if not log.exists():
+            return {"log_bytes": 0}
+        fsync_path(log)
+        return {"log_bytes": log.stat().st_size}
 
     def say(self, text: str) -> None:
         """One line for the user, from the main rank."""
@@ -112,22 +154,21 @@ class Job:
         return progress(total, description, done, visible=self.runtime.is_main)
 
     def resume(self) -> Any:
-        """The checkpoint to go on from, or None; the log is cut back to its step, so that no step is logged twice."""
+        """The checkpoint to go on from, or None; the log is cut back to it, so that nothing is logged twice."""
         checkpoint = self.checkpoints.latest()
-        step = checkpoint.step if checkpoint else 0
-        path = self.output_dir / "metrics.jsonl"
-        if self.runtime.is_main and path.exists():
-            import json
-
-            rows = [row for row in read_jsonl_log(path) if row["step"] <= step]
-            write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        if self.runtime.is_main and (path := self.output_dir / "metrics.jsonl").exists():
+            if checkpoint:
+                _cut_log(path, checkpoint.step, checkpoint.meta.get("log_bytes"))
+            else:
+                write_atomic(path, "")
         if checkpoint:
-            self.say(f"resuming after step {step}")
+            self.say(f"resuming after step {checkpoint.step}")
         self.runtime.barrier()
         return checkpoint
 
     def checkpoint_due(self, step: int) -> bool:
         """Whether to save after this step: by steps, by time (the main rank's clock), or because the job must stop."""
+        self._polls = True
         by_steps = self.config.checkpoint_steps > 0 and step % self.config.checkpoint_steps == 0
         by_time = self.runtime.is_main and time.monotonic() - self._last_save > 60 * self.config.checkpoint_minutes
         due = self.runtime.any_true(by_steps or by_time or self._stop_requested)
@@ -137,9 +178,20 @@ class Job:
 
     def stop_if_requested(self, step: int) -> None:
         """Call after saving: ends the job when it was asked to stop."""
-        if self.runtime.any_true(self._stop_requested):
+        self._polls = True
+        if not self.runtime.any_true(self._stop_requested):
+            return
+        if not self.checkpoints.last_save_failed:
             self.say(f"stopped after step {step} as asked; run the same command again to resume")
-            raise Stopped
+        elif last := self.checkpoints.last_step:
+            self.say(
+                f"stopped as asked, but step {step} could not be saved; run the same command again to resume after step {last}"
+            )
+        else:
+            self.say(
+                f"stopped as asked, but step {step} could not be saved; the same command starts from the beginning"
+            )
+        raise Stopped
 
     def decide(self, name: str, compute: Callable[[], Any]) -> Any:
         """A choice that this machine made (such as the precision): computed once, kept for every resume."""
@@ -157,10 +209,19 @@ class Job:
 
     @contextlib.contextmanager
     def _listening(self) -> Iterator[None]:
-        """SIGTERM and SIGUSR1 ask for a checkpoint and an orderly end."""
+        """SIGTERM and SIGUSR1 ask for a checkpoint and an orderly end.
 
-        def request(_number: int, _frame: Any) -> None:
+        A job that has not asked yet whether it must stop (many never do: evaluations, reports) has nothing to save
+        and ends at once.
+        """
+        owner = os.getpid()
+
+        def request(number: int, _frame: Any) -> None:
+            if os.getpid() != owner:  # a worker that a library forked from us: the signal is meant for it alone
+                os._exit(128 + number)
             self._stop_requested = True
+            if not self._polls:
+                raise Stopped
 
         before = {s: signal.signal(s, request) for s in (signal.SIGTERM, signal.SIGUSR1)}
         self.watchdog.start()
@@ -170,6 +231,16 @@ class Job:
             self.watchdog.stop()
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def _cut_log(path: Path, step: int, size: int | None) -> None:
+    """Drop what was logged after a checkpoint: all beyond `size` bytes. Where that does not fit, rows of later steps."""
+    content = path.read_bytes()
+    if size is not None and size <= len(content) and (size == 0 or content[size - 1 : size] == b"\n"):
+        write_atomic(path, content[:size])
+        return
+    rows = [row for row in read_jsonl_log(path) if row["step"] <= step]
+    write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def _finite(value: Any) -> float | str:
@@ -187,31 +258,49 @@ def describe_run(stage: Stage, config: StageConfig) -> dict[str, Any]:
     identity = identity_dict(config)
     for name in inputs:  # where an input lies does not matter, what it holds does
         identity.pop(name.split("[")[0].split(".")[0], None)
-    content = {"stage": stage.name, "config": identity, "inputs": {n: i["sha256"] for n, i in inputs.items()}}
+    content = {"stage": stage.name, "config": identity, "inputs": {n: content_of(i) for n, i in inputs.items()}}
     return {"stage": stage.name, "identity": sha256_text(canonical_json(content)), "content": content, "inputs": inputs}
 
 
 def prepare_folder(stage: Stage, config: StageConfig, run: dict[str, Any]) -> dict[str, Any] | None:
     """Check the output folder before anything is written. Returns the provenance when the run is complete already."""
     folder = Path(config.output_dir)
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"output_dir: {folder} is a file; name a folder")
     known = read_json(folder / "run.json") if (folder / "run.json").exists() else None
     if known and known["identity"] == run["identity"]:
-        complete = folder / "provenance.json"
-        return read_json(complete) if complete.exists() else None
-    strangers = [p for p in folder.iterdir() if p.name != ".lock"] if folder.exists() else []
-    if strangers and not config.overwrite:
-        what = (
-            f"another run ({_first_difference(known, run)})"
-            if known
-            else f"files that are not of an alignkit run ({strangers[0].name})"
-        )
+        return _complete_artefact(folder)
+    if known is None and (stranger := _find_stranger(folder)):
         raise UserError(
-            f"output_dir: {folder} holds {what}; choose another --output_dir, or --overwrite to start over there"
+            f"output_dir: {folder} holds files that are not of an alignkit run ({stranger}), which are not ours to move; choose another --output_dir"
         )
-    if strangers:
+    if known and not config.overwrite:
+        raise UserError(
+            f"output_dir: {folder} holds another run ({_first_difference(known, run)}); choose another --output_dir, or --overwrite to start over there"
+        )
+    if known:
         _move_aside(folder)
+    return None
+
+
+def _complete_artefact(folder: Path) -> dict[str, Any] | None:
+    """The provenance of a run that is complete; one whose files are not all there any more is made again."""
+    path = folder / "provenance.json"
+    provenance = read_json(path) if path.exists() else None
+    if provenance and (lost := damaged_file(folder, provenance)):
+        print(
+            f"alignkit: warning: {folder / lost} is gone or has another size since the run was complete; it is made again",
+            file=sys.stderr,
+        )
+        path.unlink()
+        return None
+    return provenance
+
+
+def _find_stranger(folder: Path) -> str | None:
+    """A file or folder that no run of ours left in a folder without run.json; empty folders are nothing to lose."""
+    ours = (".lock", ".recipe.json", ".watchdog")
+    for path in sorted(folder.iterdir()):
+        if path.name not in ours and (not path.is_dir() or any(not p.is_dir() for p in path.rglob("*"))):
+            return path.name
     return None
 
 
@@ -282,6 +371,14 @@ def _run_on_all_ranks(
             if runtime.is_main:
                 _forget_unstarted(folder)
             raise
+        except Stopped:
+            if not job._polls:
+                job.say("stopped as asked, before there was anything to save; run the same command again")
+            raise
+        finally:
+            if runtime.is_main:
+                with contextlib.suppress(OSError):  # a full disk has been told of
+                    job.record_seconds()
         runtime.barrier()
         provenance = _finish(stage, config, run, job, summary) if runtime.is_main else {}
         provenance = runtime.broadcast(provenance)
@@ -305,6 +402,9 @@ def _finish(
 ) -> dict[str, Any]:
     folder = job.output_dir
     record = read_json(folder / "run.json")
+    files = artefact_files(folder)
+    for path in {folder / name for name in files} | {(folder / name).parent for name in files}:
+        fsync_path(path)  # the provenance vouches for them: it must not outlive them in a power cut
     provenance = {
         "schema": 1,
         "stage": stage.name,
@@ -313,9 +413,10 @@ def _finish(
         "identity": run["identity"],
         "inputs": run["inputs"],
         "content_sha256": sha256_tree(folder),
+        "files": files,
         "summary": summary,
         "started": record["started"],
-        "seconds": round(time.monotonic() - job._start, 3),
+        "seconds": round(job.seconds, 3),
         "world": job.runtime.world,
         "zero_stage": job.runtime.zero_stage,
         "precision": job.runtime.precision,
@@ -324,7 +425,7 @@ def _finish(
         "hardware": hardware(),
         "peak_memory_mib": _peak_memory_mib(),
     }
-    write_model_card(folder, stage.name, summary, provenance)
+    write_model_card(folder, stage.name, summary, provenance, stage.library, stage.task)
     write_json(folder / "provenance.json", provenance)
     shutil.rmtree(folder / ".watchdog", ignore_errors=True)
     return provenance
@@ -334,6 +435,3 @@ def _peak_memory_mib() -> float:
     import resource
 
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
-
-
-EXIT_STOPPED = EXIT_WATCHDOG

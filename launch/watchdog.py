@@ -6,6 +6,7 @@ stuck in a collective is not, and DeepSpeed's groups wait 30 minutes. The watchd
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import json
 import os
@@ -14,13 +15,14 @@ import threading
 import time
 from pathlib import Path
 
-from launch.errors import EXIT_WATCHDOG
+from launch.errors import EXIT_RESUMABLE
 
 
 class Watchdog:
     """Ends the process with code 75 when `beat` was not called for `limit_s` seconds (0 switches it off).
 
     Each rank leaves a heartbeat file in `folder`; a rank that fires names the ranks whose last beat is the oldest.
+    Rank 0 clears away those of an earlier session, which may have had more ranks: the ranks meet before `start`.
     """
 
     def __init__(self, folder: Path, rank: int, limit_s: float) -> None:
@@ -28,10 +30,11 @@ class Watchdog:
         self._last, self._step, self._written = time.monotonic(), 0, 0.0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        for old in folder.glob("heartbeat-*") if rank == 0 else []:
+            old.unlink(missing_ok=True)
 
     def start(self) -> Watchdog:
         if self.limit_s > 0:
-            self.folder.mkdir(parents=True, exist_ok=True)
             self._write_heartbeat()
             self._thread.start()
         return self
@@ -49,8 +52,11 @@ class Watchdog:
         self._written = time.monotonic()
         path = self.folder / f"heartbeat-{self.rank}.json"
         aside = path.with_suffix(".tmp")
-        aside.write_text(json.dumps({"rank": self.rank, "step": self._step, "time": time.time(), "pid": os.getpid()}))
-        os.replace(aside, path)
+        beat = {"rank": self.rank, "step": self._step, "time": time.time(), "pid": os.getpid()}
+        with contextlib.suppress(OSError):  # a full disk costs the heartbeat, not the job
+            self.folder.mkdir(parents=True, exist_ok=True)
+            aside.write_text(json.dumps(beat))
+            os.replace(aside, path)
 
     def _watch(self) -> None:
         while not self._stop.wait(min(1.0, self.limit_s / 4)):
@@ -59,16 +65,27 @@ class Watchdog:
                 self._fire(silent)
 
     def _fire(self, silent: float) -> None:
+        try:
+            where = self._dump_stacks()
+            print(
+                f"alignkit: rank {self.rank}: no step for {silent:.0f} s after step {self._step}, the job is stuck{self._suspects()}; "
+                f"stacks are {where}; run the same command again to resume",
+                file=sys.stderr,
+                flush=True,
+            )
+        finally:  # whatever fails above, a stuck job must end
+            os._exit(EXIT_RESUMABLE)
+
+    def _dump_stacks(self) -> str:
+        """Write the stacks of all threads, to stderr where the disk does not take them; returns where they are."""
         stacks = self.folder / f"hang-{self.rank}.txt"
-        with open(stacks, "w") as stream:
-            faulthandler.dump_traceback(stream, all_threads=True)
-        print(
-            f"alignkit: rank {self.rank}: no step for {silent:.0f} s after step {self._step}, the job is stuck{self._suspects()}; "
-            f"stacks are in {stacks}; run the same command again to resume",
-            file=sys.stderr,
-            flush=True,
-        )
-        os._exit(EXIT_WATCHDOG)
+        try:
+            with open(stacks, "w") as stream:
+                faulthandler.dump_traceback(stream, all_threads=True)
+            return f"in {stacks}"
+        except OSError:
+            faulthandler.dump_traceback(sys.stderr, all_threads=True)
+            return "above"
 
     def _suspects(self) -> str:
         """The ranks that fell silent first: they stopped beating before the others began to wait for them."""

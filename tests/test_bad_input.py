@@ -3,7 +3,11 @@
 import json
 
 import pytest
+from safetensors import SafetensorError
 
+from launch.entry import guarded
+from launch.errors import UserError
+from launch.files import lock_folder
 from tests.support import alignkit, save_policy, save_prompts, save_reward, word_tokenizer
 
 
@@ -61,6 +65,33 @@ CASES = {
     ),
     "not a reward model": ([*PPO, "--reward=prompts.jsonl"], ["prompts.jsonl"]),
 }
+
+
+@pytest.mark.parametrize("below", ["", "out"])
+def test_a_file_as_output_dir(tmp_path, below):
+    (tmp_path / "file").write_text("x")
+    with (
+        pytest.raises(UserError, match="is a file, or lies below one; name a folder"),
+        lock_folder(tmp_path / "file" / below),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        RuntimeError("[enforce fail at inline_container.cc:820] . unexpected pos 64 vs 0"),
+        OSError(28, "No space left on device", "model.safetensors"),
+    ],
+)
+def test_a_full_disk_is_one_sentence_whichever_library_meets_it(capsys, error):
+    def fail():
+        raise error
+
+    assert guarded(fail) == 2
+    said = capsys.readouterr().err
+    assert "No space left on device; free some space" in said and said.count("\n") == 1
 
 
 @pytest.mark.parametrize("case", CASES)

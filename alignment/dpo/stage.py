@@ -13,9 +13,9 @@ from trl import DPOConfig as Arguments
 from trl import DPOTrainer
 
 from alignment.dpo import DPOConfig
+from alignment.models import context_length, load_causal, load_tokenizer, save_artefact, switch_off_dropout
 from alignment.trl_stage.config import training_arguments
-from alignment.trl_stage.models import context_length, load_causal, load_tokenizer, save_artefact, switch_off_dropout
-from alignment.trl_stage.preferences import load_preference_split
+from alignment.trl_stage.preferences import count_contaminated, load_preference_split
 from alignment.trl_stage.trainer import Batch, StageTrainer, settle_precision, train
 from data import Preference
 from data.encoding import encode_completions, encode_prompts, keep_fitting
@@ -70,12 +70,13 @@ def pair_length(row: Row) -> int:
 def run(config: DPOConfig, job: Job) -> dict[str, Any]:
     """Tokenise, train against the frozen reference, evaluate, save."""
     tokenizer = load_tokenizer(config.model)
-    model = load_causal(config.model, tokenizer)
-    reference = load_causal(config.reference or config.model, tokenizer).eval().requires_grad_(False)
+    model = load_causal(config.model, tokenizer, partitioned=True)
+    reference = load_causal(config.reference or config.model, tokenizer, partitioned=True).eval().requires_grad_(False)
     for each in (model, reference):
         switch_off_dropout(each)
     limit = context_length(model.config, config.max_length)
     train_pairs, eval_pairs = load_preference_split(config)
+    seen = count_contaminated(job, train_pairs, eval_pairs)
     rows, too_long = make_rows(tokenizer, train_pairs, limit)
     eval_rows, eval_too_long = make_rows(tokenizer, eval_pairs, limit)
     if too_long:
@@ -108,4 +109,4 @@ def run(config: DPOConfig, job: Job) -> dict[str, Any]:
     evaluation = trainer.evaluate() if eval_rows else {}
     save_artefact(trainer, job, tokenizer)
     counts = {"pairs": len(rows), "pairs_too_long": too_long, "eval_pairs": len(eval_rows)}
-    return {**counts, "eval_pairs_too_long": eval_too_long, **summary, **evaluation}
+    return {**counts, "eval_pairs_too_long": eval_too_long, **seen, **summary, **evaluation}

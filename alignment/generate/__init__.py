@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from alignment.generation import Sampling, generate
+from alignment.models import load_causal, load_tokenizer
 from alignment.prompts import fitting_prompts, load_prompt_rows, prompt_limit
-from alignment.trl_stage.models import load_causal, load_tokenizer
-from launch.config import artefact
+from launch.config import artefact, operational
 from launch.files import read_jsonl_log, write_atomic
 from launch.stage import Job, Stage, StageConfig
 
@@ -37,7 +37,7 @@ class GenerateConfig(StageConfig):
     """Longest completion."""
     max_prompt_tokens: int = 96
     """Longer prompts are left out (never cut), and counted."""
-    batch_size: int = 64
+    batch_size: int = operational(64)
     """Prompts in one batch; it does not change the samples."""
 
     def check(self) -> None:
@@ -73,7 +73,8 @@ def run(config: GenerateConfig, job: Job) -> dict[str, Any]:
                 write_atomic(part, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in done))
             job.beat(number)
             meter.advance()
-            job.stop_if_requested(number)
+            if number % job.runtime.world == job.runtime.world - 1:  # a collective: once for a batch on every rank
+                job.stop_if_requested(number)
     job.runtime.barrier()
     if job.runtime.is_main:
         _merge(parts, job.output_dir / "completions.jsonl", len(starts))

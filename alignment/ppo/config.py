@@ -93,6 +93,23 @@ class PPOConfig(StageConfig):
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} is below 1; give a positive integer")
+        for name in ("clip", "value_clip", "kl_horizon", "max_grad_norm", "adam_eps"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name}: {getattr(self, name)} is not above 0; give a positive number")
+        for name in ("learning_rate", "kl_coef", "value_coef", "missing_eos_penalty", "critic_warmup"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: {getattr(self, name)} is negative; give 0 or more")
+        for name in ("gamma", "gae_lambda"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}: {getattr(self, name)} is outside [0, 1]")
+        if self.kl_target is not None and self.kl_target <= 0:
+            raise ValueError(
+                f"kl_target: {self.kl_target} is not above 0; give nats, or leave it out for a fixed weight"
+            )
+        if self.critic_learning_rate is not None and self.critic_learning_rate <= 0:
+            raise ValueError(
+                f"critic_learning_rate: {self.critic_learning_rate} is not above 0; give a positive number"
+            )
         if self.temperature <= 0:
             raise ValueError(f"temperature: {self.temperature} is not above 0; PPO needs a distribution to sample from")
         if self.batch_size % self.minibatches:

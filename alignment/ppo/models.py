@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignment.generation import positions_of
-from alignment.reward.model import RewardModel, check_head
-from alignment.trl_stage.models import load_causal, load_tokenizer, named_errors, plain_weights
+from alignment.models import load_causal, load_tokenizer, switch_off_dropout
+from alignment.reward.model import RewardModel
+from evaluation.loading import read_classifier
 from launch.errors import UserError
 from launch.runtime import Runtime
 
@@ -62,7 +63,9 @@ def response_values(critic: Any, tokens_BS: Tensor, mask_BS: Tensor, length: int
     hidden_BSD = body(
         tokens_BS, attention_mask=mask_BS, position_ids=positions_of(mask_BS), use_cache=False
     ).last_hidden_state
-    return critic.score(hidden_BSD[:, -length - 1 : -1]).squeeze(-1).float()
+    last_BTD = hidden_BSD[:, -length - 1 : -1].to(critic.score.weight.dtype)
+    with torch.autocast(last_BTD.device.type, enabled=False):  # in bf16 a value would have 8 bits, as a reward would
+        return critic.score(last_BTD).squeeze(-1).float()
 
 
 @dataclass
@@ -76,20 +79,9 @@ class Roles:
     tokenizer: PreTrainedTokenizerBase
 
 
-def disable_dropout(model: nn.Module) -> None:
-    """Set every dropout to 0: the ratio is 1 at the first step only without it (checklist item 10)."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-
-
 def load_critic(name: str) -> PreTrainedModel:
     """A one-label sequence-classification model whose head `score` gives a value at every token."""
-    with named_errors(name):
-        critic = AutoModelForSequenceClassification.from_pretrained(
-            name.removeprefix("hub:"), dtype=torch.float32, trust_remote_code=False
-        )
-    check_head(critic, name)
+    critic = read_classifier("critic", name, None)
     if not isinstance(getattr(critic, "score", None), nn.Module):
         raise UserError(
             f"critic: {name} has no head named `score`; use a decoder reward model such as `alignkit reward` makes"
@@ -98,10 +90,11 @@ def load_critic(name: str) -> PreTrainedModel:
 
 
 def load_roles(policy: str, critic: str | None, reference: str | None, reward: str, device: torch.device) -> Roles:
-    """Load the four roles in float32 (under ZeRO-3, transformers partitions each as it is loaded)."""
-    tokenizer = load_tokenizer(policy)
-    actor = load_causal(policy, tokenizer)
-    frozen = load_causal(reference or policy, tokenizer).eval().requires_grad_(False)
+    """Load the four roles in float32; under ZeRO-3 all but the reward model, which no engine runs, are partitioned."""
+    tokenizer = load_tokenizer(policy, "policy")
+    actor = load_causal(policy, tokenizer, partitioned=True, field="policy")
+    frozen = load_causal(reference or policy, tokenizer, partitioned=True, field="reference")
+    frozen.eval().requires_grad_(False)
     value_model = load_critic(critic or reward)
     sizes = {"reference": frozen.config.vocab_size, "critic": value_model.config.vocab_size}
     for role, size in sizes.items():  # both read the policy's token ids
@@ -110,10 +103,9 @@ def load_roles(policy: str, critic: str | None, reference: str | None, reward: s
                 f"{role}: its vocabulary has {size} tokens, the policy's {actor.config.vocab_size}; "
                 f"they read the same token ids: give a {role} with the policy's tokenizer"
             )
-    with plain_weights():  # the reward model also scores text outside the training engine: keep it whole on each rank
-        judge = RewardModel.from_pretrained(reward, device=device)
+    judge = RewardModel.from_pretrained(reward, device=device)
     for model in (actor, value_model, frozen):
-        disable_dropout(model)
+        switch_off_dropout(model)  # the ratio is 1 at the first step only without it (checklist item 10)
     return Roles(actor, value_model, frozen, judge, tokenizer)
 
 

@@ -7,7 +7,7 @@ minibatches are those of the GLOBAL batch on any number of ranks. They are small
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -56,11 +56,11 @@ class Rollout:
         """The episodes of all ranks, in rank order, on every rank. Shapes must be equal (see `make_rollout`)."""
         return self._map(lambda tensor: runtime.accelerator.gather(tensor.contiguous())) if runtime.world > 1 else self
 
-    def _map(self, change: object) -> Rollout:
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Rollout:
         tensors = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return Rollout(
             **{name: change(value) if isinstance(value, Tensor) else value for name, value in tensors.items()}
-        )  # type: ignore[operator]
+        )
 
 
 def make_rollout(

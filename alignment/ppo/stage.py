@@ -8,6 +8,7 @@ from alignment.ppo.config import PPOConfig
 from alignment.ppo.models import load_roles
 from alignment.ppo.trainer import Metrics, PPOTrainer
 from alignment.prompts import fitting_prompts, load_prompt_rows, prompt_limit
+from launch.files import read_jsonl_log
 from launch.runtime import choose_precision
 from launch.stage import Job, Stage
 
@@ -23,11 +24,9 @@ def run(config: PPOConfig, job: Job) -> dict[str, Any]:
     settle_precision(trainer, job)
     if checkpoint := job.resume():
         trainer.load(checkpoint)
-    history: list[Metrics] = []
     with job.progress(config.updates, "ppo", trainer.update_number) as meter:
 
         def after_update(number: int, metrics: Metrics) -> None:
-            history.append(metrics)
             job.log(number, metrics)
             job.beat(number)
             meter.advance(1, reward=metrics["reward/score"], kl=metrics["kl/k1"])
@@ -37,7 +36,8 @@ def run(config: PPOConfig, job: Job) -> dict[str, Any]:
 
         trainer.train(after_update)
     save_artefact(trainer, job)
-    last = {} if not history else {name: value for name, value in history[-1].items() if not name.startswith("perf/")}
+    rows = read_jsonl_log(job.output_dir / "metrics.jsonl") if job.runtime.is_main else []
+    last = {k: v for k, v in (rows[-1] if rows else {}).items() if k != "step" and not k.startswith("perf/")}
     return {**last, "prompts": len(prompts), "prompts_too_long": too_long, "updates": trainer.update_number}
 
 

@@ -6,6 +6,7 @@ Shapes: B episodes of the global batch, P prompt tokens, T response tokens, S = 
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from alignment.ppo import objectives as ppo
 from alignment.ppo.config import PPOConfig
 from alignment.ppo.models import ActorCritic, Roles, place_frozen, response_logprobs
 from alignment.ppo.rollout import Rollout, make_rollout, minibatch_parts
-from alignment.trl_stage.models import plain_weights
+from evaluation.loading import plain_weights
 from launch.checkpoint import Checkpoint, CheckpointStore
 from launch.engine import Engine
 from launch.errors import UserError
@@ -144,7 +145,7 @@ class PPOTrainer:
         prompts, completions = zip(
             *[(tokenizer.decode(p), tokenizer.decode(c, skip_special_tokens=True)) for p, c in real], strict=True
         )
-        return torch.as_tensor(judge.score(list(prompts), list(completions)))
+        return torch.as_tensor(judge.score(list(prompts), list(completions), ended=rollout.finished_B.bool().tolist()))
 
     def advantages(self, rollout: Rollout) -> Rollout:
         """Turn scores into token rewards, advantages (whitened over the global batch) and returns."""
@@ -175,14 +176,24 @@ class PPOTrainer:
         self.kl.update(self._sequence_kl(rollout), len(rollout))
         total = {name: float(self.runtime.sum(value.detach().double())) for name, value in sums.items()}
         means = {name: value / total["tokens"] for name, value in total.items() if name != "tokens"}
+        means["train/grad_norm"] = sum(norms) / len(norms)
+        self._check_finite(means)
         rate = total["tokens"] / seconds
         return {
             **means,
-            "train/grad_norm": sum(norms) / len(norms),
             "train/lr": self.optimizer_lr(),
             "perf/update_seconds": seconds,
             "perf/update_tokens_per_second": rate,
         }
+
+    def _check_finite(self, means: Metrics) -> None:
+        """End the run on every rank (the means are global) before NaN weights push good checkpoints out."""
+        broken = [name for name, value in means.items() if not math.isfinite(value)]
+        if broken:
+            raise UserError(
+                f"update {self.update_number + 1}: {broken[0]} is {means[broken[0]]}, so the weights are lost; start in another "
+                "folder with a lower learning_rate or a higher kl_coef (the checkpoints before this update are intact)"
+            )
 
     def _minibatch_step(self, rollout: Rollout, minibatch: list[int], sums: dict[str, Tensor]) -> float:
         """One optimizer step: micro-batches, each loss divided by the token count of the global minibatch."""

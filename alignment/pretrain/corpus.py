@@ -14,7 +14,7 @@ from data.order import Rows
 from data.packing import PackedRows, cut_windows, pack_documents
 from data.sources import load_documents
 from data.splits import split_by_hash
-from data.tokenizer import check_tokenizer, encode_documents, train_tokenizer
+from data.tokenizer import bytes_of_token, encode_documents, train_tokenizer
 from launch.errors import UserError
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def read_corpus(config: PretrainConfig) -> Corpus:
     documents = [d.text for d in load_documents(config.data, config.text_field, config.split_text)]
     kind, share = parse_heldout(config.heldout)
     train, heldout = hold_out_end(documents, share) if kind == "last" else hold_out_documents(documents, share)
-    tokenizer = load_tokenizer(config.tokenizer) or train_tokenizer(train, config.vocab_size)
+    tokenizer = choose_tokenizer(config.tokenizer, train, config.vocab_size)
     tokenizer.model_max_length = config.context
     encoded, held = encode_documents(tokenizer, train), encode_documents(tokenizer, heldout)
     if kind == "last":  # the document goes on behind the cut: no end token
@@ -76,21 +76,13 @@ def read_corpus(config: PretrainConfig) -> Corpus:
     )
 
 
-def load_tokenizer(source: str | None) -> PreTrainedTokenizerBase | None:
-    """The tokenizer in a folder or on the hub (`hub:org/name`), with a padding token of its own; None for None."""
+def choose_tokenizer(source: str | None, texts: Sequence[str], vocab_size: int) -> PreTrainedTokenizerBase:
+    """The tokenizer in a folder or on the hub (`hub:org/name`); without one, a byte-level BPE of the training text."""
     if source is None:
-        return None
-    from transformers import AutoTokenizer
+        return train_tokenizer(texts, vocab_size)
+    from alignment.models import load_tokenizer
 
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source.removeprefix("hub:"), trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        reason = str(error).split("\n")[0]
-        raise UserError(
-            f"tokenizer: {source}: no tokenizer could be loaded ({reason}); name a folder that save_pretrained wrote"
-        ) from None
-    check_tokenizer(tokenizer)
-    return tokenizer
+    return load_tokenizer(source, "tokenizer")
 
 
 def hold_out_documents(documents: Sequence[str], share: float) -> tuple[list[str], list[str]]:
@@ -124,16 +116,7 @@ def scored_bytes(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], encod
     total = sum(len(text.encode()) for text in texts)
     if tokenizer.bos_token_id is not None:
         return total
-    return total - sum(_bytes_of_token(tokenizer, int(tokens[0])) for tokens in encoded)
-
-
-def _bytes_of_token(tokenizer: PreTrainedTokenizerBase, token_id: int) -> int:
-    """UTF-8 bytes of a token; one that is a part of a character decodes to U+FFFD, so its own bytes are counted."""
-    text = tokenizer.decode([token_id])
-    if "\ufffd" not in text:
-        return len(text.encode())
-    name = str(tokenizer.convert_ids_to_tokens(token_id))
-    return 1 if name.startswith("<0x") else len(name)  # byte fallback: a byte; byte-level BPE: one character for each
+    return total - sum(bytes_of_token(tokenizer, int(tokens[0])) for tokens in encoded)
 
 
 def write_heldout(heldout: HeldOut, folder: Path) -> None:

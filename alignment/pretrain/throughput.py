@@ -1,4 +1,4 @@
-"""Model FLOPs utilisation: achieved over peak arithmetic, or "n/a" where the peak is not known for certain."""
+"""Model FLOPs utilisation: achieved over peak arithmetic; left out where the peak is not known for certain."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ Any sequence-classification model with one label serves. Importing this module i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from launch.errors import UserError
 
@@ -30,22 +30,17 @@ class RewardModel:
     ) -> RewardModel:
         """Load a folder or a hub model (`org/name`, or `hub:org/name`). Code of the hub is never run.
 
-        `device`: the GPU if there is one when not given. `dtype`: float32 when not given. UserError when the model
-        has not exactly one label, no pad token, or fewer embeddings than its tokenizer has tokens.
+        `device`: the GPU if there is one when not given. `dtype`: float32 when not given. The weights are whole also
+        under ZeRO-3. UserError when the model has no trained head, not exactly one label, no pad token, or fewer
+        embeddings than its tokenizer has tokens.
         """
         import torch
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-        from alignment.trl_stage.models import check_vocabulary, named_errors
+        from evaluation.loading import plain_weights, read_classifier, read_tokenizer
 
-        bare = str(name).removeprefix("hub:")
-        with named_errors(name):
-            tokenizer = AutoTokenizer.from_pretrained(bare, trust_remote_code=False)
-            model = AutoModelForSequenceClassification.from_pretrained(
-                bare, dtype=dtype or torch.float32, trust_remote_code=False
-            )
-        check_head(model, name)
-        check_vocabulary(model, tokenizer, name)
+        tokenizer = read_tokenizer("reward", name)
+        with plain_weights():
+            model = read_classifier("reward", name, tokenizer, dtype)
         if model.config.get_text_config().pad_token_id is None:
             raise UserError(
                 f"{name}: no pad_token_id in its config.json, so batches cannot be padded; set it to the tokenizer's pad token"
@@ -57,22 +52,32 @@ class RewardModel:
         """Where the model is."""
         return next(self.model.parameters()).device
 
-    def encode(self, prompts: Sequence[Turns], completions: Sequence[Turns]) -> list[list[int]]:
-        """Token ids of prompt + completion + EOS; messages go through the tokenizer's chat template."""
+    def encode(
+        self, prompts: Sequence[Turns], completions: Sequence[Turns], ended: Sequence[bool] | None = None
+    ) -> list[list[int]]:
+        """Token ids of prompt + completion, and EOS where they `ended` (all, unless given); messages go through the
+        tokenizer's chat template."""
         from evaluation.scoring import encode
 
         if len(prompts) != len(completions):
             raise ValueError(f"{len(prompts)} prompts and {len(completions)} completions; give one for each")
-        return encode(self.tokenizer, prompts, completions)
+        return encode(self.tokenizer, prompts, completions, ended)
 
-    def score(self, prompts: Sequence[Turns], completions: Sequence[Turns], batch_tokens: int = 8192) -> list[float]:
+    def score(
+        self,
+        prompts: Sequence[Turns],
+        completions: Sequence[Turns],
+        batch_tokens: int = 8192,
+        ended: Sequence[bool] | None = None,
+    ) -> list[float]:
         """Rewards of completions, read at their EOS; they do not depend on what else is scored with them.
 
-        `batch_tokens`: padded size of a batch. UserError names the first row that is longer than the context.
+        `batch_tokens`: padded size of a batch. `ended`: False for a completion that was cut off before its EOS; it is
+        read at its last token. All have ended unless given. UserError names the first row that is longer than the context.
         """
         from evaluation.scoring import score_ids
 
-        return score_ids(self.model, self.encode(prompts, completions), batch_tokens).tolist()
+        return score_ids(self.model, self.encode(prompts, completions, ended), batch_tokens).tolist()
 
     def score_tokens(self, input_ids: Tensor, attention_mask: Tensor, batch_size: int = 64) -> Tensor:
         """Rewards (B,) float32, on the device of `input_ids`, of token ids (B, S) padded on either side or on both.
@@ -90,13 +95,3 @@ class RewardModel:
         """Whether token ids of another tokenizer mean the same here, so that `score_tokens` may be given them."""
         mine = self.tokenizer
         return mine.get_vocab() == other.get_vocab() and mine.eos_token_id == other.eos_token_id
-
-
-def check_head(model: Any, name: str) -> None:
-    """UserError unless the model gives one number for a text."""
-    labels = model.config.num_labels
-    if labels != 1:
-        raise UserError(
-            f"{name}: gives {labels} numbers for a text, a reward model gives one; train one with `alignkit reward`, or "
-            "name a sequence-classification model with num_labels 1"
-        )

@@ -26,9 +26,9 @@ def heldout_report(margins: ArrayLike, token_gaps: ArrayLike, prompts: Sequence[
     for name, values in {"accuracy": margins, "longest_baseline": gaps, "shortest_baseline": -gaps}.items():
         found |= _interval(name, win_rate(outcomes(values), prompts))
     found |= _interval("loss", pairwise_loss(margins, prompts))
-    error = calibration(margins, seed)
+    error = calibration(margins, seed, groups=prompts)
     found |= {**_interval("ece", error.error), "ece_if_calibrated": error.expected}
-    slope = length_slope(margins, gaps)
+    slope = length_slope(margins, gaps, prompts)
     if slope is not None:
         found |= _interval("length_slope", slope)
         found["length_correlation"] = length_correlation(margins, gaps)

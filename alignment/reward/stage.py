@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from trl import RewardConfig as Arguments
 
+from alignment.models import context_length, load_tokenizer, save_artefact
 from alignment.reward import RewardConfig
 from alignment.reward.model import RewardModel
 from alignment.reward.normalise import Array, HeadUpdate, normalise_head
@@ -24,8 +25,7 @@ from alignment.reward.trainer import (
     tokenised,
 )
 from alignment.trl_stage.config import training_arguments
-from alignment.trl_stage.models import context_length, load_tokenizer, plain_weights, save_artefact
-from alignment.trl_stage.preferences import load_preference_split
+from alignment.trl_stage.preferences import count_contaminated, load_preference_split
 from alignment.trl_stage.trainer import settle_precision, train
 from data import plain_text
 from evaluation.completions import load_completions
@@ -44,6 +44,7 @@ def run(config: RewardConfig, job: Job) -> dict[str, Any]:
     model = load_scorer(config.model, tokenizer, config.seed)
     limit = context_length(model.config, config.max_length)
     train_pairs, eval_pairs = load_preference_split(config)
+    seen = count_contaminated(job, train_pairs, eval_pairs)
     rows, too_long = make_rows(tokenizer, train_pairs, limit, config.margin_per_strength)
     eval_rows, eval_too_long = make_rows(tokenizer, eval_pairs, limit, config.margin_per_strength)
     if too_long:
@@ -67,13 +68,12 @@ def run(config: RewardConfig, job: Job) -> dict[str, Any]:
     save_artefact(trainer, job, tokenizer)
     del trainer, model
     counts = {"pairs": len(rows), "pairs_too_long": too_long, "eval_pairs_too_long": eval_too_long}
-    return {**counts, **summary, **finish(config, job, rows, eval_rows)}
+    return {**counts, **seen, **summary, **finish(config, job, rows, eval_rows)}
 
 
 def finish(config: RewardConfig, job: Job, rows: Sequence[Row], eval_rows: Sequence[Row]) -> dict[str, Any]:
     """Normalise the saved model in place, and measure it as it is shipped on the held-out pairs."""
-    with plain_weights():
-        scorer = RewardModel.from_pretrained(str(job.output_dir), device=job.runtime.device)
+    scorer = RewardModel.from_pretrained(str(job.output_dir), device=job.runtime.device)
     decided = [row for row in eval_rows if not row["tie"]]
     chosen_ND, rejected_ND = (last_features(scorer, [row[f"{s}_ids"] for row in decided], job) for s in SIDES)
     gap_ND = chosen_ND - rejected_ND
@@ -112,7 +112,8 @@ def calibration_ids(config: RewardConfig, scorer: RewardModel, rows: Sequence[Ro
     """
     if config.normalise_on:
         completions = load_completions(config.normalise_on)
-        texts = scorer.encode([c.prompt for c in completions], [c.text for c in completions])
+        ended = [c.finished for c in completions]
+        texts = scorer.encode([c.prompt for c in completions], [c.text for c in completions], ended)
     else:
         texts = [row[f"{side}_ids"] for row in rows for side in SIDES]
     return sorted(texts, key=lambda ids: sha256_text(str(ids)))[:CALIBRATION_TEXTS]

@@ -13,11 +13,12 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from trl import RewardTrainer
 from trl.trainer.reward_trainer import DataCollatorForPreference, suppress_seqcls_warning
 
+from alignment.models import switch_off_dropout
 from alignment.reward.objective import centering_penalty, pairwise_losses
-from alignment.trl_stage.models import check_vocabulary, named_errors, switch_off_dropout
 from alignment.trl_stage.trainer import Batch, StageTrainer
 from data import Preference
 from data.encoding import encode_completions, encode_prompts, keep_fitting
+from evaluation.loading import check_embeddings, named_errors
 from launch.seeding import torch_generator
 
 Row = dict[str, Any]
@@ -72,11 +73,11 @@ def load_scorer(name: str, tokenizer: Any, seed: int) -> PreTrainedModel:
     pad_token_id is set, since it tells transformers where a row ends. Dropout is off: the pair's difference must come
     from the texts.
     """
-    with named_errors(name), suppress_seqcls_warning():
+    with named_errors("model", name, "a causal language model"), suppress_seqcls_warning():
         model = AutoModelForSequenceClassification.from_pretrained(
             name.removeprefix("hub:"), num_labels=1, dtype=torch.float32, trust_remote_code=False
         )
-    check_vocabulary(model, tokenizer, name)
+    check_embeddings("model", name, model, tokenizer)
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     switch_off_dropout(model)
     init_head(model.score.weight, seed)

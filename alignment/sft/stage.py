@@ -11,10 +11,10 @@ from torch import Tensor
 from trl import SFTConfig as Arguments
 from trl import SFTTrainer
 
+from alignment.models import context_length, load_causal, load_tokenizer, save_artefact
 from alignment.sft import SFTConfig
 from alignment.sft.rows import Row, audit_mask, make_rows
 from alignment.trl_stage.config import hold_out, training_arguments
-from alignment.trl_stage.models import context_length, load_causal, load_tokenizer, save_artefact
 from alignment.trl_stage.trainer import Batch, StageTrainer, settle_precision, train
 from data import Pair, load_pairs
 from launch.stage import Job
@@ -52,7 +52,7 @@ def tokenised(rows: list[Row]) -> Dataset:
 def run(config: SFTConfig, job: Job) -> dict[str, Any]:
     """Tokenise, audit, train, evaluate, save."""
     tokenizer = load_tokenizer(config.model)
-    model = load_causal(config.model, tokenizer)
+    model = load_causal(config.model, tokenizer, partitioned=True)
     limit = context_length(model.config, config.max_length)
     train_pairs, eval_pairs = load_split(config)
     rows, too_long = make_rows(tokenizer, train_pairs, limit)

@@ -199,7 +199,7 @@ class StageCallback(TrainerCallback):
 
 
 def train(trainer: Any, job: Job) -> dict[str, float]:
-    """Run or resume a trainer to its end. Returns {steps, tokens_per_second (of this run), train_loss (last step's)}."""
+    """Run or resume a trainer to its end. Returns {steps, and of this run perf/tokens_per_second and perf/train_seconds}."""
     checkpoint = job.resume()
     if checkpoint is not None:
         trainer.check_resumable(checkpoint)

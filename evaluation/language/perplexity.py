@@ -1,8 +1,12 @@
 """Corpus perplexity by sliding windows: per token, per word, per byte, and bits per byte.
 
-A document is scored as one sequence that begins after a prefix token (BOS, else EOS): no token is left out, and no
-document sees another. Longer ones than the context are cut into overlapping windows, and each token is scored once,
-in the first window that reaches it. Perplexities are of the corpus: exp(sum of nats / sum of units).
+A document is scored as one sequence, and no document sees another. Where the tokenizer has a BOS it comes first, and
+every token of the document is predicted. Without one the first token is given and the others are predicted: EOS in
+its place would be an input that no pretraining on documents alone (alignkit's own, see data/packing.py) has given a
+gradient. Bytes, words and tokens are those of the predicted part, so bits per byte keep their meaning.
+
+Documents longer than the context are cut into overlapping windows, and each token is scored once, in the first window
+that reaches it. Perplexities are of the corpus: exp(sum of nats / sum of units).
 """
 
 from __future__ import annotations
@@ -14,10 +18,13 @@ from dataclasses import dataclass
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from data.records import Document
+from data.tokenizer import bytes_of_token
 from evaluation.schema import Metric, metric
 from evaluation.scoring import BATCH_TOKENS, Beat, tail_logprobs
 from evaluation.statistics import LEVEL, Estimate, exponential, ratio, scaled
 from launch.errors import UserError
+
+NOTHING = "no {} is predicted: without BOS the first token of a document is given"
 
 
 @dataclass(frozen=True)
@@ -30,7 +37,7 @@ class Window:
 
 
 def sliding_windows(n_tokens: int, context: int, stride: int) -> Iterator[Window]:
-    """Windows over a prefix and `n_tokens` tokens (positions 1 to n_tokens) that score each token exactly once.
+    """Windows over a first token and `n_tokens` more (positions 1 to n_tokens) that score each of these exactly once.
 
     A window has at most `context` inputs, so that at most context + 1 positions. The first scores all it can; each
     later one ends up to `stride` tokens further and scores those, with at least context - stride + 1 inputs before
@@ -49,7 +56,7 @@ def sliding_windows(n_tokens: int, context: int, stride: int) -> Iterator[Window
 
 @dataclass(frozen=True)
 class DocumentScore:
-    """What one document contributes: its negative log-likelihood in nats, and its sizes."""
+    """What one document contributes: its negative log-likelihood in nats, and the sizes of what was predicted."""
 
     nats: float
     tokens: int
@@ -65,32 +72,35 @@ class Perplexity:
 
     def bits_per_byte(self, level: float = LEVEL) -> Metric:
         """Nats / (ln 2 x UTF-8 bytes): comparable between tokenizers. Delta-method interval over documents."""
-        estimate = scaled(self._ratio("bytes", level), 1 / math.log(2))
+        found = self._ratio("bytes", level)
+        estimate = found and scaled(found, 1 / math.log(2))
         text = "negative log2-likelihood of held-out text per UTF-8 byte"
-        return metric("bits_per_byte", estimate, text, higher_is_better=False, unit="bits/byte")
+        note = "" if found else NOTHING.format("byte")
+        return metric("bits_per_byte", estimate, text, higher_is_better=False, unit="bits/byte", note=note)
 
     def per(self, unit: str, level: float = LEVEL) -> Metric:
         """Perplexity per "token", "word" or "byte": exp(nats / units), its interval taken in the logarithm."""
         name = "perplexity" if unit == "token" else f"{unit}_perplexity"
         text = f"exp of the mean negative log-likelihood per {unit} of held-out text"
-        return metric(name, exponential(self._ratio(f"{unit}s", level)), text, higher_is_better=False)
+        found = self._ratio(f"{unit}s", level)
+        note = "" if found else NOTHING.format(unit)
+        return metric(name, found and exponential(found), text, higher_is_better=False, note=note)
 
     def metrics(self, level: float = LEVEL) -> list[Metric]:
         """Bits per byte and the three perplexities."""
         return [self.bits_per_byte(level), *(self.per(unit, level) for unit in ("token", "word", "byte"))]
 
-    def _ratio(self, unit: str, level: float) -> Estimate:
-        return ratio([d.nats for d in self.documents], [getattr(d, unit) for d in self.documents], level)
+    def _ratio(self, unit: str, level: float) -> Estimate | None:
+        """Nats per unit; None when nothing was predicted (documents of one token, without BOS)."""
+        units = [getattr(d, unit) for d in self.documents]
+        return ratio([d.nats for d in self.documents], units, level) if sum(units) else None
 
 
-def prefix_token(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The token that stands before a document: BOS, or EOS where there is none."""
-    prefix = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    if prefix is None:
-        raise UserError(
-            f"{tokenizer.name_or_path}: the tokenizer has neither a BOS nor an EOS token to begin documents with; set one"
-        )
-    return int(prefix)
+def conditioning(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What the first predicted token of a document is conditioned on, for the protocol."""
+    if tokenizer.bos_token_id is not None:
+        return "each alone, after BOS"
+    return "each alone, from its second token (no BOS)"
 
 
 def perplexity(
@@ -116,8 +126,9 @@ def perplexity(
     nats = [0.0] * len(texts)
     for (number, _), values in zip(plan, scored, strict=True):
         nats[number] -= float(values.double().sum())
-    rows = zip(nats, ids, texts, strict=True)
-    return Perplexity([DocumentScore(x, len(i) - 1, len(t.split()), len(t.encode())) for x, i, t in rows])
+    rests = [_predicted_text(tokenizer, i[0], text) for i, text in zip(ids, texts, strict=True)]
+    rows = zip(nats, ids, rests, strict=True)
+    return Perplexity([DocumentScore(x, len(i) - 1, len(rest.split()), len(rest)) for x, i, rest in rows])
 
 
 def window_sizes(model: PreTrainedModel, context: int | None, stride: int | None) -> tuple[int, int]:
@@ -135,10 +146,16 @@ def window_sizes(model: PreTrainedModel, context: int | None, stride: int | None
 
 
 def _token_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    """The prefix token and the tokens of each text."""
-    prefix, ids = prefix_token(tokenizer), []
+    """The tokens of each text, after BOS where the tokenizer has one."""
+    prefix = [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
+    ids = []
     for number, text in enumerate(texts, 1):
-        ids.append([prefix, *tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]])
-        if len(ids[-1]) == 1:
+        ids.append([*prefix, *tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]])
+        if len(ids[-1]) == len(prefix):
             raise UserError(f"document {number} has no tokens; leave blank documents out")
     return ids
+
+
+def _predicted_text(tokenizer: PreTrainedTokenizerBase, first: int, text: str) -> bytes:
+    """The UTF-8 bytes of a text that are predicted: all after BOS, else those after its first token."""
+    return text.encode()[0 if first == tokenizer.bos_token_id else bytes_of_token(tokenizer, first) :]

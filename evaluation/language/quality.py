@@ -32,16 +32,19 @@ def repetition(words: Sequence[str], order: int = REPETITION_ORDER) -> float:
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
-def distinct(texts: Sequence[Sequence[str]], order: int, level: float = LEVEL) -> Estimate | None:
+def distinct(
+    texts: Sequence[Sequence[str]], order: int, level: float = LEVEL, groups: Sequence[object] | None = None
+) -> Estimate | None:
     """Distinct / all n-grams over texts (distinct-n of Li et al. 2016), with the delete-one jackknife's stderr.
 
-    The ratio falls as texts are added: compare it at equal n and like lengths only. None without any n-gram.
+    `groups` labels texts that belong together (samples of one prompt): the jackknife leaves out whole groups. The
+    ratio falls as texts are added: compare it at equal n and like lengths only. None without any n-gram.
     """
-    counts = [Counter(ngrams(words, order)) for words in texts]
+    counts = _count_by_group([ngrams(words, order) for words in texts], groups)
     total: Counter[tuple[str, ...]] = Counter()
     for count in counts:
         total.update(count)
-    size, kinds, n = total.total(), len(total), len(texts)
+    size, kinds, n = total.total(), len(total), len(counts)
     if size == 0:
         return None
     value = kinds / size
@@ -55,7 +58,18 @@ def distinct(texts: Sequence[Sequence[str]], order: int, level: float = LEVEL) -
     spread = np.asarray(without) - np.mean(without)
     stderr = math.sqrt((n - 1) / n * float(spread @ spread))
     half = z_quantile(level) * stderr
-    return Estimate(value, n, stderr, max(0.0, value - half), min(1.0, value + half), level, "jackknife, normal")
+    method = "jackknife, normal" + (", clustered" if n < len(texts) else "")
+    return Estimate(value, n, stderr, max(0.0, value - half), min(1.0, value + half), level, method)
+
+
+def _count_by_group(
+    grams: Sequence[list[tuple[str, ...]]], groups: Sequence[object] | None
+) -> list[Counter[tuple[str, ...]]]:
+    """The counts of each group's n-grams; without groups, of each text's."""
+    counts: dict[object, Counter[tuple[str, ...]]] = {}
+    for label, found in zip(range(len(grams)) if groups is None else groups, grams, strict=True):
+        counts.setdefault(label, Counter()).update(found)
+    return list(counts.values())
 
 
 def is_degenerate(text: str) -> bool:
@@ -114,7 +128,7 @@ def quality_metrics(rows: Sequence[Completion], level: float = LEVEL) -> list[Me
     ]
     for order in (1, 2):
         text = f"distinct / all word {order}-grams over all completions"
-        estimate = distinct(words, order, level)
+        estimate = distinct(words, order, level, prompts)
         note = "" if estimate else f"no completion has {order} words"
         metrics.append(metric(f"distinct_{order}", estimate, text, higher_is_better=True, unit="share", note=note))
     return metrics

@@ -6,7 +6,7 @@ The margin of a pair is reward(chosen) - reward(rejected), in units of the Bradl
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
 
 from evaluation.statistics import LEVEL, Estimate, bootstrap, clustered_mean, mean
-from evaluation.statistics.intervals import as_vector
+from evaluation.statistics.intervals import as_vector, cluster_codes
 from launch.seeding import numpy_generator
 
 Ties = Literal["half", "wrong"]
@@ -71,12 +71,37 @@ def _bin_index(confidence: NDArray[np.float64], bins: int) -> NDArray[np.int64]:
     return np.minimum(((confidence - 0.5) * 2 * bins).astype(np.int64), bins - 1)
 
 
-def _ece(confidence: NDArray[np.float64], right: NDArray[np.float64], bins: int) -> NDArray[np.float64]:
-    """Expected calibration error along the last axis: sum over bins of |sum of (right - confidence)| / n."""
-    index = _bin_index(confidence, bins)
-    gap = right - confidence
-    total = sum(np.abs(np.where(index == b, gap, 0.0).sum(-1)) for b in range(bins))
-    return np.asarray(total) / confidence.shape[-1]
+def _ece(confidence: NDArray[np.float64], right: NDArray[np.float64], bins: int) -> float:
+    """Expected calibration error: sum over bins of |sum of (right - confidence)| / n."""
+    gaps = np.bincount(_bin_index(confidence, bins), weights=right - confidence, minlength=bins)
+    return float(np.abs(gaps).sum()) / confidence.size
+
+
+def _ece_estimate(
+    confidence: NDArray[np.float64],
+    right: NDArray[np.float64],
+    bins: int,
+    groups: Sequence[object] | None,
+    seed: int,
+    level: float,
+) -> Estimate:
+    """The error with a bootstrap interval that draws whole groups (Davison and Hinkley 1997, section 3.8).
+
+    Each group enters by its summed gaps in each bin and its number of pairs, so that groups of unlike sizes can be
+    drawn together.
+    """
+    codes = np.arange(confidence.size) if groups is None else cluster_codes(groups)
+    sizes_G = np.bincount(codes)
+    gaps_GB = np.zeros((sizes_G.size, bins))
+    np.add.at(gaps_GB, (codes, _bin_index(confidence, bins)), right - confidence)
+
+    def error(rows_RG: NDArray[np.int64]) -> NDArray[np.float64]:
+        total_R = sum(np.abs(gaps_GB[:, b][rows_RG].sum(-1)) for b in range(bins))
+        return np.asarray(total_R / sizes_G[rows_RG].sum(-1))
+
+    found = bootstrap(error, np.arange(sizes_G.size), seed=seed, purpose="calibration", resamples=1000, level=level)
+    clustered = sizes_G.size < confidence.size and found.low is not None
+    return replace(found, method=f"{found.method}, clustered") if clustered else found
 
 
 @dataclass(frozen=True)
@@ -93,19 +118,23 @@ class Calibration:
     bins: list[Bin]
 
 
-def calibration(margins: ArrayLike, seed: int, bins: int = BINS, level: float = LEVEL) -> Calibration:
-    """ECE (Naeini et al. 2015) of sigmoid(|margin|) against being right; ties are half right at confidence 0.5."""
+def calibration(
+    margins: ArrayLike,
+    seed: int,
+    bins: int = BINS,
+    level: float = LEVEL,
+    groups: Sequence[object] | None = None,
+) -> Calibration:
+    """ECE (Naeini et al. 2015) of sigmoid(|margin|) against being right; ties are half right at confidence 0.5.
+
+    `groups` labels pairs that belong together (those of one prompt): the interval draws them together. `expected` and
+    `p_value` do not use them, since the null model says that outcomes are independent given the confidences.
+    """
     d = as_vector(margins, "margins")
     confidence, right = expit(np.abs(d)), outcomes(d)
-    error = bootstrap(
-        lambda c, r: _ece(c, r, bins), confidence, right, seed=seed, purpose="calibration", resamples=1000, level=level
-    )
+    error = _ece_estimate(confidence, right, bins, groups, seed, level)
     generator = numpy_generator(seed, "calibration null")
-    null = np.array(
-        [
-            float(_ece(confidence, (generator.random(d.size) < confidence).astype(float), bins))
-            for _ in range(NULL_DRAWS)
-        ]
-    )
+    draws = ((generator.random(d.size) < confidence).astype(float) for _ in range(NULL_DRAWS))
+    null = np.array([_ece(confidence, drawn, bins) for drawn in draws])
     p_value = float((1 + (null >= error.value - 1e-12).sum()) / (1 + NULL_DRAWS))
     return Calibration(error, float(null.mean()), p_value, reliability_bins(d, bins))

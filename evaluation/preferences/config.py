@@ -14,7 +14,7 @@ REQUIRED = {"accuracy": ("model", "preferences"), "win-rate": ("completions", "b
 
 
 @dataclass(kw_only=True)
-class RewardConfig(StageConfig):
+class RewardEvaluationConfig(StageConfig):
     """Reward-model accuracy on preferences (mode accuracy), or win rates judged by a reward model (mode win-rate)."""
 
     mode: Literal["accuracy", "win-rate"] = "accuracy"

@@ -24,7 +24,7 @@ from evaluation.artefacts import (
 from evaluation.completions import Completion, align, completions_file, load_completions
 from evaluation.language.quality import length_metrics
 from evaluation.preferences.accuracy import outcomes
-from evaluation.preferences.config import RewardConfig
+from evaluation.preferences.config import RewardEvaluationConfig
 from evaluation.preferences.divergence import divergences
 from evaluation.preferences.metrics import head_to_head_metrics, mean_of, repeated
 from evaluation.schema import Comparison, EvaluationResult, Metric, Protocol, Subject, metric, write_samples
@@ -36,7 +36,7 @@ from launch.provenance import hardware, package_versions
 from launch.stage import Job
 
 
-def evaluate(config: RewardConfig, job: Job) -> dict[str, Any]:
+def evaluate(config: RewardEvaluationConfig, job: Job) -> dict[str, Any]:
     """Score both completions of each prompt and write results.json and samples.jsonl."""
     start = time.monotonic()
     pairs = align(load_completions(config.completions), load_completions(config.baseline))
@@ -74,7 +74,9 @@ def evaluate(config: RewardConfig, job: Job) -> dict[str, Any]:
     return write_result(job, result)
 
 
-def judge_rewards(field: str, source: str, config: RewardConfig, job: Job, rows: Sequence[Completion]) -> np.ndarray:
+def judge_rewards(
+    field: str, source: str, config: RewardEvaluationConfig, job: Job, rows: Sequence[Completion]
+) -> np.ndarray:
     """Rewards (n,) of completions from the reward model `source`; unfinished ones are read without an EOS."""
     model, tokenizer = load_reward_model(field, source, job.runtime.device)
     with beating(job, -(-len(rows) // job.runtime.world), f"score with {field}") as beat, job.runtime.autocast():
@@ -87,7 +89,9 @@ def judge_rewards(field: str, source: str, config: RewardConfig, job: Job, rows:
         return np.array(over_ranks(job, rows, compute))
 
 
-def _reference_metrics(config: RewardConfig, job: Job, ours: Sequence[Completion], mine: np.ndarray) -> list[Metric]:
+def _reference_metrics(
+    config: RewardEvaluationConfig, job: Job, ours: Sequence[Completion], mine: np.ndarray
+) -> list[Metric]:
     """The judge's view of human-written references, where every row has one: the ceiling."""
     if not all(row.reference for row in ours):
         return []
@@ -124,7 +128,7 @@ def _proxy_metric(proxy: np.ndarray, judge: np.ndarray, prompts: Sequence[str]) 
 # ---------------------------------------------------------------------------------------------- divergence
 
 
-def sampling_temperature(config: RewardConfig) -> float | None:
+def sampling_temperature(config: RewardEvaluationConfig) -> float | None:
     """The temperature that the completions were drawn at: from the config, else their provenance, else unknown."""
     if config.temperature is not None:
         return config.temperature
@@ -132,7 +136,7 @@ def sampling_temperature(config: RewardConfig) -> float | None:
 
 
 def _kl(
-    config: RewardConfig, job: Job, rows: Sequence[Completion], temperature: float | None
+    config: RewardEvaluationConfig, job: Job, rows: Sequence[Completion], temperature: float | None
 ) -> tuple[np.ndarray, np.ndarray, list[Metric]]:
     """k1 and k3 of each completion (n,), and their metrics."""
     if not temperature:
@@ -160,7 +164,7 @@ def _kl(
 
 
 def _logprobs(
-    field: str, source: str, config: RewardConfig, job: Job, rows: Sequence[Completion], temperature: float
+    field: str, source: str, config: RewardEvaluationConfig, job: Job, rows: Sequence[Completion], temperature: float
 ) -> list[np.ndarray]:
     """Log-probabilities of each completion's tokens under one model."""
     model, _ = load_language_model(field, source, job.runtime.device)
@@ -195,7 +199,7 @@ def _compared_lengths(ours: Sequence[Completion], theirs: Sequence[Completion], 
     return compared
 
 
-def _protocol(config: RewardConfig, job: Job, n: int, baseline: str, temperature: float | None) -> Protocol:
+def _protocol(config: RewardEvaluationConfig, job: Job, n: int, baseline: str, temperature: float | None) -> Protocol:
     made = provenance_of(config.completions)
     keys = ("temperature", "max_new_tokens", "max_prompt_tokens", "samples")
     return Protocol(

@@ -11,29 +11,39 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
 
 from evaluation.statistics import LEVEL, Estimate
-from evaluation.statistics.intervals import as_vector, z_quantile
+from evaluation.statistics.intervals import as_vector, cluster_codes, z_quantile
 
 MAX_STEPS = 100
 TOLERANCE = 1e-10
 
 
-def length_slope(margins: ArrayLike, length_differences: ArrayLike, level: float = LEVEL) -> Estimate | None:
+def length_slope(
+    margins: ArrayLike,
+    length_differences: ArrayLike,
+    groups: Sequence[object] | None = None,
+    level: float = LEVEL,
+) -> Estimate | None:
     """Reward per unit of length: least squares through the origin of margins (n,) on length differences (n,).
 
     There is no intercept since which answer comes first is arbitrary: swapping a pair changes both signs. The stderr
-    is robust to unequal variances (White 1980, HC1). None when all differences are zero.
+    is robust to unequal variances (White 1980, HC1); `groups` labels pairs that belong together (those of one prompt),
+    whose scores are then summed first (Liang and Zeger 1986, with g/(g-1)). None when all differences are zero.
     """
     y, x = as_vector(margins, "margins"), as_vector(length_differences, "length_differences")
     power = float(x @ x)
     if power == 0:
         return None
-    slope, n = float(x @ y) / power, x.size
+    slope = float(x @ y) / power
+    scores = x * (y - slope * x)
+    if groups is not None:
+        scores = np.bincount(cluster_codes(groups), weights=scores).astype(np.float64)
+    n = scores.size
     if n < 2:
         return Estimate(slope, n, None, None, None, level, f"none (n = {n})")
-    residual = y - slope * x
-    stderr = math.sqrt(n / (n - 1) * float((x * residual) @ (x * residual))) / power
+    stderr = math.sqrt(n / (n - 1) * float(scores @ scores)) / power
     half = z_quantile(level) * stderr
-    return Estimate(slope, n, stderr, slope - half, slope + half, level, "HC1, normal")
+    method = "HC1, normal" if n == x.size else "sandwich, normal, clustered"
+    return Estimate(slope, n, stderr, slope - half, slope + half, level, method)
 
 
 def length_correlation(margins: ArrayLike, length_differences: ArrayLike) -> float | None:
@@ -99,10 +109,9 @@ def clustered_covariance(
     """Covariance (k, k) of a logistic fit when rows come in groups: the sandwich of Liang and Zeger (1986)."""
     x, y = np.asarray(features, dtype=np.float64), as_vector(outcomes, "outcomes")
     scores = x * (y - expit(x @ fit.coefficients))[:, None]
-    index: dict[object, int] = {}
-    codes = np.array([index.setdefault(label, len(index)) for label in groups])
+    codes = cluster_codes(groups)
     sums = np.stack([np.bincount(codes, weights=column) for column in scores.T], 1)
-    g = len(index)
+    g = len(sums)
     return fit.covariance @ (sums.T @ sums) @ fit.covariance * (g / (g - 1))
 
 

@@ -73,7 +73,7 @@ def accuracy_metrics(
             "mean squared error of the stated probability; 0.25 knows nothing",
             higher_is_better=False,
         ),
-        _calibration_metric(d, seed),
+        _calibration_metric(d, groups, seed),
         metric(
             "mean_margin",
             mean_of(d, groups),
@@ -85,8 +85,8 @@ def accuracy_metrics(
     ]
 
 
-def _calibration_metric(margins: np.ndarray, seed: int) -> Metric:
-    found = calibration(margins, seed)
+def _calibration_metric(margins: np.ndarray, groups: Sequence[str] | None, seed: int) -> Metric:
+    found = calibration(margins, seed, groups=groups)
     return metric(
         "calibration_error",
         found.error,
@@ -122,7 +122,7 @@ def _length_metrics(margins: np.ndarray, lengths: np.ndarray, groups: Sequence[s
                 note="" if part.any() else f"no chosen answer is {name} than the rejected one",
             )
         )
-    slope = length_slope(margins, lengths)
+    slope = length_slope(margins, lengths, groups)
     metrics.append(
         metric(
             "length_slope",

@@ -11,7 +11,7 @@ import numpy as np
 from data import load_preferences, plain_text
 from data.records import Preference
 from evaluation.artefacts import beating, describe_subject, load_reward_model, made_from, over_ranks, write_result
-from evaluation.preferences.config import RewardConfig
+from evaluation.preferences.config import RewardEvaluationConfig
 from evaluation.preferences.metrics import accuracy_metric, accuracy_metrics
 from evaluation.schema import EvaluationResult, Protocol, Slice, write_samples
 from evaluation.scoring import context_of, encode, score_sequences
@@ -23,7 +23,7 @@ from launch.stage import Job
 FEWEST_IN_SLICE = 10
 
 
-def evaluate(config: RewardConfig, job: Job) -> dict[str, Any]:
+def evaluate(config: RewardEvaluationConfig, job: Job) -> dict[str, Any]:
     """Score both answers of each pair and write results.json and samples.jsonl."""
     start = time.monotonic()
     model, tokenizer = load_reward_model("model", config.model, job.runtime.device)
@@ -63,7 +63,7 @@ def evaluate(config: RewardConfig, job: Job) -> dict[str, Any]:
     return write_result(job, result)
 
 
-def usable_pairs(config: RewardConfig, model: Any, tokenizer: Any) -> tuple[list[Preference], list[str]]:
+def usable_pairs(config: RewardEvaluationConfig, model: Any, tokenizer: Any) -> tuple[list[Preference], list[str]]:
     """The pairs that people decided and the model can read, and a sentence for each reason to leave others out."""
     pairs = load_preferences(config.preferences, config.invalid)
     decided = [p for p in pairs if not p.tie]
@@ -85,7 +85,7 @@ def usable_pairs(config: RewardConfig, model: Any, tokenizer: Any) -> tuple[list
 
 
 def _score(
-    config: RewardConfig, job: Job, pairs: Sequence[Preference], model: Any, tokenizer: Any
+    config: RewardEvaluationConfig, job: Job, pairs: Sequence[Preference], model: Any, tokenizer: Any
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rewards of the chosen and the rejected answers: two vectors (n,)."""
     with beating(job, 2 * -(-len(pairs) // job.runtime.world), "score pairs") as beat, job.runtime.autocast():
@@ -110,7 +110,7 @@ def slices(
     margins: np.ndarray,
     lengths: np.ndarray,
     prompts: Sequence[str],
-    config: RewardConfig,
+    config: RewardEvaluationConfig,
 ) -> list[Slice]:
     """Accuracy for each label, if there are at least two; labels with few pairs are put together as "other"."""
     counts = {label: labels.count(label) for label in labels}
@@ -123,7 +123,7 @@ def slices(
     return found
 
 
-def _notes(config: RewardConfig, left_out: Sequence[str]) -> list[str]:
+def _notes(config: RewardEvaluationConfig, left_out: Sequence[str]) -> list[str]:
     notes = [f"{text} are left out." for text in left_out]
     fingerprint = fingerprint_input("preferences", config.preferences)["sha256"]
     if made_from(config.model, fingerprint):

@@ -113,6 +113,12 @@ def win_rate(outcomes: ArrayLike, clusters: Sequence[object] | None = None, leve
     return Estimate(p, units, stderr, *_score_limits(p, tie_rate, effective, level), level, method)
 
 
+def cluster_codes(clusters: Sequence[object]) -> NDArray[np.int64]:
+    """The number of each label's cluster (n,), counted in the order of first appearance."""
+    index: dict[object, int] = {}
+    return np.array([index.setdefault(label, len(index)) for label in clusters], dtype=np.int64)
+
+
 def clustered_mean(values: ArrayLike, clusters: Sequence[object], level: float = LEVEL) -> Estimate:
     """Mean of (n,) values that come in clusters (samples of one prompt); the `n` of the result counts clusters.
 
@@ -122,9 +128,7 @@ def clustered_mean(values: ArrayLike, clusters: Sequence[object], level: float =
     x = as_vector(values)
     if len(clusters) != x.size:
         raise ValueError(f"clusters: {len(clusters)} labels for {x.size} values")
-    index: dict[object, int] = {}
-    codes = np.array([index.setdefault(label, len(index)) for label in clusters])
-    sums = np.bincount(codes, weights=x - x.mean())
+    sums = np.bincount(cluster_codes(clusters), weights=x - x.mean())
     g = sums.size
     stderr = math.sqrt(g / (g - 1) * float(sums @ sums)) / x.size if g > 1 else 0.0
     return _symmetric(float(x.mean()), stderr, g, level, "student-t, clustered", g - 1)

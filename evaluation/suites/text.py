@@ -21,7 +21,7 @@ from evaluation.artefacts import (
     write_result,
 )
 from evaluation.completions import Completion, load_completions
-from evaluation.language.perplexity import DocumentScore, Perplexity, perplexity, window_sizes
+from evaluation.language.perplexity import DocumentScore, Perplexity, conditioning, perplexity, window_sizes
 from evaluation.language.quality import is_degenerate, quality_metrics, repetition
 from evaluation.schema import EvaluationResult, Metric, Protocol, write_samples
 from evaluation.scoring import BATCH_TOKENS
@@ -76,10 +76,10 @@ def run(config: TextConfig, job: Job) -> dict[str, Any]:
     start = time.monotonic()
     metrics: list[Metric] = []
     rows: list[dict[str, Any]] = []
-    windows: dict[str, int] = {}
+    settings: dict[str, Any] = {}
     if config.documents:
         documents = choose_documents(config)
-        scores, windows = _score(config, job, documents)
+        scores, settings = _score(config, job, documents)
         metrics += scores.metrics()
         rows += [_document_row(d, s) for d, s in zip(documents, scores.documents, strict=True)]
     if config.completions:
@@ -100,7 +100,7 @@ def run(config: TextConfig, job: Job) -> dict[str, Any]:
             dataset_sha256=fingerprint,
             n_items=len(rows),
             split=source.partition("::")[2],
-            settings=windows | {"precision": job.runtime.precision, "documents": "each alone, after BOS or EOS"},
+            settings=settings | {"precision": job.runtime.precision},
         ),
         metrics=metrics,
         samples=write_samples(job.output_dir, rows) if job.runtime.is_main else None,
@@ -128,7 +128,8 @@ def choose_documents(config: TextConfig) -> list[Document]:
     return [documents[i] for i in sorted(ranked[: config.max_documents])]
 
 
-def _score(config: TextConfig, job: Job, documents: Sequence[Document]) -> tuple[Perplexity, dict[str, int]]:
+def _score(config: TextConfig, job: Job, documents: Sequence[Document]) -> tuple[Perplexity, dict[str, Any]]:
+    """The scores of the documents, and the settings that they were made with."""
     model, tokenizer = load_language_model("model", config.model, job.runtime.device)
     context, stride = window_sizes(model, config.context, config.stride)
     with beating(job, -(-len(documents) // job.runtime.world), "score documents") as beat, job.runtime.autocast():
@@ -143,7 +144,7 @@ def _score(config: TextConfig, job: Job, documents: Sequence[Document]) -> tuple
             return scores
 
         scores = over_ranks(job, documents, compute)
-    return Perplexity(scores), {"context": context, "stride": stride}
+    return Perplexity(scores), {"context": context, "stride": stride, "documents": conditioning(tokenizer)}
 
 
 def _document_row(document: Document, score: DocumentScore) -> dict[str, Any]:
@@ -154,7 +155,7 @@ def _document_row(document: Document, score: DocumentScore) -> dict[str, Any]:
         "tokens": score.tokens,
         "words": score.words,
         "bytes": score.bytes,
-        "bits_per_byte": score.nats / math.log(2) / score.bytes,
+        "bits_per_byte": score.nats / math.log(2) / score.bytes if score.bytes else None,
     }
 
 

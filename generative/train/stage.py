@@ -20,8 +20,8 @@ from launch.stage import Job, Stage
 
 def run(config: TrainConfig, job: Job) -> dict[str, Any]:
     """Train; the artefact is the model with its averaged weights."""
-    if job.runtime.uses_deepspeed:
-        raise UserError("train-generative runs on one process or under DDP; launch it with launch/accelerate/ddp.yaml")
+    if job.runtime.uses_deepspeed and config.kind == "gan":  # accelerate has one DeepSpeed engine for each job
+        raise UserError("kind: a GAN trains two networks, DeepSpeed one; launch it with launch/accelerate/ddp.yaml")
     dials = config.dials
     images = load_training_images(config.data, config.image_size)
     learner = build_learner(config, images.shape[2], images.shape[1], job.runtime)
@@ -41,10 +41,10 @@ def run(config: TrainConfig, job: Job) -> dict[str, Any]:
             if job.checkpoint_due(trainer.step):
                 trainer.save(job.checkpoints)
                 job.stop_if_requested(trainer.step)
-    model = trainer.finish()
-    if job.runtime.is_main:
-        model.save_pretrained(job.output_dir)
-    job.runtime.barrier()
+    with trainer.finished() as model:
+        if job.runtime.is_main:
+            model.save_pretrained(job.output_dir)
+        job.runtime.barrier()
     last = {name: value for name, value in metrics.items() if not name.startswith("perf/")}
     return {**last, **asdict(dials), "parameters": parameters, "images": len(images)}
 

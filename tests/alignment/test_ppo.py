@@ -9,6 +9,7 @@ from alignment.ppo.config import PPOConfig
 from alignment.ppo.models import load_roles, response_logprobs, response_values
 from alignment.ppo.rollout import make_rollout, minibatch_parts
 from alignment.ppo.trainer import PPOTrainer
+from launch.config import build
 from launch.errors import UserError
 from launch.runtime import start_runtime
 from tests.support import save_policy, save_reward
@@ -226,14 +227,15 @@ def test_a_text_reward_with_another_tokenizer_sees_the_text(make):
         def same_tokenizer(self, other):
             return False
 
-        def score(self, prompts, completions):
-            seen.update(prompts=prompts, completions=completions)
+        def score(self, prompts, completions, ended):
+            seen.update(prompts=prompts, completions=completions, ended=ended)
             return [float(len(c)) for c in completions]
 
     trainer.roles.reward = Judge()
     rollout = trainer.score(trainer.rollout(trainer.next_prompts()))
     assert rollout.scores_B.tolist() == [float(len(c)) for c in seen["completions"]]
     row = rollout.tokens_BS[0][: -rollout.length][rollout.mask_BS[0][: -rollout.length].bool()]
+    assert seen["ended"] == rollout.finished_B.bool().tolist()
     assert seen["prompts"][0] == trainer.roles.tokenizer.decode(row)
     assert not any("<eos>" in c or "<pad>" in c for c in seen["completions"])
 
@@ -242,7 +244,7 @@ def test_bad_configs(make, tmp_path):
     with pytest.raises(UserError, match="vocabulary has 29 tokens, the policy's 23"):
         save_policy(tmp_path / "other", vocab_size=29)
         load_roles(str(make().config.policy), None, str(tmp_path / "other"), make().config.reward, torch.device("cpu"))
-    with pytest.raises(UserError, match="2 numbers"):
+    with pytest.raises(UserError, match="has 2 labels"):
         from transformers import Qwen3ForSequenceClassification
 
         from tests.support import tiny_config, word_tokenizer
@@ -252,3 +254,33 @@ def test_bad_configs(make, tmp_path):
         load_roles(make().config.policy, None, None, str(tmp_path / "two"), torch.device("cpu"))
     with pytest.raises(ValueError, match="minibatches: 3 does not divide batch_size 8"):
         PPOConfig(policy="a", reward="b", prompts="c", batch_size=8, minibatches=3).check()
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_before_anything_is_saved(make):
+    trainer = make(missing_eos="none")
+    rollout = trainer.score(trainer.rollout(trainer.next_prompts()))
+    rollout.scores_B[3] = float("nan")
+    with pytest.raises(UserError, match=r"update 1: \S+ is nan, so the weights are lost; .*lower learning_rate"):
+        trainer.update(trainer.advantages(rollout))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("learning_rate", -1.0), ("clip", 0.0), ("kl_horizon", 0), ("kl_target", 0.0), ("gamma", 1.1), ("kl_coef", -0.1)],
+)
+def test_ranges_of_the_config(key, value):
+    with pytest.raises(UserError, match=key):
+        build(PPOConfig, {"policy": "p", "reward": "r", "prompts": "x", key: value}, "recipe.yaml")
+
+
+def test_a_judge_with_another_tokenizer_reads_a_cut_response_without_an_end(make, monkeypatch):
+    trainer = make()
+    rollout = trainer.rollout(trainer.next_prompts())
+    rollout.finished_B[:] = torch.tensor([1, 0] * 4)
+    monkeypatch.setattr(trainer.roles.reward, "same_tokenizer", lambda other: False)
+    judge, seen = trainer.roles.reward, {}
+    encode = judge.encode
+    monkeypatch.setattr(judge, "encode", lambda p, c, ended=None: seen.setdefault("ids", encode(p, c, ended)))
+    trainer._rewards(rollout)
+    eos = trainer.roles.tokenizer.eos_token_id
+    assert [ids[-1] == eos for ids in seen["ids"]] == [True, False] * 4

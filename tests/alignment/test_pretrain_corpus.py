@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from alignment.pretrain.config import PretrainConfig
-from alignment.pretrain.corpus import hold_out_documents, hold_out_end, load_tokenizer, read_corpus
+from alignment.pretrain.corpus import choose_tokenizer, hold_out_documents, hold_out_end, read_corpus
 from data.packing import IGNORE
 from launch.config import build
 from launch.errors import UserError
@@ -118,9 +118,9 @@ def test_a_tokenizer_with_pad_equal_to_eos_is_refused(tmp_path):
     tokenizer.pad_token = tokenizer.eos_token
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(UserError, match="the padding token is the eos token"):
-        load_tokenizer(str(tmp_path))
-    with pytest.raises(UserError, match=r"tokenizer: .*no tokenizer could be loaded"):
-        load_tokenizer(str(tmp_path / "absent"))
+        choose_tokenizer(str(tmp_path), [], 300)
+    with pytest.raises(UserError, match=r"tokenizer: .*absent: could not be loaded as a tokenizer"):
+        choose_tokenizer(str(tmp_path / "absent"), [], 300)
 
 
 def test_text_that_cannot_be_split_is_named(book, tmp_path):

@@ -143,6 +143,15 @@ def test_pairs_of_one_prompt_are_not_independent():
     assert width[1] > 1.3 * width[0]
 
 
+def test_repeated_pairs_of_a_prompt_narrow_no_interval():
+    margins, gaps, prompts = [1.0, 2, -1, -0.5, 0.3, -2, 1.5, 0.7], [3.0, -1, 2, 4, -3, 1, 5, -2], list("abcdefgh")
+    once = heldout_report(margins, gaps, prompts, seed=0)
+    five = heldout_report(margins * 5, gaps * 5, prompts * 5, seed=0)
+    for name in ("ece", "length_slope", "loss"):
+        width = [found[f"{name}_high"] - found[f"{name}_low"] for found in (once, five)]
+        assert width[1] == pytest.approx(width[0])
+
+
 def test_disturbance_on_heldout_pairs():
     h, w = features()
     update = normalise_head(h, w)

@@ -140,6 +140,8 @@ def test_statistics():
     ]
     assert describe_preferences(preferences) == {
         "n": 5,
+        "duplicates": 0,
+        "exact_duplicates": 0,
         "ties": 1,
         "prompts": 3,
         "chosen_words": 2.5,

@@ -21,6 +21,16 @@ def test_stats_prints_counts(file, capsys):
     assert 3 in json.loads(capsys.readouterr().out).values()
 
 
+def test_stats_reports_duplicates(file, capsys):
+    text = "the very same prompt of quite a few words, every one of them said again"
+    rows = [{"prompt": text, "chosen": "a good one", "rejected": "bad"}] * 2
+    rows.append({**rows[0], "prompt": text + " twice"})
+    file.write_text(file.read_text() + "".join(json.dumps(r) + "\n" for r in rows))
+    stats(["--data", str(file)])
+    found = json.loads(capsys.readouterr().out)
+    assert (found["n"], found["duplicates"], found["exact_duplicates"]) == (6, 2, 1)
+
+
 @pytest.mark.parametrize(("form", "rows"), [("implicit", 3), ("unpaired", 6)])
 def test_export(file, tmp_path, form, rows):
     out = tmp_path / "out.jsonl"

@@ -49,7 +49,7 @@ def test_summary_has_values_and_limits():
 
 def test_nan_is_never_written(tmp_path):
     bad = dataclasses.replace(result().metrics[0], value=float("nan"))
-    with pytest.raises(ValueError, match=r"metrics\[0\].value: is not finite"):
+    with pytest.raises(ValueError, match=r"metrics\[0\].value: (is not finite|inf is not a number)"):
         result(metrics=[bad]).save(tmp_path)
     deep = dataclasses.replace(result().metrics[0], extra={"bins": [1.0, float("inf")]})
     with pytest.raises(ValueError, match=r"metrics\[0\].extra.bins\[1\]"):
@@ -138,6 +138,11 @@ def test_changed_samples_are_noticed(tmp_path):
     (tmp_path / "samples.jsonl").unlink()
     with pytest.raises(UserError, match="no such file"):
         schema.read_samples(tmp_path, samples)
+
+
+def test_samples_with_the_line_ends_of_unicode_come_back(tmp_path):
+    rows = [{"text": "one\u2028two\u0085three\x0b"}, {"text": "four"}]
+    assert schema.read_samples(tmp_path, schema.write_samples(tmp_path, rows)) == rows
 
 
 def test_metric_lookup_names_what_there_is():

@@ -86,6 +86,20 @@ def test_messages_go_through_the_chat_template():
     assert tok.decode(whole) == "u:hi;a:ho<eos>;u:he;a:yo<eos>" and whole == [*cut, 257]
 
 
+def test_a_row_is_encoded_the_same_whatever_stands_beside_it():
+    tok = tiny.tokenizer.__wrapped__()
+    tok.chat_template = TEMPLATE
+    prompts, completions, ended = (
+        ["ab", [{"role": "user", "content": "hi"}], "x"],
+        ["c", "yo", "y"],
+        [True, False, False],
+    )
+    together = scoring.encode(tok, prompts, completions, ended)
+    alone = [scoring.encode(tok, [p], [c], [e])[0] for p, c, e in zip(prompts, completions, ended)]
+    assert together == alone
+    assert tok.decode(together[0]) == "abc<eos>" and tok.decode(together[1]) == "u:hi;a:yo"
+
+
 @pytest.mark.parametrize("chat", [False, True])
 def test_encoding_is_that_of_the_reward_model(chat):
     from alignment.reward.model import RewardModel

@@ -65,7 +65,8 @@ def test_samples_are_digits(kind):
     untrained = sample_images(learner.model, range(COUNT), 0, **options)
     while trainer.step < trainer.steps:
         trainer.update()
-    made = sample_images(trainer.finish(), range(COUNT), 0, **options)
+    with trainer.finished() as model:
+        made = sample_images(model, range(COUNT), 0, **options)
     # real digits are 1.03 from the nearest other one, independent pixels with the right margins 2.2, noise 3.6
     assert distance_to_real(untrained) > 3.2
     assert distance_to_real(made) < 1.7

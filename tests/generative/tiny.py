@@ -50,15 +50,15 @@ def probe(folder, models):
     """
     runtime = start_runtime("fp32")
     found = {"world": runtime.world, "wrappers": [], "weights": []}
-    finish = Trainer.finish
+    finished = Trainer.finished
 
     def watched(trainer):
         parameters = [p for phase in trainer.learner.phases for p in phase.engine.module.parameters()]
         found["weights"].append(runtime.gather_objects(sum(p.double().sum().item() for p in parameters)))
         found["wrappers"] += [type(phase.engine.wrapped).__name__ for phase in trainer.learner.phases]
-        return finish(trainer)
+        return finished(trainer)
 
-    Trainer.finish = watched
+    Trainer.finished = watched
     with running(runtime):
         for stage, configs in (
             (TRAIN, [train_config(folder / kind, kind) for kind in KINDS]),

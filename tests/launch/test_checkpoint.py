@@ -1,5 +1,6 @@
 """The checkpoint protocol: kills, flipped bits, full disks, rotation."""
 
+import json
 import os
 import random
 import signal
@@ -13,7 +14,7 @@ import torch
 from launch.checkpoint import CheckpointStore, pack_tree, seal_folder, unpack_tree, verify_folder
 from launch.errors import UserError
 from launch.runtime import start_runtime
-from tests.support import ROOT, environment
+from tests.support import ROOT, accelerate_launch, environment
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +118,36 @@ def test_other_damage_is_named(tmp_path, runtime, capsys, fault):
         "empty manifest": "schema",
     }
     assert words[fault] in capsys.readouterr().err
+
+
+def test_damaged_ones_that_were_passed_over_do_not_push_out_new_ones(tmp_path, runtime):
+    store = CheckpointStore(tmp_path, runtime, keep=3)
+    for step in (10, 20, 30):
+        store.save(step, tree(step))
+    for step in (20, 30):
+        os.truncate(tmp_path / f"step-000000{step}" / "state.safetensors", 10)
+    store = CheckpointStore(tmp_path, runtime)
+    assert store.latest().step == 10
+    assert store.steps() == [10, 20, 30]  # nothing is moved before there is something new
+    store.save(11, tree(11))
+    assert store.steps() == [10, 11]
+    assert sorted(p.name for p in tmp_path.glob("damaged-*")) == ["damaged-step-00000020", "damaged-step-00000030"]
+    store.save(20, tree(21))  # the number of a damaged one
+    found = CheckpointStore(tmp_path, runtime).latest()
+    assert found.step == 20 and equal(found.state(), tree(21))
+
+
+@pytest.mark.distributed
+def test_a_full_disk_of_one_rank_hangs_no_other(tmp_path):
+    result = accelerate_launch("tests.launch.full_disk", [str(tmp_path)], 2, ["--multi_gpu"], timeout=150)
+    assert result.returncode == 0, result.stderr[-3000:]
+    first, second = (json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second
+    # What rank 1 does not do cannot fail there.
+    good = {"good", "good again", "_check_space on 1", "seal_folder on 1"}
+    assert {name for name, saved in first.items() if saved is True} == good
+    assert len(first) == 11 and first["latest"] == 3
+    assert [p.name for p in (tmp_path / "checkpoints").glob(".*")] == []
 
 
 def test_never_from_scratch_in_silence(tmp_path, runtime):

@@ -73,6 +73,9 @@ def test_file_and_overrides(tmp_path):
         ("steps: [1", r"not valid YAML"),
         ("", r"the recipe is empty"),
         ("- a", r"a recipe is a mapping"),
+        ("learning_rate: .inf", r"learning_rate: inf is not a number"),
+        (f"learning_rate: 1{'0' * 400}", r"learning_rate: 1000* is not a number"),
+        ("? [a]\n: 1", r"line 1: a key is text, not \['a'\]"),
         ("x: !!python/object/apply:os.system [ls]", r"not valid YAML"),
     ],
 )
@@ -90,6 +93,14 @@ def test_faults_in_a_recipe(tmp_path, text, message):
         (["--steps", "1", "--steps", "2"], r"--steps is given twice"),
         (["--config", "nowhere/x.yaml"], r"nowhere/x\.yaml: no such recipe"),
         (["--config", "demoo"], r"demoo: no such recipe"),
+        (["--learning_rate", "inf"], r"--learning_rate: 'inf' is not a number"),
+        (["--learning_rate", "nan"], r"--learning_rate: 'nan' is not a number"),
+        (["--learning_rate", "1e999"], r"--learning_rate: '1e999' is not a number"),
+        (["--steps", "inf"], r"--steps: 'inf' is not an integer"),
+        (["--names", "[a"], r"command line: --names: '\[a' is not valid YAML"),
+        (["--weights", "{a: ["], r"command line: --weights: '\{a: \[' is not valid YAML"),
+        (["--inner", "2", "--inner.depth", "1"], r"--inner\.depth: 'inner' is given a value, too"),
+        (["--inner.depth", "1", "--inner", "2"], r"--inner is given twice"),
     ],
 )
 def test_faults_on_the_command_line(words, message):

@@ -1,13 +1,20 @@
 """`alignkit run`: order, references, skipping, resuming, errors."""
 
+import datetime
 import json
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
 
 import pytest
 
+from launch import lifecycle
 from launch.errors import UserError
-from launch.files import read_json
-from launch.lifecycle import is_up_to_date, plan_stages
-from tests.support import alignkit
+from launch.files import read_json, write_json
+from launch.lifecycle import Schedule, is_up_to_date, plan_stages
+from tests.support import ROOT, alignkit, environment
 
 STAGES = {
     "a": {"command": "generate", "config": {"prompts": "p"}},
@@ -37,6 +44,13 @@ def test_references_resolve_to_earlier_stages(tmp_path):
         ),
         ({"stages": STAGES}, {"c": {}}, "no stage 'c'"),
         ({"stages": {"a": {"command": "ppo", "alone": "yes"}}}, {}, "stages.a: alone: 'yes' is not true or false"),
+        ({"stages": {"a": {"command": "ppo", "config": "hello"}}}, {}, "stages.a: config: 'hello' is not a mapping"),
+        ({"stages": {"a": {"command": "ppo", "launcher": ["x"]}}}, {}, r"stages.a: launcher: \['x'\] is not text"),
+        ({"stages": {"a": {"command": "ppo", 5: 1}}}, {}, "stages.a: unknown key '5'"),
+        ({"stages": {5: {"command": "ppo"}}}, {}, "stages: the name 5 is not text"),
+        ({"stages": STAGES, 5: 1}, {}, "unknown key '5'"),
+        ({"stages": STAGES, "show": 5}, {}, "show: 5 is not a list"),
+        ({"stages": STAGES}, {"b": "5"}, "command line: --b: '5' is for no key of the stage; write --b.KEY VALUE"),
     ],
 )
 def test_faults_in_a_lifecycle(tmp_path, recipe, overrides, message):
@@ -44,11 +58,117 @@ def test_faults_in_a_lifecycle(tmp_path, recipe, overrides, message):
         plan_stages(recipe, "r.yaml", tmp_path, overrides)
 
 
-def completions(path, n):
+def test_values_that_json_lacks_reach_the_stage_as_text(tmp_path):
+    config = {"learning_rate": float("nan"), "name": datetime.date(2026, 1, 2), 3: 4}
+    plan = plan_stages({"stages": {"a": {"command": "ppo", "config": config}}}, "r.yaml", tmp_path, {})
+    assert plan[0].config == {"learning_rate": "nan", "name": "2026-01-02", "3": 4}
+
+
+class Started:
+    """A RunningStage that runs nothing."""
+
+    def __init__(self, stage, head, environment):
+        self.stage, self.process = stage, SimpleNamespace(sentinel=stage.name)
+
+
+def test_what_is_up_to_date_needs_no_place_and_holds_nobody_up(tmp_path, monkeypatch):
+    stages = {
+        "a": {"command": "generate"},
+        "b": {"command": "generate", "alone": True},
+        "c": {"command": "ppo", "config": {"policy": "@b"}},
+        "d": {"command": "ppo", "config": {"policy": "@a"}},
+        "e": {"command": "generate"},
+        "f": {"command": "ppo", "config": {"policy": "@d"}},
+    }
+    seen = []
+    monkeypatch.setattr(lifecycle, "RunningStage", Started)
+    monkeypatch.setattr(lifecycle, "is_up_to_date", lambda stage: seen.append(stage.name) or stage.name in "bde")
+    schedule = Schedule(plan_stages({"stages": stages}, "r.yaml", tmp_path, {}), jobs=2)
+    for _ in range(2):
+        schedule.skip_finished()
+        schedule.start_next()
+    assert set(schedule.running) == {"a", "c"} and [s.name for s in schedule.waiting] == ["d", "f"]
+    assert sorted(seen) == ["a", "b", "c", "e"]  # once each: asking hashes the inputs
+    del schedule.running["a"]
+    schedule.skip_finished()
+    schedule.start_next()
+    assert set(schedule.running) == {"c", "f"} and not schedule.waiting
+
+
+def test_a_stage_whose_artefact_lost_a_file_is_not_up_to_date(tmp_path):
+    plan = plan_stages({"stages": {"a": {"command": "generate"}}}, "r.yaml", tmp_path, {})
+    write_json(tmp_path / "a" / "provenance.json", {"inputs": {}, "files": {"model": 3}})
+    write_json(tmp_path / "a" / ".recipe.json", {"fingerprint": plan[0].fingerprint})
+    (tmp_path / "a" / "model").write_text("abc")
+    assert is_up_to_date(plan[0])
+    (tmp_path / "a" / "model").write_text("ab")
+    assert not is_up_to_date(plan[0])
+    (tmp_path / "a" / "model").unlink()
+    assert not is_up_to_date(plan[0])
+
+
+def start_toys(tmp_path, **entry):
+    """A lifecycle of two toys, the second after the first, and its first toy at work."""
+    config = {"steps": 6, "pause": 0.5}
+    recipe = tmp_path / "life.yaml"
+    stages = {
+        "one": {"command": "toy", "config": config, **entry},
+        "two": {"command": "toy", "config": {"source": "@one"}},
+    }
+    recipe.write_text(json.dumps({"stages": stages}))
+    command = [sys.executable, "-m", "tests.launch.toy_run", str(recipe), "--output_dir", str(tmp_path / "out")]
+    pipes = dict(stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, cwd=ROOT, env=environment(PYTHONPATH=str(ROOT)), **pipes)
+    log = tmp_path / "out" / "one" / "metrics.jsonl"
+    while process.poll() is None and not (log.exists() and log.read_text().count("\n") > 1):
+        time.sleep(0.05)
+    return process, command
+
+
+def last_words(process):
+    try:
+        return process.communicate(timeout=100)[1]
+    finally:
+        process.kill()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_stops_the_stages_that_run_and_the_same_command_resumes(tmp_path, number):
+    process, command = start_toys(tmp_path)
+    process.send_signal(number)
+    said = last_words(process)
+    assert process.returncode == 75, said
+    assert "stopped after step" in said and "stopped as asked" in said and "[2/2]" not in said
+    if number == signal.SIGTERM:
+        again = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=100)
+        assert again.returncode == 0, again.stderr
+        assert "resuming after step" in again.stderr and "two: done in" in again.stderr
+
+
+@pytest.mark.distributed
+def test_a_signal_reaches_the_ranks_of_a_launched_stage(tmp_path):
+    process, _ = start_toys(tmp_path, launcher="--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no")
+    process.send_signal(signal.SIGTERM)
+    said = last_words(process)
+    assert process.returncode == 75, said
+    assert "stopped after step" in said
+    assert len(list((tmp_path / "out" / "one" / "checkpoints").glob("step-*"))) == 1
+
+
+def test_a_folder_as_output_dir_must_be_one(tmp_path):
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "life.yaml").write_text(json.dumps({"stages": STAGES}))
+    with pytest.raises(UserError, match="file is a file; name a folder"):
+        lifecycle.main([str(tmp_path / "life.yaml"), "--output_dir", str(tmp_path / "file")])
+
+
+def completions(path, n, reference="human {}"):
+    ids = {"prompt_ids": [3], "completion_ids": [4, 5]}
     rows = [
-        {"prompt": f"p{i}", "completion": f"sample {i}", "reference": f"human {i}", "finished": True} for i in range(n)
+        {"id": i, "prompt": f"p{i}", "completion": f"sample {i}", "reference": reference.format(i), **ids}
+        for i in range(n)
     ]
-    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    path.write_text("".join(json.dumps({**r, "finished": True}) + "\n" for r in rows))
 
 
 def test_stages_run_skip_and_run_again_when_an_input_changes(tmp_path):
@@ -115,7 +235,7 @@ def test_jobs_is_a_positive_integer(tmp_path, jobs):
 
 
 def test_a_failing_stage_ends_the_lifecycle_with_its_code(tmp_path):
-    (tmp_path / "c.jsonl").write_text('{"prompt": "p", "completion": "x", "reference": null}\n')
+    completions(tmp_path / "c.jsonl", 1, reference="sample {}")
     recipe = tmp_path / "life.yaml"
     entry = {"command": "preferences build", "config": {"completions": [str(tmp_path / "c.jsonl")]}}
     recipe.write_text(json.dumps({"stages": {"one": entry, "two": entry}}))

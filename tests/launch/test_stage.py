@@ -6,9 +6,14 @@ import sys
 import time
 
 import pytest
+import yaml
 
-from launch.files import read_json, sha256_tree
-from launch.stage import run_stage
+from launch import stage
+from launch.errors import UserError
+from launch.files import read_json, sha256_tree, write_json
+from launch.provenance import write_model_card
+from launch.runtime import start_runtime
+from launch.stage import Job, Stopped, describe_run, run_stage
 from tests.launch.toy import STAGE, ToyConfig
 from tests.support import ROOT, alignkit, environment, read_metrics
 
@@ -30,8 +35,8 @@ def test_artefact_and_its_records(tmp_path):
     assert len(on_disk["inputs"]["source"]["sha256"]) == 64
     assert {"torch", "python", "alignkit"} <= set(on_disk["versions"])
     card = (folder / "README.md").read_text()
-    assert card.startswith("---\nlibrary_name: transformers") and "model-index" in card and "| total | 10.5 |" in card
-    assert [row["total"] for row in read_metrics(folder)] == [0.5, 1.5, 3.0, 5.0, 7.5, 10.5]
+    assert "| total | 10.5 |" in card and "library_name" not in card and "model-index" not in card  # it is no model
+    assert [row["total"] for row in read_metrics(folder)[:-1]] == [0.5, 1.5, 3.0, 5.0, 7.5, 10.5]
 
 
 def test_second_run_is_up_to_date_and_writes_nothing(tmp_path, capsys):
@@ -55,14 +60,132 @@ def test_killed_and_resumed_ends_the_same(tmp_path):
     assert read_metrics(tmp_path / "killed") == read_metrics(tmp_path / "whole")
 
 
+def test_a_row_after_the_last_checkpoint_is_there_once(tmp_path):
+    words = ["--output_dir", tmp_path / "out", "--checkpoint_steps", 2, "--die_late"]
+    assert toy(*words).returncode == -9
+    rows = read_metrics(tmp_path / "out")
+    assert rows[-1] == {"step": 6, "late": 10.5}
+    again = toy(*words)
+    assert again.returncode == 0 and "resuming after step 6" in again.stderr, again.stderr
+    assert read_metrics(tmp_path / "out") == rows
+
+
+def test_a_log_that_does_not_fit_its_checkpoint_is_cut_by_steps(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    rows = ['{"step": 1}\n', '{"step": 2}\n', '{"step": 2, "late": 1}\n', '{"step": 3}\n', '{"ste']
+    for size, kept in ((24, 2), (25, 3), (10**6, 3), (None, 3), (0, 0)):
+        path.write_text("".join(rows))
+        stage._cut_log(path, 2, size)
+        assert path.read_text() == "".join(rows[:kept]), size
+
+
 def test_sigterm_saves_and_the_same_command_resumes(tmp_path):
     words = ["--output_dir", tmp_path / "out", "--stop_at", 3]
     stopped = toy(*words)
     assert stopped.returncode == 75
     assert "stopped after step 3 as asked; run the same command again" in stopped.stderr
+    before = read_json(tmp_path / "out" / "run.json")["seconds"]
+    record = read_json(tmp_path / "out" / "run.json")
+    (tmp_path / "out" / "run.json").write_text(json.dumps({**record, "seconds": before + 1000}))
     again = toy(*words)
     assert again.returncode == 0
     assert "resuming after step 3" in again.stderr
+    assert before > 0 and read_json(tmp_path / "out" / "provenance.json")["seconds"] > before + 1000  # they add up
+
+
+def test_a_stage_that_never_asks_whether_to_stop_ends_at_once(tmp_path):
+    command = [sys.executable, "-m", "tests.launch.toy", "--output_dir", str(tmp_path / "out"), "--pause", "60"]
+    process = subprocess.Popen(command, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not (tmp_path / "out" / "metrics.jsonl").exists():
+        time.sleep(0.1)
+    process.terminate()
+    try:
+        said = process.communicate(timeout=40)[1]  # less than the step takes
+    finally:
+        process.kill()
+    assert process.returncode == 75 and "stopped as asked, before there was anything to save" in said, said
+    assert "Traceback" not in said
+
+
+def test_a_stop_names_the_step_that_was_really_saved(tmp_path, capsys):
+    config = ToyConfig(output_dir=str(tmp_path / "out"))
+    job = Job(STAGE, config, start_runtime("fp32"))
+    job._stop_requested = True
+    for saved, expected in ((0, "starts from the beginning"), (1, "run the same command again to resume after step 1")):
+        if saved:
+            assert job.checkpoints.save(saved, {})
+        job.checkpoints._check_space = full_disk
+        assert not job.checkpoints.save(2, {})
+        with pytest.raises(Stopped):
+            job.stop_if_requested(2)
+        said = capsys.readouterr().err
+        assert "step 2 could not be saved" in said and expected in said
+        del job.checkpoints._check_space
+
+
+def full_disk():
+    raise OSError(28, "No space left on device")
+
+
+def test_the_split_of_a_source_belongs_to_the_run(tmp_path):
+    (tmp_path / "in.txt").write_text("x")
+    runs = [
+        describe_run(STAGE, ToyConfig(output_dir="o", source=f"{tmp_path}/in.txt{split}"))
+        for split in ("", "::train", "::eval")
+    ]
+    assert len({run["identity"] for run in runs}) == 3
+    assert len({run["inputs"]["source"]["sha256"] for run in runs}) == 1  # the data are the same
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "moved" / "in.txt").write_text("x")
+    moved = describe_run(STAGE, ToyConfig(output_dir="o", source=f"{tmp_path}/moved/in.txt::eval"))
+    assert moved["identity"] == runs[2]["identity"]
+
+
+def test_an_artefact_that_lost_a_file_is_made_again(tmp_path, capsys):
+    config = ToyConfig(output_dir=str(tmp_path / "out"))
+    run_stage(STAGE, config)
+    (tmp_path / "out" / "result.txt").unlink()
+    run_stage(STAGE, config)
+    assert "result.txt is gone or has another size" in capsys.readouterr().err
+    assert (tmp_path / "out" / "result.txt").exists()
+    run_stage(STAGE, config)
+    assert "up to date" in capsys.readouterr().err
+
+
+def test_the_artefact_is_on_the_disk_before_the_provenance_vouches_for_it(tmp_path, monkeypatch):
+    synced = []
+
+    def watch(path):
+        assert not (tmp_path / "out" / "provenance.json").exists()
+        synced.append(path.name)
+
+    monkeypatch.setattr(stage, "fsync_path", watch)
+    run_stage(STAGE, ToyConfig(output_dir=str(tmp_path / "out")))
+    assert {"result.txt", "out"} <= set(synced)
+
+
+@pytest.mark.parametrize(
+    ("files", "library", "task"),
+    [
+        ({"config.json": {"architectures": ["Qwen3ForCausalLM"]}}, "transformers", "text-generation"),
+        ({"config.json": {"architectures": ["Qwen3ForSequenceClassification"]}}, "transformers", "text-classification"),
+        ({"config.json": {"_diffusers_version": "1"}}, "diffusers", "unconditional-image-generation"),
+        ({"model_index.json": {}}, "diffusers", "unconditional-image-generation"),
+        ({"results.json": {}}, None, None),
+    ],
+)
+def test_model_card_names_library_and_task_of_the_model_in_the_folder(tmp_path, files, library, task):
+    for name, content in files.items():
+        write_json(tmp_path / name, content)
+    record = {"inputs": {}, "versions": {}, "seconds": 1.0, "config": {}}
+    write_model_card(tmp_path, "toy", {"loss": 1.0}, record)
+    header = yaml.safe_load((tmp_path / "README.md").read_text().split("---")[1])
+    assert (header.get("library_name"), header.get("pipeline_tag")) == (library, task)
+    found = [result["task"]["type"] for model in header.get("model-index", []) for result in model["results"]]
+    assert found == ([task] if task else [])
+    write_model_card(tmp_path, "toy", {"loss": 1.0}, record, "other", "translation")  # what a Stage says wins
+    header = yaml.safe_load((tmp_path / "README.md").read_text().split("---")[1])
+    assert (header["library_name"], header["pipeline_tag"]) == ("other", "translation")
 
 
 def test_folder_of_another_run_is_refused_then_moved_aside(tmp_path):
@@ -83,6 +206,8 @@ def test_folder_with_strangers_is_refused(tmp_path):
     refused = toy("--output_dir", tmp_path)
     assert refused.returncode == 2
     assert "not of an alignkit run (thesis.tex)" in refused.stderr
+    with pytest.raises(UserError, match="not ours to move"):
+        run_stage(STAGE, ToyConfig(output_dir=str(tmp_path), overwrite=True))
     assert sorted(p.name for p in tmp_path.iterdir()) in (["thesis.tex"], [".lock", "thesis.tex"])
 
 
@@ -203,7 +328,7 @@ def test_tensorboard_gets_what_metrics_jsonl_gets(tmp_path):
     events = EventAccumulator(str(folder))
     events.Reload()
     assert [(e.step, e.value) for e in events.Scalars("total")] == [
-        (row["step"], row["total"]) for row in read_metrics(tmp_path / "out")
+        (row["step"], row["total"]) for row in read_metrics(tmp_path / "out") if "total" in row
     ]
 
 

@@ -5,7 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluation.language.perplexity import DocumentScore, Perplexity, perplexity, prefix_token, sliding_windows
+from data import train_tokenizer
+from evaluation.language.perplexity import DocumentScore, Perplexity, conditioning, perplexity, sliding_windows
 from launch.errors import UserError
 from tests.evaluation import tiny
 
@@ -60,21 +61,43 @@ def test_uniform_model_has_perplexity_of_its_vocabulary():
     assert scores.bits_per_byte().value == pytest.approx(math.log2(258), rel=1e-6)  # one token for each byte
     assert scores.per("byte").value == pytest.approx(258, rel=1e-5)
     assert [(d.tokens, d.bytes, d.words) for d in scores.documents] == [
-        (11, 11, 3),
-        (1, 1, 1),
-        (132, 132, 24),
-        (12, 12, 2),
+        (10, 10, 2),  # without BOS the first token is given: "a"
+        (0, 0, 0),
+        (131, 131, 23),
+        (11, 11, 2),
     ]
 
 
-def test_scores_are_the_sum_of_conditional_log_probabilities():
-    model, tok = tiny.language_model(), tiny.tokenizer()
-    scores = perplexity(model, tok, TEXTS[:2])
-    for text, document in zip(TEXTS, scores.documents):
-        ids = [tok.eos_token_id, *tok(text)["input_ids"]]
+@pytest.mark.parametrize("bos", [False, True])
+def test_scores_are_the_sum_of_conditional_log_probabilities(bos):
+    """After BOS every token is predicted; without one the first is given, and EOS is never an input."""
+    model, tok = tiny.language_model(), tiny.tokenizer.__wrapped__()
+    if bos:
+        tok.bos_token = "<eos>"
+    texts = [TEXTS[0], "ab", "é and more"]
+    scores = perplexity(model, tok, texts)
+    for text, document in zip(texts, scores.documents):
+        ids = [*([257] if bos else []), *tok(text)["input_ids"]]
         logprobs = model(torch.tensor([ids])).logits[0].detach().double().log_softmax(-1)
         exact = -sum(float(logprobs[i, ids[i + 1]]) for i in range(len(ids) - 1))
         assert document.nats == pytest.approx(exact, rel=1e-6)
+        assert document.tokens == document.bytes == len(text.encode()) - (not bos)  # a token is a byte
+    assert conditioning(tok) == ("each alone, after BOS" if bos else "each alone, from its second token (no BOS)")
+
+
+def test_the_first_token_counts_with_all_its_bytes():
+    tok = train_tokenizer(["held-out held-out held-out"], 300)
+    model = tiny.language_model(vocab_size=len(tok))
+    text = "held-out text"
+    first = tok.decode(tok(text)["input_ids"][:1])
+    assert len(first) > 1
+    found = perplexity(model, tok, [text]).documents[0]
+    assert (found.bytes, found.words) == (len(text) - len(first), len(text[len(first) :].split()))
+
+
+def test_single_tokens_have_nothing_to_predict_and_say_so():
+    entry = perplexity(tiny.language_model(), tiny.tokenizer(), ["a", "b"]).bits_per_byte()
+    assert entry.value is None and "no byte is predicted" in entry.note
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 200])
@@ -82,7 +105,7 @@ def test_scores_do_not_depend_on_the_batch(batch_tokens):
     model, tok = tiny.language_model(), tiny.tokenizer()
     reference, other = perplexity(model, tok, TEXTS), perplexity(model, tok, TEXTS, batch_tokens=batch_tokens)
     for a, b in zip(reference.documents, other.documents):
-        assert a.nats / a.tokens == pytest.approx(b.nats / b.tokens, abs=1e-5)
+        assert a.nats == pytest.approx(b.nats, abs=1e-5 * max(1, a.tokens))
 
 
 def markov_model(order_mixing: float):
@@ -129,16 +152,6 @@ def test_units_are_consistent_by_identity():
 
 def test_one_document_claims_no_interval():
     assert Perplexity([DocumentScore(5.0, 5, 2, 9)]).bits_per_byte().ci_low is None
-
-
-def test_prefix_is_bos_then_eos_then_an_error():
-    tok = tiny.tokenizer.__wrapped__()
-    assert prefix_token(tok) == 257
-    tok.bos_token = "<pad>"
-    assert prefix_token(tok) == 256
-    tok.bos_token = tok.eos_token = None
-    with pytest.raises(UserError, match="neither a BOS nor an EOS"):
-        prefix_token(tok)
 
 
 @pytest.mark.parametrize(

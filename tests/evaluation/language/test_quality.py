@@ -28,6 +28,15 @@ def test_distinct_jackknife_equals_leaving_each_text_out():
     assert full.stderr == pytest.approx(np.sqrt(11 / 12 * np.sum((left_out - np.mean(left_out)) ** 2)))
 
 
+def test_distinct_jackknife_leaves_out_whole_prompts():
+    generator = np.random.default_rng(1)
+    texts = [list(generator.choice(list("abcdefghij"), size=6)) for _ in range(12)]
+    found = quality.distinct(texts, 2, groups=[i // 3 for i in range(12)])
+    left_out = [quality.distinct(texts[: 3 * i] + texts[3 * i + 3 :], 2).value for i in range(4)]
+    assert found.stderr == pytest.approx(np.sqrt(3 / 4 * np.sum((left_out - np.mean(left_out)) ** 2)))
+    assert found.n == 4 and found.method == "jackknife, normal, clustered"
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -50,6 +59,7 @@ def test_metrics_of_a_file():
     assert found["mean_length"].value == 4.0 and found["mean_characters"].value == pytest.approx(14 / 3)
     assert found["share_finished"].value == pytest.approx(2 / 3) and found["share_empty"].value == pytest.approx(1 / 3)
     assert found["distinct_1"].value == pytest.approx(5 / 6)
+    assert quality.quality_metrics([*rows, completion("p", "one", 2)])[-1].n == 3  # prompts
     assert all(m.n == 3 for m in found.values())
 
 

@@ -4,6 +4,7 @@ from scipy.special import expit, logit
 from scipy.stats import norm
 
 from evaluation.preferences import accuracy as a
+from evaluation.preferences.metrics import accuracy_metrics
 from evaluation.statistics import win_rate
 from launch.seeding import numpy_generator
 
@@ -55,6 +56,27 @@ def test_a_calibrated_model_is_not_accused_and_an_overconfident_one_is():
     assert bad.p_value < 0.01 and bad.error.value > 0.1
     assert bad.error.low < bad.error.value < bad.error.high
     assert good == a.calibration(margins, seed=1)
+
+
+def test_the_interval_of_calibration_draws_whole_prompts():
+    margins = numpy_generator(3, "clusters").normal(0.5, 2.0, 40)
+    once, prompts = a.calibration(margins, seed=1), [str(i) for i in range(40)] * 5
+    fivefold = a.calibration(np.tile(margins, 5), seed=1, groups=prompts).error  # the same 40 units
+    assert (fivefold.value, fivefold.n) == (pytest.approx(once.error.value), 40)
+    assert (fivefold.low, fivefold.high) == (pytest.approx(once.error.low), pytest.approx(once.error.high))
+    assert fivefold.method == once.error.method + ", clustered"
+    blind = a.calibration(np.tile(margins, 5), seed=1).error
+    assert blind.high - blind.low < 0.7 * (fivefold.high - fivefold.low)
+
+
+def test_every_metric_of_accuracy_knows_that_prompts_repeat():
+    g = numpy_generator(4, "metrics")
+    margins, lengths, prompts = g.normal(0.5, 2.0, 30), g.normal(0, 9, 30), [str(i) for i in range(30)]
+    once = accuracy_metrics(margins, lengths, prompts, "half", seed=0)
+    five = accuracy_metrics(np.tile(margins, 5), np.tile(lengths, 5), prompts * 5, "half", seed=0)
+    for a_metric, b_metric in zip(once, five, strict=True):
+        assert b_metric.n == a_metric.n
+        assert b_metric.ci_high - b_metric.ci_low > 0.95 * (a_metric.ci_high - a_metric.ci_low), a_metric.name
 
 
 def test_a_model_that_knows_nothing():

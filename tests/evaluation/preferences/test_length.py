@@ -32,6 +32,17 @@ def test_slope_interval_covers_with_unequal_variances():
     assert 0.91 <= hits / 600 <= 0.98
 
 
+def test_repeated_prompts_do_not_narrow_the_interval_of_the_slope():
+    g = numpy_generator(3, "clusters")
+    x = g.normal(0, 1, 30)
+    y = 0.5 * x + g.normal(0, 1, 30)
+    once, four = length.length_slope(y, x), (np.tile(y, 4), np.tile(x, 4))
+    clustered = length.length_slope(*four, groups=list(range(30)) * 4)
+    assert (clustered.value, clustered.stderr) == (pytest.approx(once.value), pytest.approx(once.stderr))
+    assert clustered.n == 30 and "clustered" in clustered.method
+    assert length.length_slope(*four).stderr < 0.6 * once.stderr
+
+
 def test_firth_matches_its_closed_form():
     # one group: (wins + 1/2) / (n + 1); two groups: each its own
     fit = length.firth_logistic(np.ones((20, 1)), [1.0] * 20)

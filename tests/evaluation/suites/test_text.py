@@ -30,7 +30,9 @@ def test_suite_reports_what_the_function_computes(models, documents, tmp_path):
     assert (result.suite, result.subject.name, result.subject.kind) == ("text", "policy", "language model")
     assert result.protocol.settings["context"] == 32 and result.protocol.n_items == 3
     rows = read_samples(tmp_path / "out", result.samples)
-    assert [r["bytes"] for r in rows] == [len(t) for t in TEXTS]
+    assert [r["bytes"] for r in rows] == [len(t) - 1 for t in TEXTS]  # the first byte is given
+    assert rows[2]["bits_per_byte"] is None
+    assert result.protocol.settings["documents"] == "each alone, from its second token (no BOS)"
     assert rows[0]["origin"].endswith("line 1") and sum(r["nats"] for r in rows) > 0
     provenance = json.loads((tmp_path / "out" / "provenance.json").read_text())
     assert provenance["summary"]["bits_per_byte"] == result.metric("bits_per_byte").value
@@ -84,6 +86,6 @@ def test_config_checks(values, words):
 
 def test_a_folder_that_is_no_model(documents, tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"model: .*empty: not a (tokenizer|causal language model) that transformers"):
+    with pytest.raises(UserError, match=r"model: .*empty: could not be loaded as a (tokenizer|causal language model)"):
         run_suite(STAGE, tmp_path / "out", model=tmp_path / "empty", documents=documents)
     assert not (tmp_path / "out" / "results.json").exists()

@@ -1,60 +1,39 @@
-"""Models and tokenizers in and out of a stage: loaded with the user's mistakes named, saved as plain folders."""
+"""Models and tokenizers in and out of a stage: loaded as evaluation loads them, saved as plain folders."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from data.tokenizer import check_tokenizer
+from evaluation.loading import plain_weights, read_causal, read_tokenizer
 from launch.errors import UserError
 from launch.stage import Job
 
 
-def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(name: str, field: str = "model") -> PreTrainedTokenizerBase:
     """The tokenizer of a model folder or hub name; UserError unless it has EOS and a pad token of its own."""
-    with named_errors(name):
-        tokenizer = AutoTokenizer.from_pretrained(name.removeprefix("hub:"), trust_remote_code=False)
+    tokenizer = read_tokenizer(field, name)
     check_tokenizer(tokenizer)
     return tokenizer
 
 
-def load_causal(name: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """A causal language model in float32 (master weights; bf16 is autocast), agreeing with its tokenizer."""
-    with named_errors(name):
-        model = AutoModelForCausalLM.from_pretrained(
-            name.removeprefix("hub:"), dtype=torch.float32, trust_remote_code=False
-        )
-    check_vocabulary(model, tokenizer, name)
+def load_causal(
+    name: str, tokenizer: PreTrainedTokenizerBase, partitioned: bool = False, field: str = "model"
+) -> PreTrainedModel:
+    """A causal language model in float32 that pads as its tokenizer does.
+
+    `partitioned`: for a model that an engine will run; under ZeRO-3 each rank then loads its part alone. What is read
+    without an engine, to sample or to score, must be whole on every rank.
+    """
+    with contextlib.nullcontext() if partitioned else plain_weights():
+        model = read_causal(field, name, tokenizer)
     model.config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model
-
-
-@contextlib.contextmanager
-def named_errors(name: str) -> Iterator[None]:
-    """Say what could not be loaded instead of a traceback of transformers."""
-    try:
-        yield
-    except (OSError, ValueError) as error:
-        reason = str(error).split("\n")[0].rstrip(". ")
-        raise UserError(
-            f"model: {name}: could not be loaded ({reason}); give a folder made by an alignkit stage or by "
-            "save_pretrained, or hub:org/name"
-        ) from None
-
-
-def check_vocabulary(model: Any, tokenizer: Any, name: str) -> None:
-    """UserError when the tokenizer makes ids for which the model has no embedding."""
-    size = model.config.get_text_config().vocab_size
-    if len(tokenizer) > size:
-        raise UserError(
-            f"{name}: the tokenizer has {len(tokenizer)} tokens, the model {size}; use the tokenizer that belongs to it"
-        )
 
 
 def context_length(config: Any, max_length: int | None) -> int:
@@ -77,19 +56,6 @@ def save_artefact(trainer: Any, job: Job, tokenizer: Any) -> None:
         model.save_pretrained(job.output_dir, state_dict=state)
         tokenizer.save_pretrained(job.output_dir)
     job.runtime.barrier()
-
-
-@contextlib.contextmanager
-def plain_weights() -> Iterator[None]:
-    """Inside, `from_pretrained` makes whole models also under ZeRO-3, which partitions what it loads otherwise."""
-    from transformers.integrations import deepspeed as integration
-
-    active = integration._hf_deepspeed_config_weak_ref
-    integration._hf_deepspeed_config_weak_ref = None
-    try:
-        yield
-    finally:
-        integration._hf_deepspeed_config_weak_ref = active
 
 
 def switch_off_dropout(model: nn.Module) -> None:
