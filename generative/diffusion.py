@@ -46,7 +46,7 @@ def stratified_timesteps(offset: Tensor, rows: slice, size: int, steps: int) -> 
 def build_unet(image_size: int, channels: int, width: int) -> UNet2DModel:
     """A UNet with one residual block at each resolution, down to 2x2 or by three halvings, and attention at the lowest.
 
-    At 8x8 the levels below 4x4 cost little and halve the error at equal time (docs/generative.md). A 3x3 convolution
+    At 8x8 the levels below 4x4 cost little time. A 3x3 convolution
     sees all of 2x2 pixels: there is no attention there.
     """
     halved = min(3, halvings(image_size, largest=2))

@@ -22,8 +22,6 @@ SMALL = {
     "samples_a_wild.limit": 24,
     "samples_b_plain.limit": 24,
     "samples_b_wild.limit": 24,
-    "preferences_a.unfinished": "keep",  # so small a model hardly ever ends
-    "preferences_b.unfinished": "keep",
     "ppo.updates": 2,
     "ppo.batch_size": 16,
     "completions_base.limit": 32,

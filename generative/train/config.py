@@ -49,7 +49,7 @@ class Dials:
     width: int
 
 
-# Tuned on 8x8 digits for about 20 seconds of one core each; what was tried is in docs/generative.md.
+# Chosen on 8x8 digits for about 20 seconds of one core each; docs/generative.md has what they reach.
 DEFAULTS = {
     "vae": Dials(steps=1600, batch_size=64, learning_rate=1.6e-2, width=16),
     "gan": Dials(steps=800, batch_size=64, learning_rate=8e-3, width=16),
