@@ -111,7 +111,7 @@ def damaged(tmp_path, change):
         (lambda c: c.pop("subject"), "'subject' is missing"),
         (lambda c: c["metrics"][0].update(vlaue=1), r"unknown key 'metrics\[0\].vlaue'; did you mean 'value'"),
         (lambda c: c["metrics"][0].update(n="many"), r"metrics\[0\].n: 'many' is not an integer"),
-        (lambda c: c["metrics"][0].update(value=float("inf")), r"metrics\[0\].value: is not finite"),
+        (lambda c: c["metrics"][0].update(value=float("inf")), r"metrics\[0\].value: inf is not a number"),
         (lambda c: c["subject"].update(kind="robot"), "'robot' is not one of"),
     ],
 )
