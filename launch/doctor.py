@@ -7,6 +7,7 @@ import importlib.util
 import os
 import platform
 import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -99,10 +100,13 @@ def check_torch() -> list[Finding]:
 def check_shadowed() -> list[Finding]:
     from launch.entry import check_shadows
 
+    sys.path.insert(0, os.getcwd())  # where `python -m` and `accelerate launch -m` look first; this script does not
     try:
         check_shadows()
     except UserError as error:
         return [Finding("fault", str(error))]
+    finally:
+        sys.path.remove(os.getcwd())
     return [Finding("ok", "alignkit's packages are not hidden by the working directory")]
 
 

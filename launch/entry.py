@@ -46,7 +46,7 @@ def guarded(action: Callable[[], Any]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
-        print("alignkit: interrupted; run the same command again to resume", file=sys.stderr)
+        print("alignkit: interrupted; run the same command again to go on from its last checkpoint (SIGTERM saves one first)", file=sys.stderr)
         return 130
     except Exception as error:  # any: safetensors and torch have errors of their own for a full disk
         code = errno_of(error)

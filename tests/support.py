@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -121,6 +122,13 @@ def alignkit(
     return subprocess.run(command, cwd=cwd, env=environment(**env), capture_output=True, text=True, timeout=timeout)
 
 
+def free_port() -> int:
+    """A TCP port that nothing listens on just now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 def accelerate_launch(
     module: str, words: list[str], processes: int, flags: list[str], timeout: float = 400, **env: str
 ) -> subprocess.CompletedProcess[str]:
@@ -128,6 +136,8 @@ def accelerate_launch(
     command = [
         str(Path(sys.executable).parent / "accelerate"),
         "launch",
+        "--main_process_port",
+        str(free_port()),  # accelerate's own choice is always 29500, which another test run may hold
         "--num_machines",
         "1",
         "--mixed_precision",

@@ -36,3 +36,11 @@ def test_unknown_commands():
 def test_a_closed_pipe_is_no_error():
     result = subprocess.run("alignkit --help | head -1", shell=True, capture_output=True, text=True, env=environment())
     assert "Traceback" not in result.stderr
+
+
+def test_doctor_sees_a_folder_that_hides_a_package(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "__init__.py").touch()
+    result = alignkit("doctor", cwd=tmp_path)
+    assert "this folder hides alignkit's own package 'data'" in result.stdout
+    assert "are not hidden" in alignkit("doctor", cwd=tmp_path / "data").stdout
