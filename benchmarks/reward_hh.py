@@ -24,6 +24,7 @@ from launch.files import read_json, write_json
 
 PAIRS = DATA / "hh_rlhf_harmless"
 SHAPE = ["--depth", "3", "--width", "128", "--heads", "2", "--context", "512", "--vocab_size", "2048"]
+PLACES = ("data", "eval_data", "model", "output_dir")  # paths of the machine that ran it; the command names the data
 FIGURES = [
     "accuracy", "accuracy_low", "accuracy_high", "longest_baseline", "longest_baseline_low", "longest_baseline_high",
     "shortest_baseline", "loss", "ece", "ece_if_calibrated", "length_slope", "length_correlation", "eval_pairs",
@@ -92,7 +93,7 @@ def main() -> None:
         "pretraining": {"tokens": tokens, **times, "summary": pretraining},
         "from_pretrained": runs["base"],
         "from_random_weights": runs["random"],
-        "config": provenance["config"],
+        "config": {k: v for k, v in provenance["config"].items() if k not in PLACES},
         "precision": provenance["precision"],
         "hardware": provenance["hardware"],
         "versions": provenance["versions"],
