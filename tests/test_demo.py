@@ -48,10 +48,11 @@ def test_the_whole_lifecycle_survives_a_kill(tmp_path):
         "run",
         "demo",
         "--output_dir",
-        str(tmp_path / "demo"),
+        "demo",  # as `make demo` says it: the folder then has the recipe's name
         *WORDS,
     ]
-    process = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    place = {"cwd": tmp_path, "env": environment()}
+    process = subprocess.Popen(command, **place, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 400
     while not (tmp_path / "demo" / "sft" / "run.json").exists():
         assert process.poll() is None and time.monotonic() < deadline
@@ -60,7 +61,7 @@ def test_the_whole_lifecycle_survives_a_kill(tmp_path):
     process.wait()
     assert not (tmp_path / "demo" / "sft" / "provenance.json").exists()
 
-    first = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=1500)
+    first = subprocess.run(command, **place, capture_output=True, text=True, timeout=1500)
     assert first.returncode == 0, first.stderr[-3000:]
     assert f"[1/{STAGES}] base: up to date" in first.stderr
     rows = json.loads((tmp_path / "demo" / "report" / "leaderboard.json").read_text())
@@ -71,6 +72,6 @@ def test_the_whole_lifecycle_survives_a_kill(tmp_path):
     assert str(tmp_path / "demo" / "report" / "index.html") in first.stdout
     assert re.search(r"Win rate .*\n", first.stdout) and " ppo " in first.stdout
 
-    again = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120)
+    again = subprocess.run(command, **place, capture_output=True, text=True, timeout=120)
     assert again.returncode == 0
     assert again.stderr.count("up to date") == STAGES

@@ -9,6 +9,7 @@ from launch.config import (
     artefact,
     artefact_paths,
     describe,
+    find_recipe,
     identity_dict,
     load_config,
     operational,
@@ -127,3 +128,9 @@ def test_identity_leaves_out_operational_fields_and_help_shows_documentation():
     text = describe(Example)
     assert "--learning_rate  (a number; default 0.001)" in text
     assert "Step size." in text
+
+
+def test_a_folder_of_a_recipes_name_does_not_hide_the_recipe(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo").mkdir()
+    assert find_recipe("demo").is_file()
