@@ -36,7 +36,7 @@ def holds_pairs(source: str) -> bool:
     """Whether the rows of a source have completions too. Text files hold prompts, one a line."""
     bare, _ = parse_source(source)
     if bare.startswith("embedded:"):
-        return True
+        return bare == "embedded:docstrings"
     if not bare.startswith("hub:") and any(kind(path) == ".txt" for path in list_files(Path(bare))):
         return False
     rows = load_rows(bare)

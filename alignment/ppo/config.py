@@ -2,41 +2,53 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
-from launch.config import artefact
+from alignment.ppo.estimators import ESTIMATORS, EstimatorName, check_samples
+from alignment.reward.sources.config import SourceConfig, named_rewards
+from launch.config import artefact, operational
 from launch.stage import StageConfig
 
 
 @dataclass(kw_only=True)
 class PPOConfig(StageConfig):
-    """PPO against a reward model, with a KL penalty to the reference."""
+    """PPO and its relatives against one or more sources of reward, with a KL penalty to the reference."""
 
+    # ---------------------------------------------------------------- what is trained, on what
     policy: str = artefact()
     """The SFT model that the policy starts from: a folder, or hub:org/name."""
     reference: str | None = artefact(None)
     """The model that the KL penalty holds the policy to; the policy's start when not given."""
-    reward: str = artefact()
-    """The reward model: a sequence-classification model with one label."""
+    reward: str | None = artefact(None)
+    """The reward model: a sequence-classification model with one label. The short form of `rewards`."""
+    rewards: dict[str, SourceConfig] = field(default_factory=dict)
+    """Sources of reward by name, added up by their weights: models, ensembles, functions, services, rules."""
     critic: str | None = artefact(None)
-    """What the critic starts from: a one-label sequence-classification model; the reward model when not given."""
+    """A one-label sequence-classification model that the critic starts from, instead of what `critic_from` says."""
+    critic_from: Literal["reward", "policy", "trunk"] = "reward"
+    """What the critic starts from: the (first) reward model; a copy of the policy with a new head; or it is no model of
+    its own but a head on the policy's trunk."""
     prompts: str = artefact()
     """Where the prompts come from: a file, a folder, embedded:... or hub:...; `::train` picks a split."""
 
+    # ---------------------------------------------------------------- sizes
     updates: int = 100
     """Rollouts to make; each is followed by `epochs` passes over it."""
     batch_size: int = 64
     """Episodes in a rollout, over all processes; a multiple of the number of processes."""
+    samples_per_prompt: int = 1
+    """Responses to each prompt; a rollout has batch_size / samples_per_prompt prompts."""
     epochs: int = 4
     """Passes over each rollout."""
     minibatches: int = 1
     """Optimizer steps in each pass."""
     micro_batch_size: int = 16
-    """Episodes in one forward and backward pass, on each process."""
+    """Room of a forward and backward pass on each process, in episodes of the full length; of shorter ones more fit."""
     forward_batch_size: int = 32
-    """Episodes in one forward-only or generation pass, on each process."""
+    """Episodes in one generation pass on each process, and room of a forward-only pass as in `micro_batch_size`."""
 
+    # ---------------------------------------------------------------- rollouts
     max_prompt_tokens: int = 96
     """Longer prompts are left out (never cut), and counted."""
     max_new_tokens: int = 32
@@ -48,8 +60,15 @@ class PPOConfig(StageConfig):
     missing_eos_penalty: float = 1.0
     """The penalty of `missing_eos`."""
 
+    # ---------------------------------------------------------------- rewards and advantages
+    estimator: EstimatorName = "gae"
+    """Advantage estimator: gae (PPO, with a critic), grpo, rloo, reinforce++ or reinforce++-baseline (without one)."""
     kl_coef: float = 0.05
-    """Weight of the KL penalty in the reward (the first value, when `kl_target` adapts it)."""
+    """Weight of the KL penalty (the first value, when `kl_target` adapts it)."""
+    kl_in: Literal["reward", "loss"] = "reward"
+    """Where the KL penalty goes: into the token rewards, or into the policy's loss."""
+    kl_kind: Literal["k1", "k2", "k3"] = "k1"
+    """Schulman's estimator of the penalty's KL. In the loss k1 has k2's gradient, which is the KL's."""
     kl_target: float | None = None
     """Sequence KL in nats that the adaptive controller aims at (Ziegler et al. 2019); fixed weight when not given."""
     kl_horizon: int = 10_000
@@ -58,15 +77,46 @@ class PPOConfig(StageConfig):
     """Discount."""
     gae_lambda: float = 0.95
     """Lambda of generalised advantage estimation."""
-    clip: float = 0.2
-    """Clip range of the probability ratio."""
-    value_clip: float = 0.2
-    """Clip range of the value around its value at rollout time."""
-    value_coef: float = 0.1
-    """Weight of the value loss: it matters for the shared gradient clipping alone, policy and critic share no weights."""
+    value_lambda: float | None = None
+    """Lambda of the critic's targets; gae_lambda when not given. 1 has no bootstrap bias (VAPO)."""
+    length_alpha: float | None = None
+    """Lambda of each episode is 1 - 1 / (length_alpha * length) instead of gae_lambda (VAPO: 0.05)."""
+    group_std: bool = True
+    """grpo divides by the standard deviation of the group; false is Dr. GRPO."""
+    normalise_scores: bool = False
+    """Divide scores by their running standard deviation over all episodes (and take the running mean off)."""
+    score_clip: float | None = None
+    """Scores are held within +- this, after normalising."""
     whiten_rewards: bool = False
     """Scale the token rewards to variance 1 over the global batch, without shifting their mean."""
+    advantage_clip: float | None = None
+    """Advantages are held within +- this, after whitening."""
 
+    # ---------------------------------------------------------------- losses
+    clip: float = 0.2
+    """Clip range of the probability ratio: 1 - clip to 1 + clip."""
+    clip_high: float | None = None
+    """Upper end of the range is 1 + clip_high (DAPO's clip-higher); clip when not given."""
+    dual_clip: float | None = None
+    """Bound, above 1, on the ratio of tokens with a negative advantage (Ye et al. 2020)."""
+    loss_mean: Literal["token_mean", "sequence_mean", "constant_length"] = "token_mean"
+    """How token losses become one: mean over tokens; mean over episodes of their means; sum over max_new_tokens (Dr. GRPO)."""
+    entropy_coef: float = 0.0
+    """Weight of the entropy bonus."""
+    importance_cap: float = 2.0
+    """Bound of the truncated importance weight, when responses were sampled by other weights or another engine."""
+    value_clip: float | None = 0.2
+    """Clip range of the value around its value at rollout time; null for none."""
+    value_coef: float = 0.1
+    """Weight of the value loss: it matters for the shared gradient clipping alone, unless they share the trunk."""
+    ptx_data: str | None = artefact(None)
+    """Pretraining or SFT data to mix in (PTX of InstructGPT): pairs, whose completions are learned, or plain text."""
+    ptx_coef: float = 0.05
+    """Weight of the PTX loss, nats per token."""
+    ptx_batch_size: int = 16
+    """Rows of `ptx_data` in each optimizer step, over all processes."""
+
+    # ---------------------------------------------------------------- optimization
     learning_rate: float = 3e-6
     """Learning rate of the policy; it falls linearly to 0."""
     critic_learning_rate: float | None = None
@@ -78,41 +128,100 @@ class PPOConfig(StageConfig):
     max_grad_norm: float = 1.0
     """Gradients are clipped to this norm (policy and critic together)."""
 
+    # ---------------------------------------------------------------- order of work
+    overlap_scoring: bool = operational(False)
+    """Ask the sources for rewards while the next responses are being sampled: pays for services."""
+    rollouts_ahead: Literal[0, 1] = 0
+    """1 samples the next rollout during the update, from the weights before it (off-policy by one update, corrected by
+    truncated importance weights)."""
+
+    @property
+    def sources(self) -> dict[str, SourceConfig]:
+        """The sources of reward by name."""
+        return named_rewards(self.reward, self.rewards)
+
+    @property
+    def needs_critic(self) -> bool:
+        """Whether the estimator learns a critic."""
+        return ESTIMATORS[self.estimator].needs_critic
+
     def check(self) -> None:
-        for name in ("policy", "reward", "prompts"):
+        for name in ("policy", "prompts"):
             if not getattr(self, name):
                 raise ValueError(f"{name} is missing; add --{name} PATH")
-        for name in (
-            "updates",
-            "batch_size",
-            "epochs",
-            "minibatches",
-            "micro_batch_size",
-            "forward_batch_size",
-            "max_new_tokens",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)} is below 1; give a positive integer")
-        for name in ("clip", "value_clip", "kl_horizon", "max_grad_norm", "adam_eps"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name}: {getattr(self, name)} is not above 0; give a positive number")
-        for name in ("learning_rate", "kl_coef", "value_coef", "missing_eos_penalty", "critic_warmup"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}: {getattr(self, name)} is negative; give 0 or more")
-        for name in ("gamma", "gae_lambda"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}: {getattr(self, name)} is outside [0, 1]")
-        if self.kl_target is not None and self.kl_target <= 0:
+        sources = self.sources
+        self._check_ranges()
+        self._check_batch()
+        models = any(source.model for source in sources.values())
+        if self.needs_critic and not self.critic and self.critic_from == "reward" and not models:
             raise ValueError(
-                f"kl_target: {self.kl_target} is not above 0; give nats, or leave it out for a fixed weight"
-            )
-        if self.critic_learning_rate is not None and self.critic_learning_rate <= 0:
-            raise ValueError(
-                f"critic_learning_rate: {self.critic_learning_rate} is not above 0; give a positive number"
+                "critic_from: reward, but no source of reward is a model; choose policy or trunk, or give --critic PATH"
             )
         if self.temperature <= 0:
             raise ValueError(f"temperature: {self.temperature} is not above 0; PPO needs a distribution to sample from")
+
+    def _check_batch(self) -> None:
         if self.batch_size % self.minibatches:
             raise ValueError(
                 f"minibatches: {self.minibatches} does not divide batch_size {self.batch_size}; choose a divisor"
             )
+        if self.batch_size % self.samples_per_prompt:
+            raise ValueError(
+                f"samples_per_prompt: {self.samples_per_prompt} does not divide batch_size {self.batch_size}; choose a divisor"
+            )
+        check_samples(self.estimator, self.samples_per_prompt)
+
+    def _check_ranges(self) -> None:
+        for name in POSITIVE_INTEGERS:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)} is below 1; give a positive integer")
+        for name in POSITIVE:
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"{name}: {value} is not above 0; give a positive number")
+        for name in NOT_NEGATIVE:
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: {getattr(self, name)} is negative; give 0 or more")
+        for name in SHARES:
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise ValueError(f"{name}: {value} is outside [0, 1]")
+        if self.dual_clip is not None and self.dual_clip <= 1:
+            raise ValueError(f"dual_clip: {self.dual_clip} is not above 1; 3 is usual, or leave it out")
+
+
+POSITIVE_INTEGERS = (
+    "updates",
+    "batch_size",
+    "samples_per_prompt",
+    "epochs",
+    "minibatches",
+    "micro_batch_size",
+    "forward_batch_size",
+    "max_new_tokens",
+    "ptx_batch_size",
+)
+POSITIVE = (
+    "clip",
+    "clip_high",
+    "value_clip",
+    "kl_horizon",
+    "kl_target",
+    "max_grad_norm",
+    "adam_eps",
+    "critic_learning_rate",
+    "length_alpha",
+    "score_clip",
+    "advantage_clip",
+    "importance_cap",
+)
+NOT_NEGATIVE = (
+    "learning_rate",
+    "kl_coef",
+    "value_coef",
+    "missing_eos_penalty",
+    "critic_warmup",
+    "entropy_coef",
+    "ptx_coef",
+)
+SHARES = ("gamma", "gae_lambda", "value_lambda")

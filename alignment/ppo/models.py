@@ -1,7 +1,11 @@
-"""The four roles of PPO: policy and critic, trained as one module; reference and reward model, frozen."""
+"""The four roles of PPO: policy and critic, trained as one module; reference and reward model, frozen.
+
+Shapes: b episodes of S right-padded tokens, N response tokens of all of them, D hidden, V vocabulary (rollout.Batch).
+"""
 
 from __future__ import annotations
 
+import types
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,12 +13,16 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from alignment.generation import positions_of
 from alignment.models import load_causal, load_tokenizer, switch_off_dropout
-from alignment.reward.model import RewardModel
+from alignment.ppo.config import PPOConfig
+from alignment.ppo.logprobs import linear_logprobs
+from alignment.reward.trainer import load_scorer
 from evaluation.loading import read_classifier
 from launch.errors import UserError
 from launch.runtime import Runtime
+
+SCALED_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+"""Config keys of models that change the logits after the head (Gemma, Cohere, Granite)."""
 
 
 class ActorCritic(nn.Module):
@@ -23,64 +31,125 @@ class ActorCritic(nn.Module):
     They share no weights; each has its own learning rate.
     """
 
-    def __init__(self, policy: PreTrainedModel, critic: PreTrainedModel) -> None:
+    def __init__(self, policy: PreTrainedModel, critic: PreTrainedModel | None) -> None:
         super().__init__()
         self.policy, self.critic = policy, critic
 
     def forward(
-        self, tokens_BS: Tensor, mask_BS: Tensor, length: int, temperature: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Log-probabilities, entropies (nats) and values of the last `length` tokens of each row: three (B, length)."""
-        logprobs_BT, entropy_BT = response_logprobs(self.policy, tokens_BS, mask_BS, length, temperature)
-        return logprobs_BT, entropy_BT, response_values(self.critic, tokens_BS, mask_BS, length)
+        self, tokens_bS: Tensor, before_N: Tensor, targets_N: Tensor, temperature: float, values: bool = True
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Log-probabilities, entropies (nats) and values of the response tokens, (N,) each; no values without a critic."""
+        logprobs_N, entropy_N = response_logprobs(self.policy, tokens_bS, before_N, targets_N, temperature)
+        critic = self.critic if values else None
+        return logprobs_N, entropy_N, None if critic is None else response_values(critic, tokens_bS, before_N)
+
+
+class Reference(nn.Module):
+    """A frozen policy that gives log-probabilities."""
+
+    def __init__(self, policy: PreTrainedModel) -> None:
+        super().__init__()
+        self.policy = policy.eval().requires_grad_(False)
+
+    def forward(self, tokens_bS: Tensor, before_N: Tensor, targets_N: Tensor, temperature: float) -> Tensor:
+        """Log-probabilities of the response tokens, (N,) nats."""
+        return response_logprobs(self.policy, tokens_bS, before_N, targets_N, temperature)[0]
+
+
+def logprob_head(policy: PreTrainedModel) -> nn.Module:
+    """The policy's linear head, which given targets too gives their log-probabilities: `head(hidden_ND, targets_N, t)`.
+
+    It is called as a module since under ZeRO-3 its weight is whole only then.
+    """
+    head: Any = policy.get_output_embeddings()
+    if head.forward.__func__ is not _linear_or_logprobs:
+        head.forward = types.MethodType(_linear_or_logprobs, head)
+    return head
+
+
+def _linear_or_logprobs(
+    head: nn.Linear, hidden_ND: Tensor, targets_N: Tensor | None = None, temperature: float = 1.0
+) -> Any:
+    if targets_N is None:
+        return nn.functional.linear(hidden_ND, head.weight, head.bias)
+    return linear_logprobs(hidden_ND, head.weight, head.bias, targets_N, temperature)
+
+
+def has_plain_head(policy: PreTrainedModel) -> bool:
+    """Whether the logits are what a linear head gives."""
+    config = policy.config.get_text_config()
+    scaled = any(getattr(config, key, None) not in (None, 1, 1.0) for key in SCALED_LOGITS)
+    return isinstance(policy.get_output_embeddings(), nn.Linear) and not scaled
 
 
 def response_logprobs(
-    model: Any, tokens_BS: Tensor, mask_BS: Tensor, length: int, temperature: float
+    policy: Any, tokens_bS: Tensor, before_N: Tensor, targets_N: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor]:
-    """Log-probability and entropy, in nats, of each of the last `length` tokens under softmax(logits / temperature).
+    """Log-probability and entropy, in nats, of each response token under softmax(logits / temperature): (N,) each.
 
-    Rows are left-padded prompt + right-padded response; `mask_BS` is 1 on real tokens. The head runs at the
-    response's positions alone. What stands on padding is finite and means nothing.
+    The head runs at the response's positions alone, in chunks. Models whose logits are more than a linear head pay
+    the full (b, S, V).
     """
-    out = model(
-        tokens_BS,
-        attention_mask=mask_BS,
-        position_ids=positions_of(mask_BS),
-        use_cache=False,
-        logits_to_keep=length + 1,
-    )
-    logits_BTV = out.logits[:, :-1].float() / temperature
-    normaliser_BT = torch.logsumexp(logits_BTV, -1)
-    chosen_BT = logits_BTV.gather(-1, tokens_BS[:, -length:].unsqueeze(-1)).squeeze(-1)
-    entropy_BT = normaliser_BT - (torch.softmax(logits_BTV, -1) * logits_BTV).sum(-1)
-    return chosen_BT - normaliser_BT, entropy_BT
+    if has_plain_head(policy):
+        hidden_ND = _hidden(policy, tokens_bS, before_N)
+        return logprob_head(policy)(hidden_ND, targets_N, temperature)
+    logits_NV = policy(tokens_bS, use_cache=False).logits.flatten(0, 1)[before_N].float() / temperature
+    logprobs_NV = torch.log_softmax(logits_NV, -1)
+    entropy_N = -(logprobs_NV.exp() * logprobs_NV).sum(-1)
+    return logprobs_NV.gather(-1, targets_N.unsqueeze(-1)).squeeze(-1), entropy_N
 
 
-def response_values(critic: Any, tokens_BS: Tensor, mask_BS: Tensor, length: int) -> Tensor:
-    """V(state before token t) for the last `length` tokens: the critic's head on the hidden state of the token before."""
-    body = getattr(critic, critic.base_model_prefix)
-    hidden_BSD = body(
-        tokens_BS, attention_mask=mask_BS, position_ids=positions_of(mask_BS), use_cache=False
-    ).last_hidden_state
-    last_BTD = hidden_BSD[:, -length - 1 : -1].to(critic.score.weight.dtype)
-    with torch.autocast(last_BTD.device.type, enabled=False):  # in bf16 a value would have 8 bits, as a reward would
-        return critic.score(last_BTD).squeeze(-1).float()
+def response_values(critic: Any, tokens_bS: Tensor, before_N: Tensor) -> Tensor:
+    """V(state before token t) of each response token: the critic's head on the hidden state of the token before, (N,)."""
+    hidden_ND = _hidden(critic, tokens_bS, before_N)
+    with torch.autocast(hidden_ND.device.type, enabled=False):  # in bf16 a value would have 8 bits, as a reward would
+        return critic.score(hidden_ND.to(critic.score.weight.dtype)).squeeze(-1).float()
+
+
+def _hidden(model: Any, tokens_bS: Tensor, before_N: Tensor) -> Tensor:
+    """Last hidden states before the response tokens, (N, D).
+
+    Padding stands on the right, where a causal model's real tokens do not see it: no mask, so the attention kernel
+    takes its causal path, and positions count from 0 (checklist item 3).
+    """
+    body = getattr(model, model.base_model_prefix)
+    return body(tokens_bS, use_cache=False).last_hidden_state.flatten(0, 1)[before_N]
 
 
 @dataclass
 class Roles:
-    """The models of a PPO run, and the policy's tokenizer."""
+    """The models of a PPO run that read the policy's token ids, and its tokenizer. Sources of reward are apart."""
 
     policy: PreTrainedModel
-    critic: PreTrainedModel
+    critic: PreTrainedModel | None
     reference: PreTrainedModel
-    reward: RewardModel
     tokenizer: PreTrainedTokenizerBase
 
 
-def load_critic(name: str) -> PreTrainedModel:
+def load_roles(config: PPOConfig) -> Roles:
+    """Load policy, critic (where the estimator needs one) and reference in float32; under ZeRO-3 partitioned."""
+    tokenizer = load_tokenizer(config.policy, "policy")
+    actor = load_causal(config.policy, tokenizer, partitioned=True, field="policy")
+    frozen = load_causal(config.reference or config.policy, tokenizer, partitioned=True, field="reference")
+    critic = load_critic(config, tokenizer) if config.needs_critic else None
+    models = {"reference": frozen, **({"critic": critic} if critic is not None else {})}
+    for role, model in models.items():
+        size = model.config.get_text_config().vocab_size
+        if size != actor.config.get_text_config().vocab_size:
+            raise UserError(
+                f"{role}: its vocabulary has {size} tokens, the policy's {actor.config.get_text_config().vocab_size}; "
+                f"they read the same token ids: give a {role} with the policy's tokenizer"
+            )
+    for model in (actor, *models.values()):
+        switch_off_dropout(model)  # the ratio is 1 at the first step only without it (checklist item 10)
+    return Roles(actor, critic, frozen, tokenizer)
+
+
+def load_critic(config: PPOConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     """A one-label sequence-classification model whose head `score` gives a value at every token."""
+    if not config.critic and config.critic_from == "policy":
+        return load_scorer(config.policy, tokenizer, config.seed)
+    name = config.critic or next(source.model for source in config.sources.values() if source.model)
     critic = read_classifier("critic", name, None)
     if not isinstance(getattr(critic, "score", None), nn.Module):
         raise UserError(
@@ -89,30 +158,10 @@ def load_critic(name: str) -> PreTrainedModel:
     return critic
 
 
-def load_roles(policy: str, critic: str | None, reference: str | None, reward: str, device: torch.device) -> Roles:
-    """Load the four roles in float32; under ZeRO-3 all but the reward model, which no engine runs, are partitioned."""
-    tokenizer = load_tokenizer(policy, "policy")
-    actor = load_causal(policy, tokenizer, partitioned=True, field="policy")
-    frozen = load_causal(reference or policy, tokenizer, partitioned=True, field="reference")
-    frozen.eval().requires_grad_(False)
-    value_model = load_critic(critic or reward)
-    sizes = {"reference": frozen.config.vocab_size, "critic": value_model.config.vocab_size}
-    for role, size in sizes.items():  # both read the policy's token ids
-        if size != actor.config.vocab_size:
-            raise UserError(
-                f"{role}: its vocabulary has {size} tokens, the policy's {actor.config.vocab_size}; "
-                f"they read the same token ids: give a {role} with the policy's tokenizer"
-            )
-    judge = RewardModel.from_pretrained(reward, device=device)
-    for model in (actor, value_model, frozen):
-        switch_off_dropout(model)  # the ratio is 1 at the first step only without it (checklist item 10)
-    return Roles(actor, value_model, frozen, judge, tokenizer)
-
-
-def place_frozen(model: PreTrainedModel, runtime: Runtime) -> Any:
-    """A frozen model ready to run: on its device, or under ZeRO-3 as an inference-only engine with partitioned weights."""
+def place_frozen(module: nn.Module, runtime: Runtime) -> Any:
+    """A frozen module ready to run: on its device, or under ZeRO-3 as an inference-only engine with partitioned weights."""
     if runtime.zero_stage != 3:
-        return model.to(runtime.device)  # type: ignore[arg-type]
+        return module.to(runtime.device)
     import deepspeed
 
     settings = {
@@ -120,6 +169,6 @@ def place_frozen(model: PreTrainedModel, runtime: Runtime) -> Any:
         for k, v in runtime.accelerator.state.deepspeed_plugin.deepspeed_config.items()
         if k not in ("optimizer", "scheduler")
     }
-    engine, *_ = deepspeed.initialize(model=model, config=settings)
+    engine, *_ = deepspeed.initialize(model=module, config=settings)
     engine.eval()  # returns None
     return engine

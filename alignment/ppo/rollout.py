@@ -1,7 +1,10 @@
 """A rollout: the episodes of one update, whole on every rank.
 
-Each rank samples and scores its own episodes; then the tensors are gathered, so that whitening, advantages and
-minibatches are those of the GLOBAL batch on any number of ranks. They are small beside one micro-batch of logits.
+Each rank samples and scores its own episodes; then they are gathered, so that whitening, advantages and minibatches
+are those of the GLOBAL batch on any number of ranks. They are small beside one micro-batch of activations.
+
+Token ids are ragged lists; per-token numbers are (B, T) tensors, T the longest response of the global batch, 0 after
+a response's end.
 """
 
 from __future__ import annotations
@@ -9,83 +12,175 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from launch.runtime import Runtime
 
+Prompt = dict[str, Any]
+"""A row of the prompts: `prompt_ids` and whatever else its source says of it (`prompt`, `reference`, ...)."""
+
 
 @dataclass
 class Rollout:
-    """B episodes: rows of S = P + T tokens, a left-padded prompt and a right-padded response."""
+    """B episodes: a prompt and a response each."""
 
-    tokens_BS: Tensor
-    mask_BS: Tensor
-    """1 on real tokens."""
-    response_mask_BT: Tensor
+    prompts: list[Prompt]
+    responses: list[list[int]]
+    """Token ids, with the EOS that ended them."""
+    groups: list[int]
+    """Episodes of one group answered the same prompt."""
+    mask_BT: Tensor
     """1 on response tokens, EOS included."""
     finished_B: Tensor
     """1 where the response ended with EOS."""
+    engine_logprobs_BT: Tensor | None = None
+    """Of the engine that sampled them, when that is not the policy itself."""
     logprobs_BT: Tensor | None = None
     ref_logprobs_BT: Tensor | None = None
     values_BT: Tensor | None = None
     scores_B: Tensor | None = None
     """The reward source's score, before the missing-EOS rule."""
+    token_scores_BT: Tensor | None = None
+    """Rewards that the source gives to single tokens."""
+    components: dict[str, Tensor] = field(default_factory=dict)
+    """Parts of the score by name, (B,) each."""
     rewards_BT: Tensor | None = None
     advantages_BT: Tensor | None = None
+    importance_BT: Tensor | None = None
+    """Truncated importance weights, when the responses were sampled by other weights or another engine."""
     returns_BT: Tensor | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
-    @property
-    def length(self) -> int:
-        """T."""
-        return self.response_mask_BT.shape[1]
-
     def __len__(self) -> int:
-        return self.tokens_BS.shape[0]
+        return len(self.responses)
 
-    def rows(self, index: Tensor | slice) -> Rollout:
-        """The episodes at `index`."""
-        return self._map(lambda tensor: tensor[index])
+    @property
+    def prompt_ids(self) -> list[list[int]]:
+        """Token ids of each episode's prompt."""
+        return [prompt["prompt_ids"] for prompt in self.prompts]
 
-    def to(self, device: torch.device) -> Rollout:
-        return self._map(lambda tensor: tensor.to(device))
+    @property
+    def sequences(self) -> list[list[int]]:
+        """Prompt and response of each episode."""
+        return [[*prompt, *response] for prompt, response in zip(self.prompt_ids, self.responses, strict=True)]
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each episode, prompt and response."""
+        return [len(p) + len(r) for p, r in zip(self.prompt_ids, self.responses, strict=True)]
+
+    def flat(self, values_BT: Tensor, rows: Sequence[int]) -> Tensor:
+        """The numbers of the response tokens of some episodes, one after the other: (N,)."""
+        index = torch.as_tensor(rows, device=values_BT.device)
+        return values_BT[index][self.mask_BT[index].bool()]
+
+    def spread(self, values_N: Tensor, rows: Sequence[int]) -> Tensor:
+        """The inverse of `flat`: (len(rows), T), 0 after a response's end."""
+        mask_BT = self.mask_BT[torch.as_tensor(rows, device=self.mask_BT.device)]
+        return torch.zeros_like(mask_BT).masked_scatter(mask_BT.bool(), values_N.to(mask_BT.dtype))
 
     def gather(self, runtime: Runtime) -> Rollout:
-        """The episodes of all ranks, in rank order, on every rank. Shapes must be equal (see `make_rollout`)."""
-        return self._map(lambda tensor: runtime.accelerator.gather(tensor.contiguous())) if runtime.world > 1 else self
+        """The episodes of all ranks, in rank order, on every rank."""
+        if runtime.world == 1:
+            return self
+        lists = runtime.gather_objects((self.prompts, self.responses, self.groups))
+        prompts, responses, groups = ([item for part in parts for item in part] for parts in zip(*lists, strict=True))
+        whole = self._map(lambda tensor: runtime.accelerator.gather(tensor.contiguous()))
+        return dataclasses.replace(whole, prompts=prompts, responses=responses, groups=groups)
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Rollout:
-        tensors = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return Rollout(
-            **{name: change(value) if isinstance(value, Tensor) else value for name, value in tensors.items()}
-        )
+        changed: dict[str, Any] = {}
+        for item in dataclasses.fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, Tensor):
+                changed[item.name] = change(value)
+        changed["components"] = {name: change(value) for name, value in self.components.items()}
+        return dataclasses.replace(self, **changed)
 
 
 def make_rollout(
-    prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], pad_id: int, eos_id: int, runtime: Runtime
+    prompts: Sequence[Prompt],
+    responses: Sequence[Sequence[int]],
+    groups: Sequence[int],
+    eos_id: int,
+    runtime: Runtime,
+    engine_logprobs: Sequence[Sequence[float]] | None = None,
 ) -> Rollout:
-    """Lay out prompts and responses (token ids) in tensors whose shape is the same on every rank."""
-    longest = runtime.gather_objects((max(map(len, prompts)), max(map(len, responses))))
-    width, length = max(p for p, _ in longest), max(t for _, t in longest)
-    tokens_BS = torch.full((len(prompts), width + length), pad_id)
-    mask_BS = torch.zeros_like(tokens_BS)
-    for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
-        start, end = width - len(prompt), width + len(response)
-        tokens_BS[row, start:end] = torch.tensor([*prompt, *response])
-        mask_BS[row, start:end] = 1
-    finished_B = torch.tensor([int(bool(r) and r[-1] == eos_id) for r in responses])
-    response_mask_BT = mask_BS[:, width:].float()
-    return Rollout(tokens_BS, mask_BS, response_mask_BT, finished_B).to(runtime.device)
+    """Episodes of this rank, with tensors whose T is that of the longest response on any rank."""
+    longest = max(runtime.gather_objects(max(map(len, responses))))
+    mask_BT = torch.zeros(len(responses), longest)
+    for row, response in enumerate(responses):
+        mask_BT[row, : len(response)] = 1
+    finished_B = torch.tensor([float(bool(r) and r[-1] == eos_id) for r in responses])
+    device = runtime.device
+    rollout = Rollout(
+        list(prompts), [list(r) for r in responses], list(groups), mask_BT.to(device), finished_B.to(device)
+    )
+    if engine_logprobs is not None:
+        flat_N = torch.tensor([value for row in engine_logprobs for value in row], device=device)
+        rollout.engine_logprobs_BT = rollout.spread(flat_N, range(len(rollout)))
+    return rollout
 
 
-def minibatch_parts(order: Sequence[int], runtime: Runtime, micro_batch: int) -> list[list[int]]:
-    """This rank's micro-batches of a global minibatch (row numbers); as many on every rank, the last ones may be empty.
+# ---------------------------------------------------------------------------------------------- batches
 
-    Under ZeRO all ranks must make the same number of passes: a rank that runs out gets an empty list, and passes a
-    row with an empty mask. No row is dropped and none counts twice.
+
+@dataclass(frozen=True)
+class Batch:
+    """Episodes as a forward pass reads them: right-padded, so that a causal model needs no mask.
+
+    b episodes of S tokens; N response tokens in all, one episode after the other.
     """
-    largest = -(-len(order) // runtime.world)
-    mine = list(order[runtime.rank :: runtime.world])
-    return [mine[start : start + micro_batch] for start in range(0, largest, micro_batch)]
+
+    tokens_bS: Tensor
+    before_N: Tensor
+    """Where, in the flattened (b * S) positions, the token before each response token stands."""
+    targets_N: Tensor
+    """The response tokens."""
+
+
+def make_batch(rollout: Rollout, rows: Sequence[int], pad_id: int) -> Batch:
+    """The forward pass's view of some episodes."""
+    prompts, responses = rollout.prompt_ids, rollout.responses
+    width = max(len(prompts[row]) + len(responses[row]) for row in rows)
+    tokens_bS = torch.full((len(rows), width), pad_id)
+    before: list[int] = []
+    targets: list[int] = []
+    for line, row in enumerate(rows):
+        prompt, response = prompts[row], responses[row]
+        tokens_bS[line, : len(prompt) + len(response)] = torch.tensor([*prompt, *response])
+        first = line * width + len(prompt) - 1
+        before.extend(range(first, first + len(response)))
+        targets.extend(response)
+    device = rollout.mask_BT.device
+    return Batch(tokens_bS.to(device), torch.tensor(before, device=device), torch.tensor(targets, device=device))
+
+
+def plan_parts(rows: Sequence[int], lengths: Sequence[int], budget: int, world: int) -> list[list[list[int]]]:
+    """For each rank its micro-batches (lists of `rows`), as many for every rank; the last ones may be empty.
+
+    Rows are sorted by length and dealt out to and fro, so that ranks have like work; a micro-batch holds at most
+    `budget` padded tokens (or one row). Under ZeRO all ranks must make the same number of passes: a rank that runs
+    out gets an empty list. No row is dropped and none counts twice.
+    """
+    ordered = sorted(rows, key=lambda row: (-lengths[row], row))
+    hands: list[list[int]] = [[] for _ in range(world)]
+    for number, row in enumerate(ordered):
+        turn, seat = divmod(number, world)
+        hands[seat if turn % 2 == 0 else world - 1 - seat].append(row)
+    plans = [_cut(hand, lengths, budget) for hand in hands]
+    most = max(map(len, plans))
+    return [plan + [[] for _ in range(most - len(plan))] for plan in plans]
+
+
+def _cut(ordered: Sequence[int], lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Rows, longest first, in batches of at most `budget` padded tokens."""
+    batches: list[list[int]] = []
+    for row in ordered:
+        if not batches or lengths[batches[-1][0]] * (len(batches[-1]) + 1) > budget:
+            batches.append([])
+        batches[-1].append(row)
+    return batches

@@ -8,6 +8,7 @@ from alignment.ppo.config import PPOConfig
 from alignment.ppo.models import load_roles
 from alignment.ppo.trainer import Metrics, PPOTrainer
 from alignment.prompts import fitting_prompts, load_prompt_rows, prompt_limit
+from alignment.reward.sources.build import build_source
 from launch.files import read_jsonl_log
 from launch.runtime import choose_precision
 from launch.stage import Job, Stage
@@ -15,12 +16,7 @@ from launch.stage import Job, Stage
 
 def run(config: PPOConfig, job: Job) -> dict[str, Any]:
     """Train; the artefact is the policy, with the critic in `critic/`."""
-    roles = load_roles(config.policy, config.critic, config.reference, config.reward, job.runtime.device)
-    limit = prompt_limit(roles.policy.config, config.max_prompt_tokens, config.max_new_tokens)
-    rows, too_long = fitting_prompts(roles.tokenizer, load_prompt_rows(config.prompts), limit)
-    prompts = [row["prompt_ids"] for row in rows]
-    job.say(f"{len(prompts)} prompts, {too_long} longer than {limit} tokens left out")
-    trainer = PPOTrainer(config, roles, prompts, job.runtime)
+    trainer, counts = make_trainer(config, job)
     settle_precision(trainer, job)
     if checkpoint := job.resume():
         trainer.load(checkpoint)
@@ -34,11 +30,31 @@ def run(config: PPOConfig, job: Job) -> dict[str, Any]:
                 trainer.save(job.checkpoints)
                 job.stop_if_requested(number)
 
-        trainer.train(after_update)
+        trainer.sink = after_update
+        trainer.train()
     save_artefact(trainer, job)
     rows = read_jsonl_log(job.output_dir / "metrics.jsonl") if job.runtime.is_main else []
     last = {k: v for k, v in (rows[-1] if rows else {}).items() if k != "step" and not k.startswith("perf/")}
-    return {**last, "prompts": len(prompts), "prompts_too_long": too_long, "updates": trainer.update_number}
+    return {**last, **counts, "updates": trainer.update_number}
+
+
+def make_trainer(config: PPOConfig, job: Job) -> tuple[PPOTrainer, dict[str, int]]:
+    """The trainer of a config, and how many prompts there are."""
+    roles = load_roles(config)
+    limit = prompt_limit(roles.policy.config, config.max_prompt_tokens, config.max_new_tokens)
+    rows, too_long = fitting_prompts(roles.tokenizer, load_prompt_rows(config.prompts), limit)
+    job.say(f"{len(rows)} prompts, {too_long} longer than {limit} tokens left out")
+    source = build_source(
+        config.sources,
+        job.runtime.device,
+        roles.tokenizer,
+        config.seed,
+        job.watchdog.alive,
+        job.say,
+        batch_tokens=config.forward_batch_size * (limit + config.max_new_tokens),
+    )
+    trainer = PPOTrainer(config, roles, source, rows, job.runtime)
+    return trainer, {"prompts": len(rows), "prompts_too_long": too_long}
 
 
 def settle_precision(trainer: PPOTrainer, job: Job) -> None:
@@ -51,10 +67,14 @@ def settle_precision(trainer: PPOTrainer, job: Job) -> None:
 
 def save_artefact(trainer: PPOTrainer, job: Job) -> None:
     """Policy at the top of the folder, critic below it, each loadable by plain transformers."""
-    trainer.engine.export(trainer.engine.module.policy, job.output_dir)
-    trainer.engine.export(trainer.engine.module.critic, job.output_dir / "critic")
+    module = trainer.engine.module
+    trainer.engine.export(module.policy, job.output_dir)
+    folders = [job.output_dir]
+    if module.critic is not None:
+        trainer.engine.export(module.critic, job.output_dir / "critic")
+        folders.append(job.output_dir / "critic")
     if job.runtime.is_main:
-        for folder in (job.output_dir, job.output_dir / "critic"):
+        for folder in folders:
             trainer.roles.tokenizer.save_pretrained(folder)
 
 

@@ -1,6 +1,6 @@
 """PPO from human feedback. `train` is the whole algorithm; each phase it calls can be called alone.
 
-Shapes: B episodes of the global batch, P prompt tokens, T response tokens, S = P + T.
+Shapes: B episodes of the global batch, T response tokens, N response tokens of a forward pass.
 """
 
 from __future__ import annotations
@@ -18,79 +18,85 @@ from torch import Tensor
 from alignment.generation import Sampling, generate
 from alignment.ppo import objectives as ppo
 from alignment.ppo.config import PPOConfig
-from alignment.ppo.models import ActorCritic, Roles, place_frozen, response_logprobs
-from alignment.ppo.rollout import Rollout, make_rollout, minibatch_parts
+from alignment.ppo.controllers import KLController, RewardNormaliser, clip_symmetric
+from alignment.ppo.estimators import EstimatorSettings, estimate_advantages
+from alignment.ppo.learner import Learner
+from alignment.ppo.measure import Metrics, rollout_metrics, sequence_kl
+from alignment.ppo.models import ActorCritic, Reference, Roles, place_frozen
+from alignment.ppo.ptx import load_ptx
+from alignment.ppo.rollout import Prompt, Rollout, make_batch, make_rollout, plan_parts
+from alignment.reward.sources.protocol import Episodes, RewardSource
+from data.encoding import encode_prompts
 from evaluation.loading import plain_weights
 from launch.checkpoint import Checkpoint, CheckpointStore
-from launch.engine import Engine
 from launch.errors import UserError
 from launch.runtime import Runtime
 from launch.seeding import permutation
 
-Metrics = dict[str, float]
-
 
 class PPOTrainer:
-    """Trains `roles.policy` on `prompts` (token ids). All ranks make the same calls with the same arguments."""
+    """Trains `roles.policy` on prompts: rows with `prompt_ids`, or texts. All ranks make the same calls."""
 
-    def __init__(self, config: PPOConfig, roles: Roles, prompts: Sequence[Sequence[int]], runtime: Runtime) -> None:
-        self.config, self.roles, self.prompts, self.runtime = config, roles, prompts, runtime
+    def __init__(
+        self,
+        config: PPOConfig,
+        roles: Roles,
+        source: RewardSource,
+        prompts: Sequence[Prompt | str],
+        runtime: Runtime,
+        sink: Callable[[int, Metrics], Any] = lambda number, metrics: None,
+    ) -> None:
+        self.config, self.roles, self.source, self.runtime, self.sink = config, roles, source, runtime, sink
         if config.batch_size % runtime.world:
             raise UserError(
                 f"batch_size: {config.batch_size} is not a multiple of {runtime.world} processes; choose one that is"
             )
+        tokenizer = roles.tokenizer
+        self.prompts = self.as_rows(prompts)
         self.update_number = 0
-        self.kl = ppo.KLController(config.kl_coef, config.kl_target, config.kl_horizon)
+        self.kl = KLController(config.kl_coef, config.kl_target, config.kl_horizon)
+        self.normaliser = RewardNormaliser()
         self.sampling = Sampling(
-            config.max_new_tokens, config.temperature, roles.tokenizer.eos_token_id, roles.tokenizer.pad_token_id
+            config.max_new_tokens, config.temperature, tokenizer.eos_token_id, tokenizer.pad_token_id
         )
-        self.engine = Engine(
-            runtime,
-            ActorCritic(roles.policy, roles.critic),
-            self._make_optimizer(),
-            config.max_grad_norm,
-            config.micro_batch_size,
-        )
-        self.reference = place_frozen(roles.reference, runtime)
+        self.room = max(len(row["prompt_ids"]) for row in self.prompts) + config.max_new_tokens
+        """Tokens of the longest episode there can be."""
+        ptx = load_ptx(config, tokenizer, self.room, runtime.world)
+        module, groups = ActorCritic(roles.policy, roles.critic), parameter_groups(config, roles)
+        self.learner = Learner(config, module, groups, runtime, self.sampling.pad_id, self.room, ptx)
+        self.engine = self.learner.engine
+        self.reference = place_frozen(Reference(roles.reference), runtime)
         self._sampler = self._make_sampler()
-
-    def _make_optimizer(self) -> torch.optim.Optimizer:
-        config = self.config
-        groups = [
-            {"params": list(self.roles.policy.parameters()), "lr": config.learning_rate},
-            {"params": list(self.roles.critic.parameters()), "lr": config.critic_learning_rate or config.learning_rate},
-        ]
-        return torch.optim.AdamW(groups, eps=config.adam_eps, weight_decay=0.0)
 
     # ------------------------------------------------------------------------------------ the algorithm
 
-    def train(self, after_update: Callable[[int, Metrics], Any] = lambda number, metrics: None) -> None:
-        """Run the remaining updates. `after_update(number, metrics)` logs, saves and may raise to stop."""
+    def train(self) -> None:
+        """Run the remaining updates; `sink` is given the metrics of each, saves, and may raise to stop."""
         while self.update_number < self.config.updates:
             rollout = self.rollout(self.next_prompts())
             rollout = self.score(rollout)
             rollout = self.advantages(rollout)
-            metrics = {**self.rollout_metrics(rollout), **self.update(rollout)}
-            self.update_number += 1
-            after_update(self.update_number, metrics)
+            metrics = self.update(rollout)
+            self.log(rollout, metrics)
 
-    def next_prompts(self) -> list[int]:
-        """Prompt numbers of the next rollout: the pass over the prompts is shuffled anew in each epoch, none is skipped."""
-        first, n = self.update_number * self.config.batch_size, len(self.prompts)
-        episodes = range(first, first + self.config.batch_size)
-        orders = {epoch: permutation(n, self.config.seed, "ppo-prompts", epoch) for epoch in {e // n for e in episodes}}
-        return [int(orders[e // n][e % n]) for e in episodes]
+    def next_prompts(self) -> list[Prompt]:
+        """Prompts of the next rollout: the pass over them is shuffled anew in each epoch, none is skipped."""
+        count, n = self.config.batch_size // self.config.samples_per_prompt, len(self.prompts)
+        numbers = range(self.update_number * count, (self.update_number + 1) * count)
+        orders = {epoch: permutation(n, self.config.seed, "ppo-prompts", epoch) for epoch in {i // n for i in numbers}}
+        return [self.prompts[int(orders[i // n][i % n])] for i in numbers]
 
-    def rollout(self, prompt_numbers: Sequence[int]) -> Rollout:
-        """Sample a response to each prompt. Episodes are split over the ranks; this rank's are returned."""
-        share = len(prompt_numbers) // self.runtime.world
-        mine = range(self.runtime.rank * share, (self.runtime.rank + 1) * share)
-        prompts = [self.prompts[prompt_numbers[i]] for i in mine]
+    def rollout(self, prompts: Sequence[Prompt | str]) -> Rollout:
+        """Sample `samples_per_prompt` responses to each prompt. Episodes are split over the ranks; this rank's are returned."""
+        samples, rank, world = self.config.samples_per_prompt, self.runtime.rank, self.runtime.world
+        rows = [row for row in self.as_rows(prompts) for _ in range(samples)]
+        if len(rows) % world:
+            raise ValueError(f"rollout: {len(rows)} episodes cannot be split over {world} processes")
+        mine = range(rank * len(rows) // world, (rank + 1) * len(rows) // world)
         with self._timed() as clock, self.runtime.autocast():
-            model = self._sync_sampler()
             responses = generate(
-                model,
-                prompts,
+                self._sync_sampler(),
+                [rows[i]["prompt_ids"] for i in mine],
                 self.sampling,
                 self.config.seed,
                 "ppo-rollout",
@@ -98,7 +104,8 @@ class PPOTrainer:
                 mine,
                 self.config.forward_batch_size,
             )
-        rollout = make_rollout(prompts, responses, self.sampling.pad_id, self.sampling.eos_id, self.runtime)
+        groups = [i // samples for i in mine]
+        rollout = make_rollout([rows[i] for i in mine], responses, groups, self.sampling.eos_id, self.runtime)
         rollout.seconds["rollout"] = clock()
         return rollout
 
@@ -110,81 +117,92 @@ class PPOTrainer:
         the ratio would not be 1 at the first step (checklist item 11).
         """
         with self._timed() as clock:
-            parts = [self._score_rows(rollout.rows(rows)) for rows in self._forward_slices(len(rollout))]
-            rollout.logprobs_BT, rollout.values_BT, rollout.ref_logprobs_BT = (
-                torch.cat(column) for column in zip(*parts, strict=True)
-            )
+            self._score_tokens(rollout)
             with self.runtime.autocast():
-                rollout.scores_B = self._rewards(rollout).to(self.runtime.device)
+                self._score_episodes(rollout)
             gathered = rollout.gather(self.runtime)
         gathered.seconds["score"] = clock()
         return gathered
 
-    def _score_rows(self, rows: Rollout) -> tuple[Tensor, Tensor, Tensor]:
-        logprobs_BT, _, values_BT = self.engine(rows.tokens_BS, rows.mask_BS, rows.length, self.config.temperature)
-        with self.runtime.autocast():
-            ref_logprobs_BT, _ = response_logprobs(
-                self.reference, rows.tokens_BS, rows.mask_BS, rows.length, self.config.temperature
-            )
-        return logprobs_BT, values_BT, ref_logprobs_BT
+    def _score_tokens(self, rollout: Rollout) -> None:
+        """Log-probabilities of policy and reference, and values, of this rank's response tokens; once each."""
+        room = self.config.forward_batch_size * self.room
+        plan = plan_parts(range(len(rollout)), rollout.lengths, room, 1)[0]
+        passes = max(self.runtime.gather_objects(len(plan)))  # under ZeRO-3 all ranks must make as many
+        logprobs_BT, ref_logprobs_BT, values_BT = (torch.zeros_like(rollout.mask_BT) for _ in range(3))
+        for part in plan + [plan[0]] * (passes - len(plan)):
+            batch = make_batch(rollout, part, self.sampling.pad_id)
+            logprobs_N, _, values_N = self.learner.forward(batch)
+            with self.runtime.autocast():
+                ref_logprobs_N = self.reference(
+                    batch.tokens_bS, batch.before_N, batch.targets_N, self.config.temperature
+                )
+            logprobs_BT[part] = rollout.spread(logprobs_N, part)
+            ref_logprobs_BT[part] = rollout.spread(ref_logprobs_N, part)
+            if values_N is not None:
+                values_BT[part] = rollout.spread(values_N, part)
+        rollout.logprobs_BT, rollout.ref_logprobs_BT = logprobs_BT, ref_logprobs_BT
+        rollout.values_BT = values_BT if self.config.needs_critic else None
 
-    def _rewards(self, rollout: Rollout) -> Tensor:
-        """Scores of this rank's episodes: on the token ids, or on text when the reward model has another tokenizer."""
-        judge, tokenizer = self.roles.reward, self.roles.tokenizer
-        prompt_width = rollout.tokens_BS.shape[1] - rollout.length
-        if judge.same_tokenizer(tokenizer):
-            return judge.score_tokens(rollout.tokens_BS, rollout.mask_BS, batch_size=self.config.forward_batch_size)
-        rows = zip(rollout.tokens_BS.tolist(), rollout.mask_BS.tolist(), strict=True)
-        real = [
-            (
-                [t for t, m in zip(r[:prompt_width], k, strict=False) if m],
-                [t for t, m in zip(r[prompt_width:], k[prompt_width:], strict=True) if m],
-            )
-            for r, k in rows
-        ]
-        prompts, completions = zip(
-            *[(tokenizer.decode(p), tokenizer.decode(c, skip_special_tokens=True)) for p, c in real], strict=True
-        )
-        return torch.as_tensor(judge.score(list(prompts), list(completions), ended=rollout.finished_B.bool().tolist()))
+    def _score_episodes(self, rollout: Rollout) -> None:
+        """Rewards of this rank's episodes from the source, by component."""
+        scores = self.source.score(Episodes.decode(self.roles.tokenizer, rollout.prompts, rollout.responses))
+        device = self.runtime.device
+        rollout.scores_B = scores.last_token_B.to(device)
+        rollout.components = {name: values_B.to(device) for name, values_B in scores.columns().items()}
+        if scores.token_rewards is not None:
+            rollout.token_scores_BT = rollout.spread(torch.cat(scores.token_rewards).to(device), range(len(rollout)))
 
     def advantages(self, rollout: Rollout) -> Rollout:
         """Turn scores into token rewards, advantages (whitened over the global batch) and returns."""
-        config, mask_BT = self.config, rollout.response_mask_BT
-        kl_BT = ppo.kl_estimate(rollout.logprobs_BT, rollout.ref_logprobs_BT, "k1")
-        scores_B = ppo.apply_missing_eos(
-            rollout.scores_B, rollout.finished_B, config.missing_eos, config.missing_eos_penalty
-        )
-        rewards_BT = ppo.token_rewards(scores_B, kl_BT, mask_BT, self.kl.coef)
+        config, mask_BT = self.config, rollout.mask_BT
+        assert rollout.scores_B is not None
+        scores_B = rollout.scores_B
+        if config.normalise_scores:
+            self.normaliser.update(scores_B)
+            scores_B = self.normaliser.normalise(scores_B, shift_mean=True)
+        scores_B = clip_symmetric(scores_B, config.score_clip)
+        scores_B = ppo.apply_missing_eos(scores_B, rollout.finished_B, config.missing_eos, config.missing_eos_penalty)
+        rewards_BT = ppo.token_rewards(scores_B, self._penalty(rollout), mask_BT, self.kl.coef)
+        if rollout.token_scores_BT is not None:
+            rewards_BT = rewards_BT + rollout.token_scores_BT
         if config.whiten_rewards:
             rewards_BT = ppo.masked_whiten(rewards_BT, mask_BT, shift_mean=False)
-        advantages_BT, returns_BT = ppo.gae(rewards_BT, rollout.values_BT, mask_BT, config.gamma, config.gae_lambda)
-        rollout.rewards_BT, rollout.returns_BT = rewards_BT, returns_BT
-        rollout.advantages_BT = ppo.masked_whiten(advantages_BT, mask_BT)
+        settings = EstimatorSettings(
+            config.gamma, config.gae_lambda, config.value_lambda, config.length_alpha, config.group_std
+        )
+        groups_B = torch.tensor(rollout.groups, device=mask_BT.device)
+        advantages_BT, rollout.returns_BT = estimate_advantages(
+            config.estimator, rewards_BT, rollout.values_BT, mask_BT, groups_B, settings
+        )
+        rollout.rewards_BT = rewards_BT
+        rollout.advantages_BT = clip_symmetric(advantages_BT, config.advantage_clip)
         return rollout
 
+    def _penalty(self, rollout: Rollout) -> Tensor:
+        """KL of each token as it goes into the rewards; 0 when it is in the loss."""
+        if self.config.kl_in == "loss":
+            return torch.zeros_like(rollout.mask_BT)
+        assert rollout.logprobs_BT is not None and rollout.ref_logprobs_BT is not None
+        return ppo.kl_estimate(rollout.logprobs_BT, rollout.ref_logprobs_BT, self.config.kl_kind)
+
     def update(self, rollout: Rollout) -> Metrics:
-        """`epochs` passes over the rollout in `minibatches` optimizer steps each. Returns token-weighted means over all of them."""
-        config = self.config
-        sums: dict[str, Tensor] = {}
-        norms: list[float] = []
+        """The optimizer steps on a rollout with advantages, and the step of the KL controller."""
         with self._timed() as clock:
-            for epoch in range(config.epochs):
-                order = permutation(len(rollout), config.seed, "ppo-minibatch", self.update_number, epoch)
-                for minibatch in order.reshape(config.minibatches, -1):
-                    norms.append(self._minibatch_step(rollout, minibatch.tolist(), sums))
+            metrics = self.learner.update(rollout, self.update_number, self.kl.coef)
             seconds = clock()
-        self.kl.update(self._sequence_kl(rollout), len(rollout))
-        total = {name: float(self.runtime.sum(value.detach().double())) for name, value in sums.items()}
-        means = {name: value / total["tokens"] for name, value in total.items() if name != "tokens"}
-        means["train/grad_norm"] = sum(norms) / len(norms)
-        self._check_finite(means)
-        rate = total["tokens"] / seconds
-        return {
-            **means,
-            "train/lr": self.optimizer_lr(),
-            "perf/update_seconds": seconds,
-            "perf/update_tokens_per_second": rate,
-        }
+        self._check_finite(metrics)
+        metrics["kl/coef"] = self.kl.coef
+        self.kl.update(sequence_kl(rollout), len(rollout))
+        self.update_number += 1
+        rollout.seconds["update"] = seconds
+        return metrics
+
+    def log(self, rollout: Rollout, metrics: Metrics) -> Metrics:
+        """Everything there is to say of the update that was just made, given to `sink`."""
+        metrics = {**rollout_metrics(rollout), **metrics}
+        self.sink(self.update_number, metrics)
+        return metrics
 
     def _check_finite(self, means: Metrics) -> None:
         """End the run on every rank (the means are global) before NaN weights push good checkpoints out."""
@@ -195,104 +213,47 @@ class PPOTrainer:
                 "folder with a lower learning_rate or a higher kl_coef (the checkpoints before this update are intact)"
             )
 
-    def _minibatch_step(self, rollout: Rollout, minibatch: list[int], sums: dict[str, Tensor]) -> float:
-        """One optimizer step: micro-batches, each loss divided by the token count of the global minibatch."""
-        tokens = rollout.response_mask_BT[minibatch].sum()
-        warming = self.update_number < self.config.critic_warmup
-        remaining = 1 - self.update_number / self.config.updates
-        self.engine.set_lr(0.0 if warming else remaining, remaining)
-        parts = minibatch_parts(minibatch, self.runtime, self.config.micro_batch_size)
-        for number, part in enumerate(parts):
-            last = number == len(parts) - 1
-            rows = rollout.rows(torch.tensor(part or [0], device=self.runtime.device))
-            mask_BT = rows.response_mask_BT if part else torch.zeros_like(rows.response_mask_BT)
-            with self.engine.accumulating(last):
-                loss, measured = self._losses(rows, mask_BT, 0.0 if warming else 1.0)
-                self.engine.backward(loss / tokens, last)
-            for name, value in measured.items():
-                sums[name] = (
-                    sums.get(name, torch.zeros((), dtype=torch.float64, device=value.device)) + value.detach().double()
-                )
-        return self.engine.step()
-
-    def _losses(self, rows: Rollout, mask_BT: Tensor, policy_weight: float) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of a micro-batch, summed over its tokens, and what is logged of it, summed likewise."""
-        config = self.config
-        logprobs_BT, entropy_BT, values_BT = self.engine(rows.tokens_BS, rows.mask_BS, rows.length, config.temperature)
-        policy, clipped = ppo.policy_loss_sum(logprobs_BT, rows.logprobs_BT, rows.advantages_BT, mask_BT, config.clip)
-        value, value_clipped = ppo.value_loss_sum(
-            values_BT, rows.values_BT, rows.returns_BT, mask_BT, config.value_clip
-        )
-        # approx-KL to the rollout's policy, k3 (Schulman): E[(r - 1) - log r] with r = new / old
-        moved_BT = ppo.kl_estimate(rows.logprobs_BT, logprobs_BT, "k3")
-        measured = {
-            "tokens": mask_BT.sum(),
-            "policy/loss": policy,
-            "policy/clip_fraction": clipped,
-            "policy/approx_kl": (moved_BT * mask_BT).sum(),
-            "policy/entropy": (entropy_BT * mask_BT).sum(),
-            "critic/loss": value,
-            "critic/clip_fraction": value_clipped,
-        }
-        return policy_weight * policy + config.value_coef * value, measured
-
     def trial_step(self) -> None:
         """One forward and backward pass on made-up tokens, without effect: the precision is chosen by its time."""
-        length = self.config.max_new_tokens
-        shape = (self.config.micro_batch_size, max(map(len, self.prompts)) + length)
-        tokens_BS = (
-            torch.arange(shape[0] * shape[1], device=self.runtime.device).reshape(shape)
-            % self.roles.policy.config.vocab_size
+        rows = self.config.micro_batch_size
+        length = min(self.config.max_new_tokens, self.room - 1)
+        filler = [3] * (self.room - length)
+        rollout = Rollout(
+            [{"prompt_ids": filler}] * rows,
+            [[3] * length] * rows,
+            list(range(rows)),
+            torch.ones(rows, length, device=self.runtime.device),
+            torch.ones(rows, device=self.runtime.device),
         )
-        logprobs_BT, _, values_BT = self.engine(tokens_BS, torch.ones_like(tokens_BS), length, self.config.temperature)
-        (logprobs_BT.sum() + values_BT.sum()).backward()
+        logprobs_N, _, values_N = self.learner.forward(make_batch(rollout, range(rows), self.sampling.pad_id))
+        (logprobs_N.sum() + (0 if values_N is None else values_N.sum())).backward()
         self.engine.module.zero_grad(set_to_none=True)
-
-    # ------------------------------------------------------------------------------------ what is logged
-
-    def rollout_metrics(self, rollout: Rollout) -> Metrics:
-        """Means over the global rollout; sequence KL in nats."""
-        mask_BT = rollout.response_mask_BT
-        k3_BT = ppo.kl_estimate(rollout.logprobs_BT, rollout.ref_logprobs_BT, "k3")
-        tokens = float(mask_BT.sum())
-        metrics = {
-            "reward/score": float(rollout.scores_B.mean()),
-            "reward/score_std": float(rollout.scores_B.std(unbiased=False)),
-            "reward/total": float((rollout.rewards_BT * mask_BT).sum(1).mean()),
-            "kl/k1": self._sequence_kl(rollout),
-            "kl/k3": float((k3_BT * mask_BT).sum(1).mean()),
-            "kl/coef": self.kl.coef,
-            "critic/explained_variance": float(ppo.explained_variance(rollout.values_BT, rollout.returns_BT, mask_BT)),
-            "rollout/length": tokens / len(rollout),
-            "rollout/missing_eos_rate": float(1 - rollout.finished_B.float().mean()),
-        }
-        for phase, seconds in rollout.seconds.items():
-            metrics[f"perf/{phase}_seconds"] = seconds
-            metrics[f"perf/{phase}_tokens_per_second"] = tokens / seconds
-        return metrics
-
-    def _sequence_kl(self, rollout: Rollout) -> float:
-        k1_BT = ppo.kl_estimate(rollout.logprobs_BT, rollout.ref_logprobs_BT, "k1")
-        return float((k1_BT * rollout.response_mask_BT).sum(1).mean())
-
-    def optimizer_lr(self) -> float:
-        """Learning rate of the policy in the last step."""
-        return float(self.engine.optimizer.param_groups[0]["lr"])
 
     # ------------------------------------------------------------------------------------ state
 
     def save(self, store: CheckpointStore) -> bool:
         """Checkpoint everything that the next update depends on; randomness is derived from the update's number."""
-        return self.engine.save(
-            store, self.update_number, {"update_number": self.update_number, "kl_coef": self.kl.coef}
-        )
+        extra = {
+            "update_number": self.update_number,
+            "kl": self.kl.state_dict(),
+            "normaliser": self.normaliser.state_dict(),
+        }
+        return self.engine.save(store, self.update_number, extra)
 
     def load(self, checkpoint: Checkpoint) -> None:
         """Go on after a checkpoint."""
         extra = self.engine.load(checkpoint)
-        self.update_number, self.kl.coef = extra["update_number"], extra["kl_coef"]
+        self.update_number = extra["update_number"]
+        self.kl.load_state_dict(extra["kl"])
+        self.normaliser.load_state_dict(extra["normaliser"])
 
     # ------------------------------------------------------------------------------------ helpers
+
+    def as_rows(self, prompts: Sequence[Prompt | str]) -> list[Prompt]:
+        """Rows with `prompt_ids`: as they are, or of texts."""
+        texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+        encoded = iter(encode_prompts(self.roles.tokenizer, texts) if texts else [])
+        return [{"prompt": p, "prompt_ids": next(encoded)} if isinstance(p, str) else p for p in prompts]
 
     def _make_sampler(self) -> Any:
         """The model that generates: the policy itself, or under ZeRO-3 a whole copy (its own parts are spread over the ranks)."""
@@ -311,10 +272,6 @@ class PPOTrainer:
             self._sampler.load_state_dict(policy.state_dict())
         return self._sampler
 
-    def _forward_slices(self, rows: int) -> list[slice]:
-        size = self.config.forward_batch_size
-        return [slice(start, start + size) for start in range(0, rows, size)]
-
     @contextmanager
     def _timed(self) -> Iterator[Callable[[], float]]:
         """A clock that waits for the device."""
@@ -326,3 +283,14 @@ class PPOTrainer:
             return time.perf_counter() - start
 
         yield seconds
+
+
+def parameter_groups(config: PPOConfig, roles: Roles) -> list[dict[str, Any]]:
+    """Parameters of policy and critic, each with a learning rate of its own."""
+    groups: list[dict[str, Any]] = [
+        {"params": list(roles.policy.parameters()), "lr": config.learning_rate, "role": "policy"}
+    ]
+    if roles.critic is not None:
+        rate = config.critic_learning_rate or config.learning_rate
+        groups.append({"params": list(roles.critic.parameters()), "lr": rate, "role": "critic"})
+    return groups

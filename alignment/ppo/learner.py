@@ -1,0 +1,194 @@
+"""The trained part of PPO: policy and critic in one engine, their losses, and the optimizer steps of an update.
+
+Shapes: B episodes of the global batch, T response tokens; N response tokens of a micro-batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from alignment.ppo import objectives as ppo
+from alignment.ppo.config import PPOConfig
+from alignment.ppo.ptx import PTXData
+from alignment.ppo.rollout import Batch, Rollout, make_batch, plan_parts
+from launch.engine import Engine
+from launch.runtime import Runtime
+from launch.seeding import permutation
+
+Metrics = dict[str, float]
+
+
+class Learner:
+    """Makes the optimizer steps of each update. `module` is an ActorCritic, or anything with its `forward`."""
+
+    def __init__(
+        self,
+        config: PPOConfig,
+        module: nn.Module,
+        groups: Sequence[dict[str, object]],
+        runtime: Runtime,
+        pad_id: int,
+        room: int,
+        ptx: PTXData | None = None,
+    ) -> None:
+        self.config, self.runtime, self.pad_id, self.ptx = config, runtime, pad_id, ptx
+        self.room = config.micro_batch_size * room
+        """Padded tokens of a micro-batch."""
+        optimizer = torch.optim.AdamW(list(groups), eps=config.adam_eps, weight_decay=0.0)
+        self.engine = Engine(runtime, module, optimizer, config.max_grad_norm, config.micro_batch_size)
+
+    def update(self, rollout: Rollout, number: int, kl_coef: float) -> Metrics:
+        """`epochs` passes over the rollout in `minibatches` optimizer steps each.
+
+        Losses are means over the steps, other numbers token-weighted means over all of them.
+        """
+        config = self.config
+        sums: dict[str, Tensor] = {}
+        norms: list[float] = []
+        for epoch in range(config.epochs):
+            order = permutation(len(rollout), config.seed, "ppo-minibatch", number, epoch)
+            for step, minibatch in enumerate(order.reshape(config.minibatches, -1)):
+                counter = (number, epoch * config.minibatches + step)
+                norms.append(self._step(rollout, minibatch.tolist(), counter, kl_coef, sums))
+        return self._metrics(sums, norms)
+
+    def _step(
+        self, rollout: Rollout, minibatch: list[int], counter: tuple[int, int], kl_coef: float, sums: dict[str, Tensor]
+    ) -> float:
+        """One optimizer step: micro-batches whose losses are weighted as parts of the global minibatch."""
+        config, runtime = self.config, self.runtime
+        warming = counter[0] < config.critic_warmup
+        self._set_learning_rates(counter[0], warming)
+        if self.ptx is not None and not warming:
+            _add(sums, self._ptx_pass(self.ptx, counter))
+        weights_BT = torch.zeros_like(rollout.mask_BT)
+        weights_BT[minibatch] = ppo.token_weights(rollout.mask_BT[minibatch], config.loss_mean, config.max_new_tokens)
+        parts = plan_parts(minibatch, rollout.lengths, self.room, runtime.world)[runtime.rank]
+        for number, part in enumerate(parts):
+            last = number == len(parts) - 1
+            with self.engine.accumulating(last):
+                # A rank that has run out passes a row whose tokens weigh nothing: all must make the same passes.
+                rows, idle = (part, False) if part else (minibatch[:1], True)
+                loss, measured = self._losses(rollout, rows, weights_BT, kl_coef, idle, warming)
+                self.engine.backward(loss, last)
+            _add(sums, measured)
+        return self.engine.step()
+
+    def _losses(
+        self, rollout: Rollout, rows: Sequence[int], weights_BT: Tensor, kl_coef: float, idle: bool, warming: bool
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The micro-batch's share of the minibatch's loss, and sums over its tokens of what is logged."""
+        config = self.config
+        logprobs_N, entropy_N, values_N = self.forward(make_batch(rollout, rows, self.pad_id))
+        assert rollout.logprobs_BT is not None and rollout.advantages_BT is not None
+        weights_N = rollout.flat(weights_BT, rows) * (0.0 if idle else 1.0)
+        log_ratio_N = logprobs_N - rollout.flat(rollout.logprobs_BT, rows)
+        losses_N, clipped_N = ppo.policy_losses(
+            log_ratio_N,
+            rollout.flat(rollout.advantages_BT, rows),
+            config.clip,
+            config.clip_high or config.clip,
+            config.dual_clip,
+        )
+        if rollout.importance_BT is not None:
+            losses_N = losses_N * rollout.flat(rollout.importance_BT, rows)
+        policy = (weights_N * losses_N).sum()
+        measured = {"steps/policy/loss": policy}
+        loss = policy - config.entropy_coef * (weights_N * entropy_N).sum()
+        if config.kl_in == "loss":
+            assert rollout.ref_logprobs_BT is not None
+            kl_N = ppo.kl_losses(logprobs_N - rollout.flat(rollout.ref_logprobs_BT, rows), config.kl_kind)
+            measured["steps/kl/loss"] = (weights_N * kl_N).sum()
+            loss = loss + kl_coef * measured["steps/kl/loss"]
+        loss = loss * (0.0 if warming else 1.0)
+        real_N = (weights_N > 0).to(weights_N)
+        ratio_sum, square_sum, ratio_max = ppo.ratio_sums(log_ratio_N, real_N)
+        measured |= {
+            "tokens": real_N.sum(),
+            "policy/clip_fraction": (clipped_N * real_N).sum(),
+            "policy/approx_kl": (ppo.kl_estimate(-log_ratio_N, torch.zeros_like(log_ratio_N), "k3") * real_N).sum(),
+            "policy/entropy": (entropy_N * real_N).sum(),
+            "policy/ratio": ratio_sum,
+            "ratio/squares": square_sum,
+            "max/policy/ratio_max": ratio_max,
+        }
+        if values_N is not None:
+            value, part = self._value_loss(rollout, rows, values_N, weights_N, real_N)
+            loss, measured = loss + config.value_coef * value, measured | part
+        return loss, measured
+
+    def _value_loss(
+        self, rollout: Rollout, rows: Sequence[int], values_N: Tensor, weights_N: Tensor, real_N: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        assert rollout.values_BT is not None and rollout.returns_BT is not None
+        losses_N, clipped_N = ppo.value_losses(
+            values_N,
+            rollout.flat(rollout.values_BT, rows),
+            rollout.flat(rollout.returns_BT, rows),
+            self.config.value_clip,
+        )
+        loss = (weights_N * losses_N).sum()
+        return loss, {"steps/critic/loss": loss, "critic/clip_fraction": (clipped_N * real_N).sum()}
+
+    def _ptx_pass(self, ptx: PTXData, counter: tuple[int, int]) -> dict[str, Tensor]:
+        """The gradient of the PTX loss, before those of the rollout: mean nats per token of the step's rows.
+
+        Its norm is known only where gradients are whole on this process: with one process, without DeepSpeed.
+        """
+        batch, tokens = ptx.batch(counter, self.runtime)
+        with self.engine.accumulating(last=False):
+            logprobs_N, _, _ = self.engine(batch.tokens_bS, batch.before_N, batch.targets_N, 1.0, False)
+            loss = -logprobs_N.sum() / tokens
+            self.engine.backward(self.config.ptx_coef * loss, last=False)
+        measured = {"steps/ptx/loss": loss}
+        if self.runtime.world == 1 and not self.runtime.uses_deepspeed:
+            norms = [p.grad.norm() for p in self.engine.module.parameters() if p.grad is not None]
+            measured["steps/ptx/grad_norm"] = torch.stack(norms).norm()
+        return measured
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Log-probabilities, entropies and values of the response tokens, (N,) each."""
+        return self.engine(batch.tokens_bS, batch.before_N, batch.targets_N, self.config.temperature)
+
+    def _set_learning_rates(self, number: int, warming: bool) -> None:
+        """Linear to 0 over the updates; the critic may learn alone at first."""
+        remaining = 1 - number / self.config.updates
+        groups = self.engine.optimizer.param_groups
+        self.engine.set_lr(*(0.0 if warming and group.get("role") != "critic" else remaining for group in groups))
+
+    def _metrics(self, sums: dict[str, Tensor], norms: list[float]) -> Metrics:
+        total = {
+            name: float(value) if name.startswith("max/") else float(self.runtime.sum(value))
+            for name, value in sums.items()
+        }
+        tokens, squares = total.pop("tokens"), total.pop("ratio/squares")
+        metrics: Metrics = {
+            "policy/effective_samples": ppo.effective_sample_share(total["policy/ratio"], squares, tokens)
+        }
+        for name, value in total.items():
+            if name.startswith("max/"):
+                metrics[name.removeprefix("max/")] = max(self.runtime.gather_objects(value))
+            elif name.startswith("steps/"):
+                metrics[name.removeprefix("steps/")] = value / len(norms)
+            else:
+                metrics[name] = value / tokens
+        metrics["train/grad_norm"] = sum(norms) / len(norms)
+        if "ptx/grad_norm" in metrics:
+            metrics["ptx/grad_norm_ratio"] = metrics.pop("ptx/grad_norm") / metrics["train/grad_norm"]
+        metrics["train/lr"] = float(self.engine.optimizer.param_groups[0]["lr"])
+        return metrics
+
+
+def _add(sums: dict[str, Tensor], measured: dict[str, Tensor]) -> None:
+    """Add a micro-batch's sums in float64; of names that begin with `max/` keep the largest."""
+    for name, value in measured.items():
+        value = value.detach().double()
+        if name not in sums:
+            sums[name] = value
+        elif name.startswith("max/"):
+            sums[name] = torch.maximum(sums[name], value)
+        else:
+            sums[name] = sums[name] + value
