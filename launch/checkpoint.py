@@ -6,7 +6,7 @@ The protocol (the evidence that asks for each step is in docs/launch.md):
  3. MANIFEST.json is written last, with step, world and the hash of every file;
  4. after each of these the ranks agree that all went well: when one failed, all raise, none hangs;
  5. the folder is renamed to `step-<step>`, and its parent fsynced;
- 6. only then older ones go, renamed to `.del-*` first, and never below two;
+ 6. only then older ones go, renamed to `.del-*` first, never below two, and never the one that is `pinned`;
  7. the newest whose manifest verifies is resumed from; every one that is passed over is named with the reason, and
     set aside as `damaged-step-<step>` at the next save, or rotation would count it among the newest;
  8. when checkpoints exist and none verifies the job ends: it never starts again from scratch in silence.
@@ -181,6 +181,8 @@ class CheckpointStore:
     ) -> None:
         self.folder, self.runtime, self.keep, self.note = folder, runtime, max(2, keep), note
         self.last_step, self.last_save_failed = 0, False
+        self.pinned: int | None = None
+        """A step whose checkpoint rotation leaves alone."""
         self._resumed: Path | None = None
         self._damaged: list[Path] = []
         try:
@@ -295,7 +297,7 @@ class CheckpointStore:
                 raise OSError(errno.ENOSPC, "not enough space for another checkpoint")
 
     def _rotate(self) -> None:
-        kept = self.steps()[-self.keep :]
+        kept = [*self.steps()[-self.keep :], self.pinned]
         for step in self.steps():
             if step not in kept and self._path(step) != self._resumed:
                 self._remove(self._path(step))
@@ -312,10 +314,26 @@ class CheckpointStore:
         """Steps of the checkpoints that are there, verified or not, oldest first."""
         return sorted(int(p.name[5:]) for p in self.folder.glob("step-*") if p.name[5:].isdigit())
 
-    def latest(self) -> Checkpoint | None:
-        """The newest checkpoint that verifies; None when there is none at all; UserError when none verifies."""
+    def discard_after(self, step: int) -> None:
+        """Remove the checkpoints of later steps, the newest first: the run goes on from this one."""
+
+        def discard() -> None:
+            for later in reversed(self.steps()) if self.runtime.is_main else []:
+                if later > step:
+                    self._remove(self._path(later))
+
         try:
-            found, passed_over = self._attempt(self._find_intact)[0]
+            self._attempt(discard)
+        except _Fault as fault:
+            raise RuntimeError(f"{self.folder}: checkpoints could not be removed: {fault}") from None
+
+    def latest(self, among: Callable[[int], bool] = lambda step: True) -> Checkpoint | None:
+        """The newest checkpoint (of the steps `among` is true of) that verifies; None when there is none at all.
+
+        UserError when none verifies.
+        """
+        try:
+            found, passed_over = self._attempt(lambda: self._find_intact(among))[0]
         except _Fault as fault:
             raise RuntimeError(f"{self.folder}: the checkpoints could not be read: {fault}") from None
         reasons = [f"{self._path(step)}: {reason}" for step, reason in passed_over]
@@ -332,10 +350,12 @@ class CheckpointStore:
         self._damaged = [self._path(other) for other, _ in passed_over]
         return Checkpoint(step, self._path(step), manifest)
 
-    def _find_intact(self) -> tuple[tuple[int, dict[str, Any]] | None, list[tuple[int, str]]]:
+    def _find_intact(
+        self, among: Callable[[int], bool]
+    ) -> tuple[tuple[int, dict[str, Any]] | None, list[tuple[int, str]]]:
         """On rank 0: (step, manifest) of the newest that verifies, and (step, reason) of those passed over."""
         passed_over: list[tuple[int, str]] = []
-        for step in reversed(self.steps()) if self.runtime.is_main else []:
+        for step in filter(among, reversed(self.steps())) if self.runtime.is_main else []:
             try:
                 return (step, verify_folder(self._path(step))), passed_over
             except (ValueError, OSError) as error:

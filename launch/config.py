@@ -378,14 +378,23 @@ def field_docs(cls: Any) -> dict[str, str]:
     return docs
 
 
-def describe(cls: type) -> str:
-    """The help text of a config: one line for each field, with its type, default and documentation."""
-    docs, hints, lines = field_docs(cls), field_types(cls), []
+def describe(cls: type, prefix: str = "", said: set[str] | None = None) -> str:
+    """The help text of a config: one line for each field, with its type, default and documentation; groups by field.
+
+    What many fields of groups say alike is said once.
+    """
+    docs, hints, lines, said = field_docs(cls), field_types(cls), [], set() if said is None else said
     for field in dataclasses.fields(cls):
+        name, hint = f"{prefix}{field.name}", hints[field.name]
+        group = dataclasses.is_dataclass(hint) and isinstance(hint, type)
         default = field.default if field.default is not dataclasses.MISSING else None
         if field.default_factory is not dataclasses.MISSING:
             default = field.default_factory()
-        head = f"  --{field.name}  ({_type_name(hints[field.name])}; default {default!r})"
-        lines.append(head)
-        lines.extend(textwrap.wrap(docs.get(field.name, ""), 100, initial_indent="      ", subsequent_indent="      "))
+        text = docs.get(field.name) or (" ".join((hint.__doc__ or "").split()) if group else "")
+        lines.append(f"  --{name}.*" if group else f"  --{name}  ({_type_name(hint)}; default {default!r})")
+        if text not in said:
+            lines.extend(textwrap.wrap(text, 100, initial_indent="      ", subsequent_indent="      "))
+        said.add(text)
+        if group:
+            lines.append(describe(hint, f"{name}.", said))
     return "\n".join(lines)

@@ -76,7 +76,15 @@ def sha256_file(path: str | Path) -> str:
 
 
 # What a run writes beside its artefact; no part of the artefact's content.
-SIDE_FILES = {"provenance.json", "run.json", "metrics.jsonl", "README.md"}
+SIDE_FILES = {
+    "provenance.json",
+    "run.json",
+    "metrics.jsonl",
+    "evaluations.jsonl",
+    "evaluation_samples.jsonl",
+    "alarms.jsonl",
+    "README.md",
+}
 SIDE_FOLDERS = {"checkpoints", "trackers"}
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from alignment.ppo.estimators import ESTIMATORS, EstimatorName, check_samples
+from alignment.ppo.options import EvaluationOptions, MonitorsOptions
 from alignment.reward.sources.config import SourceConfig, named_rewards
 from launch.config import artefact, operational
 from launch.stage import StageConfig
@@ -128,6 +129,12 @@ class PPOConfig(StageConfig):
     max_grad_norm: float = 1.0
     """Gradients are clipped to this norm (policy and critic together)."""
 
+    # ---------------------------------------------------------------- watching over the run
+    evaluation: EvaluationOptions = field(default_factory=EvaluationOptions)
+    """Evaluation on held-out prompts during training, and the choice of the best policy."""
+    monitors: MonitorsOptions = field(default_factory=MonitorsOptions)
+    """Monitors of the run's health, which warn, stop or roll back."""
+
     # ---------------------------------------------------------------- order of work
     overlap_scoring: bool = operational(False)
     """Ask the sources for rewards while the next responses are being sampled: pays for services."""
@@ -159,6 +166,12 @@ class PPOConfig(StageConfig):
             )
         if self.temperature <= 0:
             raise ValueError(f"temperature: {self.temperature} is not above 0; PPO needs a distribution to sample from")
+        trained = {source.model for source in sources.values() if source.model}
+        if known := trained.intersection(source.model for source in self.evaluation.judge.values()):
+            raise ValueError(
+                f"evaluation.gold: the policy is trained against {min(known)}, which is therefore no judge of it; "
+                "give another reward model, or none"
+            )
 
     def _check_batch(self) -> None:
         if self.batch_size % self.minibatches:

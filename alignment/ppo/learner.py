@@ -37,6 +37,8 @@ class Learner:
         self.config, self.runtime, self.pad_id, self.ptx = config, runtime, pad_id, ptx
         self.room = config.micro_batch_size * room
         """Padded tokens of a micro-batch."""
+        self.rate_factor = 1.0
+        """Of the learning rates, besides their schedule."""
         optimizer = torch.optim.AdamW(list(groups), eps=config.adam_eps, weight_decay=0.0)
         self.engine = Engine(runtime, module, optimizer, config.max_grad_norm, config.micro_batch_size)
 
@@ -154,8 +156,8 @@ class Learner:
         return self.engine(batch.tokens_bS, batch.before_N, batch.targets_N, self.config.temperature)
 
     def _set_learning_rates(self, number: int, warming: bool) -> None:
-        """Linear to 0 over the updates; the critic may learn alone at first."""
-        remaining = 1 - number / self.config.updates
+        """Linear to 0 over the updates, lowered by roll-backs; the critic may learn alone at first."""
+        remaining = self.rate_factor * (1 - number / self.config.updates)
         groups = self.engine.optimizer.param_groups
         self.engine.set_lr(*(0.0 if warming and group.get("role") != "critic" else remaining for group in groups))
 

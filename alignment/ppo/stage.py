@@ -2,40 +2,87 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
+from alignment.ppo.best import BestPolicy
 from alignment.ppo.config import PPOConfig
+from alignment.ppo.evaluation import load_held_out, sample_rows
+from alignment.ppo.guard import Guard
 from alignment.ppo.models import load_roles
 from alignment.ppo.trainer import Metrics, PPOTrainer
 from alignment.prompts import fitting_prompts, load_prompt_rows, prompt_limit
 from alignment.reward.sources.build import build_source
-from launch.files import read_jsonl_log
+from alignment.reward.sources.config import SourceConfig
+from alignment.reward.sources.protocol import RewardSource
+from launch.files import read_jsonl_log, write_atomic
 from launch.runtime import choose_precision
 from launch.stage import Job, Stage
 
 
 def run(config: PPOConfig, job: Job) -> dict[str, Any]:
-    """Train; the artefact is the policy, with the critic in `critic/`."""
+    """Train; the artefact is the policy, with the critic in `critic/`, and the best policy in `best/`."""
     trainer, counts = make_trainer(config, job)
     settle_precision(trainer, job)
+    guard = Guard(trainer, job.checkpoints, job.say)
+    budget = config.evaluation.kl_budget
+    best = BestPolicy(job.output_dir / "best", budget, job.runtime, lambda folder: save_artefact(trainer, folder))
     if checkpoint := job.resume():
         trainer.load(checkpoint)
+        write_records(trainer, job)
+        guard.resume()
     with job.progress(config.updates, "ppo", trainer.update_number) as meter:
 
         def after_update(number: int, metrics: Metrics) -> None:
             job.log(number, metrics)
             job.beat(number)
-            meter.advance(1, reward=metrics["reward/score"], kl=metrics["kl/k1"])
-            if job.checkpoint_due(number):
-                trainer.save(job.checkpoints)
-                job.stop_if_requested(number)
+            if number > 0:
+                meter.advance(1, reward=metrics["reward/score"], kl=metrics["kl/k1"])
+            if trainer.evaluation and trainer.evaluation.update == number:
+                best.offer(trainer.evaluation, trainer.history.start)
+            try:
+                guard.act()
+            finally:
+                write_records(trainer, job)
+            meter.advance(trainer.update_number - number)  # after a roll-back
+            keep(trainer, job, guard)
 
         trainer.sink = after_update
+        trainer.begin()
+        if config.monitors.roll_back and trainer.update_number == 0 and not trainer.history.rows:
+            keep(trainer, job, guard)
         trainer.train()
-    save_artefact(trainer, job)
+    save_artefact(trainer, job.output_dir)
     rows = read_jsonl_log(job.output_dir / "metrics.jsonl") if job.runtime.is_main else []
     last = {k: v for k, v in (rows[-1] if rows else {}).items() if k != "step" and not k.startswith("perf/")}
-    return {**last, **counts, "updates": trainer.update_number}
+    told = len(trainer.monitors.told)
+    return {**last, **counts, **best.summary(), "alarms": told, "updates": trainer.update_number}
+
+
+def keep(trainer: PPOTrainer, job: Job, guard: Guard) -> None:
+    """Save a checkpoint if one is due, and end here if the job was asked to stop."""
+    anchor, due = guard.checkpoint_due(trainer.update_number), job.checkpoint_due(trainer.update_number)
+    if anchor or due:
+        trainer.save(job.checkpoints)
+        job.stop_if_requested(trainer.update_number)
+
+
+def write_records(trainer: PPOTrainer, job: Job) -> None:
+    """evaluations.jsonl and alarms.jsonl are what the trainer's state says: after a resume they are cut back by this."""
+    if not job.runtime.is_main:
+        return
+    files: dict[str, Iterable[dict[str, Any]]] = {
+        "evaluations.jsonl": trainer.history.rows,
+        "alarms.jsonl": trainer.monitors.told,
+    }
+    if trainer.evaluation is not None:
+        files["evaluation_samples.jsonl"] = sample_rows(trainer.evaluation, trainer.history.start)
+    for name, rows in files.items():
+        lines = [json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows]
+        if lines or (job.output_dir / name).exists():
+            write_atomic(job.output_dir / name, "".join(lines))
 
 
 def make_trainer(config: PPOConfig, job: Job) -> tuple[PPOTrainer, dict[str, int]]:
@@ -44,17 +91,25 @@ def make_trainer(config: PPOConfig, job: Job) -> tuple[PPOTrainer, dict[str, int
     limit = prompt_limit(roles.policy.config, config.max_prompt_tokens, config.max_new_tokens)
     rows, too_long = fitting_prompts(roles.tokenizer, load_prompt_rows(config.prompts), limit)
     job.say(f"{len(rows)} prompts, {too_long} longer than {limit} tokens left out")
-    source = build_source(
-        config.sources,
-        job.runtime.device,
-        roles.tokenizer,
-        config.seed,
-        job.watchdog.alive,
-        job.say,
-        batch_tokens=config.forward_batch_size * (limit + config.max_new_tokens),
-    )
-    trainer = PPOTrainer(config, roles, source, rows, job.runtime)
-    return trainer, {"prompts": len(rows), "prompts_too_long": too_long}
+    counts = {"prompts": len(rows), "prompts_too_long": too_long}
+
+    def build(sources: Mapping[str, SourceConfig]) -> RewardSource:
+        return build_source(
+            sources,
+            job.runtime.device,
+            roles.tokenizer,
+            config.seed,
+            job.watchdog.alive,
+            job.say,
+            batch_tokens=config.forward_batch_size * (limit + config.max_new_tokens),
+        )
+
+    held_out = None
+    if config.evaluation.every:
+        held_out = load_held_out(config.evaluation, roles.tokenizer, limit, rows, build, job.say)
+        counts["prompts_held_out"] = len(held_out.rows)
+    trainer = PPOTrainer(config, roles, build(config.sources), rows, job.runtime, held_out=held_out)
+    return trainer, counts
 
 
 def settle_precision(trainer: PPOTrainer, job: Job) -> None:
@@ -65,17 +120,17 @@ def settle_precision(trainer: PPOTrainer, job: Job) -> None:
         job.say(f"precision {runtime.precision}")
 
 
-def save_artefact(trainer: PPOTrainer, job: Job) -> None:
+def save_artefact(trainer: PPOTrainer, folder: Path) -> None:
     """Policy at the top of the folder, critic below it, each loadable by plain transformers."""
     module = trainer.engine.module
-    trainer.engine.export(module.policy, job.output_dir)
-    folders = [job.output_dir]
+    trainer.engine.export(module.policy, folder)
+    folders = [folder]
     if module.critic is not None:
-        trainer.engine.export(module.critic, job.output_dir / "critic")
-        folders.append(job.output_dir / "critic")
-    if job.runtime.is_main:
-        for folder in folders:
-            trainer.roles.tokenizer.save_pretrained(folder)
+        trainer.engine.export(module.critic, folder / "critic")
+        folders.append(folder / "critic")
+    if trainer.runtime.is_main:
+        for each in folders:
+            trainer.roles.tokenizer.save_pretrained(each)
 
 
 STAGE = Stage("ppo", PPOConfig, run)

@@ -20,9 +20,11 @@ from alignment.ppo import objectives as ppo
 from alignment.ppo.config import PPOConfig
 from alignment.ppo.controllers import KLController, RewardNormaliser, clip_symmetric
 from alignment.ppo.estimators import EstimatorSettings, estimate_advantages
+from alignment.ppo.evaluation import PURPOSE, Evaluation, HeldOut, History
 from alignment.ppo.learner import Learner
-from alignment.ppo.measure import Metrics, rollout_metrics, sequence_kl
+from alignment.ppo.measure import Metrics, evaluation_metrics, make_samples, rollout_metrics, sequence_kl
 from alignment.ppo.models import ActorCritic, Reference, Roles, place_frozen
+from alignment.ppo.monitors import Alarm, Monitors
 from alignment.ppo.ptx import load_ptx
 from alignment.ppo.rollout import Prompt, Rollout, make_batch, make_rollout, plan_parts
 from alignment.reward.sources.protocol import Episodes, RewardSource
@@ -45,6 +47,7 @@ class PPOTrainer:
         prompts: Sequence[Prompt | str],
         runtime: Runtime,
         sink: Callable[[int, Metrics], Any] = lambda number, metrics: None,
+        held_out: HeldOut | None = None,
     ) -> None:
         self.config, self.roles, self.source, self.runtime, self.sink = config, roles, source, runtime, sink
         if config.batch_size % runtime.world:
@@ -67,17 +70,29 @@ class PPOTrainer:
         self.engine = self.learner.engine
         self.reference = place_frozen(Reference(roles.reference), runtime)
         self._sampler = self._make_sampler()
+        self.held_out, self.history = held_out, History()
+        self.evaluation: Evaluation | None = None
+        """The newest one that `log` asked for."""
+        self.monitors = Monitors(config.monitors)
+        self.alarms: list[Alarm] = []
+        """Of the newest update, for the sink to act on."""
 
     # ------------------------------------------------------------------------------------ the algorithm
 
     def train(self) -> None:
-        """Run the remaining updates; `sink` is given the metrics of each, saves, and may raise to stop."""
+        """Run the remaining updates; `sink` is given the metrics of each, saves, and may raise to stop or load to go back."""
+        self.begin()
         while self.update_number < self.config.updates:
             rollout = self.rollout(self.next_prompts())
             rollout = self.score(rollout)
             rollout = self.advantages(rollout)
             metrics = self.update(rollout)
             self.log(rollout, metrics)
+
+    def begin(self) -> None:
+        """The first evaluation, of the policy before any update, where there are some."""
+        if self.update_number == 0 and not self.history.rows and self._evaluation_due():
+            self.log(None, {})
 
     def next_prompts(self) -> list[Prompt]:
         """Prompts of the next rollout: the pass over them is shuffled anew in each epoch, none is skipped."""
@@ -188,6 +203,7 @@ class PPOTrainer:
 
     def update(self, rollout: Rollout) -> Metrics:
         """The optimizer steps on a rollout with advantages, and the step of the KL controller."""
+        self.learner.rate_factor = self.monitors.rate_factor
         with self._timed() as clock:
             metrics = self.learner.update(rollout, self.update_number, self.kl.coef)
             seconds = clock()
@@ -198,9 +214,18 @@ class PPOTrainer:
         rollout.seconds["update"] = seconds
         return metrics
 
-    def log(self, rollout: Rollout, metrics: Metrics) -> Metrics:
-        """Everything there is to say of the update that was just made, given to `sink`."""
-        metrics = {**rollout_metrics(rollout), **metrics}
+    def log(self, rollout: Rollout | None, metrics: Metrics) -> Metrics:
+        """Everything there is to say of the update that was just made (None: before the first), given to `sink`."""
+        metrics = {**(rollout_metrics(rollout) if rollout else {}), **metrics}
+        row = None
+        if self._evaluation_due():
+            with self._timed() as clock:
+                self.evaluation = self.evaluate()
+            row = self.evaluation.row
+            self.history.add(self.evaluation)
+            metrics |= {**evaluation_metrics(row), "perf/evaluate_seconds": clock()}
+        self.alarms = self.runtime.broadcast(self.monitors.observe(self.update_number, metrics, row))
+        metrics |= self.monitors.metrics()
         self.sink(self.update_number, metrics)
         return metrics
 
@@ -229,6 +254,50 @@ class PPOTrainer:
         (logprobs_N.sum() + (0 if values_N is None else values_N.sum())).backward()
         self.engine.module.zero_grad(set_to_none=True)
 
+    # ------------------------------------------------------------------------------------ evaluation
+
+    @torch.no_grad()
+    def evaluate(self) -> Evaluation:
+        """Measure the policy on the held-out prompts, with the same random numbers each time; training is not touched.
+
+        Each rank samples and scores its share of the prompts; numbers and intervals are those of all of them.
+        """
+        held_out, runtime = self.held_out, self.runtime
+        if held_out is None or len(held_out.rows) < runtime.world:
+            raise UserError(
+                f"evaluation.prompts: there are {len(held_out.rows) if held_out else 0} held-out prompts for "
+                f"{runtime.world} processes; give at least one for each"
+            )
+        n = len(held_out.rows)
+        mine = range(runtime.rank * n // runtime.world, (runtime.rank + 1) * n // runtime.world)
+        rows = [held_out.rows[i] for i in mine]
+        with runtime.autocast():
+            responses = generate(
+                self._sync_sampler(),
+                [row["prompt_ids"] for row in rows],
+                self.sampling,
+                self.config.seed,
+                PURPOSE,
+                0,
+                mine,
+                self.config.forward_batch_size,
+            )
+        rollout = make_rollout(rows, responses, mine, self.sampling.eos_id, runtime)
+        self._score_tokens(rollout)
+        episodes = Episodes.decode(self.roles.tokenizer, rollout.prompts, rollout.responses)
+        with runtime.autocast():
+            proxy_B = self.source.score(episodes).total_B
+            gold_B = held_out.gold.score(episodes).total_B if held_out.gold else None
+        parts = runtime.gather_objects(make_samples(rollout, episodes, proxy_B, gold_B))
+        samples = [sample for part in parts for sample in part]
+        found = self.history.evaluate(self.update_number, samples, held_out.lexicon)
+        return Evaluation(found.update, samples, runtime.broadcast(found.row))
+
+    def _evaluation_due(self) -> bool:
+        """Whether to evaluate after this many updates: every so many, and after the last."""
+        every = self.config.evaluation.every
+        return every > 0 and (self.update_number % every == 0 or self.update_number == self.config.updates)
+
     # ------------------------------------------------------------------------------------ state
 
     def save(self, store: CheckpointStore) -> bool:
@@ -237,6 +306,8 @@ class PPOTrainer:
             "update_number": self.update_number,
             "kl": self.kl.state_dict(),
             "normaliser": self.normaliser.state_dict(),
+            "history": self.history.state_dict(),
+            "monitors": self.monitors.state_dict(),
         }
         return self.engine.save(store, self.update_number, extra)
 
@@ -246,6 +317,8 @@ class PPOTrainer:
         self.update_number = extra["update_number"]
         self.kl.load_state_dict(extra["kl"])
         self.normaliser.load_state_dict(extra["normaliser"])
+        self.history.load_state_dict(extra["history"])
+        self.monitors.load_state_dict(extra["monitors"])
 
     # ------------------------------------------------------------------------------------ helpers
 

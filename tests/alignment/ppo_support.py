@@ -32,9 +32,9 @@ def runtime():
 
 @pytest.fixture
 def make(folders, runtime):
-    """make(source=..., **changes of the config) -> a trainer."""
+    """make(source=..., held_out=..., **changes of the config) -> a trainer."""
 
-    def build(source=None, prompts=None, **changes):
+    def build(source=None, prompts=None, held_out=None, **changes):
         policy, reward = folders
         settings = dict(
             policy=str(policy),
@@ -55,7 +55,7 @@ def make(folders, runtime):
         config.check()
         roles = load_roles(config)
         source = source or build_source(config.sources, runtime.device, roles.tokenizer, config.seed)
-        return PPOTrainer(config, roles, source, prompts or prompt_rows(), runtime)
+        return PPOTrainer(config, roles, source, prompts or prompt_rows(), runtime, held_out=held_out)
 
     return build
 
