@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from alignment.models import load_causal, load_tokenizer, switch_off_dropout
 from alignment.ppo.config import PPOConfig
 from alignment.ppo.logprobs import linear_logprobs
-from alignment.reward.trainer import load_scorer
+from alignment.reward.head import load_scorer
 from evaluation.loading import read_classifier
 from launch.errors import UserError
 from launch.runtime import Runtime
