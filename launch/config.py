@@ -21,6 +21,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 import yaml
 
 from launch.errors import UserError, nearest
+from launch.functions import PREFIX
 
 T = TypeVar("T")
 
@@ -30,6 +31,11 @@ def artefact(default: Any = "") -> Any:
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata={"artefact": True})
     return dataclasses.field(default=default, metadata={"artefact": True})
+
+
+def python_function() -> Any:
+    """A field, None unless given, that names a Python function whose file is an input: see launch/functions.py."""
+    return dataclasses.field(default=None, metadata={"artefact": True, "prefix": PREFIX})
 
 
 def operational(default: Any) -> Any:
@@ -303,28 +309,57 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def identity_dict(config: Any) -> dict[str, Any]:
-    """The part of a config that decides the result: all but the operational fields."""
-    values = to_dict(config)
+    """The part of a config that decides the result, at any depth: all but the operational fields and the places of inputs.
+
+    Where an input lies does not matter, what it holds does: see `launch.stage.describe_run`.
+    """
+    kept = {}
     for field in dataclasses.fields(config):
-        if field.metadata.get("operational"):
-            values.pop(field.name)
-    return values
+        value = getattr(config, field.name)
+        given_input = field.metadata.get("artefact") and value
+        if not field.metadata.get("operational") and not given_input:
+            kept[field.name] = _identity_of(value)
+    return kept
+
+
+def _identity_of(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return identity_dict(value)
+    if isinstance(value, dict):
+        return {key: _identity_of(item) for key, item in value.items()}
+    return [_identity_of(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def artefact_paths(config: Any) -> dict[str, str]:
-    """Field name (or `name[i]`) -> value, for the fields declared with `artefact` that are set."""
+    """Name -> value of the fields declared with `artefact` or `python_function` that are set, at any depth.
+
+    Names are `field`, `field[i]` in a list, and `group.field` or `group.key.field` in a nested config.
+    """
     found: dict[str, str] = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if not field.metadata.get("artefact") or not value:
-            continue
-        if isinstance(value, (list, tuple)):
-            found.update({f"{field.name}[{i}]": v for i, v in enumerate(value)})
-        elif isinstance(value, dict):
-            found.update({f"{field.name}.{k}": v for k, v in value.items()})
-        else:
-            found[field.name] = value
+        if not field.metadata.get("artefact"):
+            found.update(_nested_paths(field.name, value))
+        elif value:
+            prefix = field.metadata.get("prefix", "")
+            found.update({name: f"{prefix}{item}" for name, item in _items(field.name, value)})
     return found
+
+
+def _nested_paths(name: str, value: Any) -> dict[str, str]:
+    """`artefact_paths` of the configs within a field, their names after that of the field."""
+    if dataclasses.is_dataclass(value):
+        return {f"{name}.{inner}": path for inner, path in artefact_paths(value).items()}
+    return {k: v for key, item in _items(name, value) if item is not value for k, v in _nested_paths(key, item).items()}
+
+
+def _items(name: str, value: Any) -> list[tuple[str, Any]]:
+    """The items of a list or mapping with their names; of anything else, itself."""
+    if isinstance(value, (list, tuple)):
+        return [(f"{name}[{i}]", item) for i, item in enumerate(value)]
+    if isinstance(value, dict):
+        return [(f"{name}.{key}", item) for key, item in value.items()]
+    return [(name, value)]
 
 
 def field_docs(cls: Any) -> dict[str, str]:

@@ -13,6 +13,7 @@ import yaml
 
 from launch.errors import UserError, nearest
 from launch.files import read_json, sha256_text, sha256_tree, write_atomic
+from launch.functions import PREFIX, fingerprint
 
 PACKAGES = [
     "torch",
@@ -86,10 +87,12 @@ def _processor_name() -> str:
 
 
 def fingerprint_input(field: str, value: str) -> dict[str, Any]:
-    """What identifies an input: the content hash of a path, or the name of an embedded or hub source.
+    """What identifies an input: the content hash of a path or of a function's file, or the name of an embedded or hub source.
 
     UserError when the path is missing, or is a stage's folder that was not finished.
     """
+    if value.startswith(PREFIX):
+        return {"source": value, "sha256": fingerprint(field, value.removeprefix(PREFIX))}
     if value.startswith(NAMED_SOURCES):
         version = platform.python_version() if value.startswith("embedded:") else None
         return {"source": value, "sha256": sha256_text(f"{value} {version}"), "version": version}

@@ -255,10 +255,8 @@ def _finite(value: Any) -> float | str:
 def describe_run(stage: Stage, config: StageConfig) -> dict[str, Any]:
     """What identifies a run: stage, the config that decides the result, and the content of its inputs."""
     inputs = {name: fingerprint_input(name, value) for name, value in artefact_paths(config).items()}
-    identity = identity_dict(config)
-    for name in inputs:  # where an input lies does not matter, what it holds does
-        identity.pop(name.split("[")[0].split(".")[0], None)
-    content = {"stage": stage.name, "config": identity, "inputs": {n: content_of(i) for n, i in inputs.items()}}
+    held = {name: content_of(entry) for name, entry in inputs.items()}
+    content = {"stage": stage.name, "config": identity_dict(config), "inputs": held}
     return {"stage": stage.name, "identity": sha256_text(canonical_json(content)), "content": content, "inputs": inputs}
 
 
@@ -320,11 +318,21 @@ def _first_difference(known: dict[str, Any], run: dict[str, Any]) -> str:
     if old["stage"] != new["stage"]:
         return f"of `{old['stage']}`, not `{new['stage']}`"
     for part in ("config", "inputs"):
-        for key in sorted(set(old[part]) | set(new[part])):
-            before, now = old[part].get(key), new[part].get(key)
-            if before != now:
-                return f"{key} differs" if part == "inputs" else f"{key} was {before!r}, is now {now!r}"
+        before, now = _flatten(old[part]), _flatten(new[part])
+        for key in sorted(set(before) | set(now)):
+            if before.get(key) != now.get(key):
+                changed = f"{key} was {before.get(key)!r}, is now {now.get(key)!r}"
+                return f"{key} differs" if part == "inputs" else changed
     return "of another version"
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The leaves of nested mappings by their dotted names."""
+    leaves: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        leaves.update(_flatten(value, f"{name}.") if isinstance(value, dict) and value else {name: value})
+    return leaves
 
 
 def run_stage(stage: Stage, config: StageConfig) -> dict[str, Any]:
