@@ -26,24 +26,28 @@ class RewardModel:
 
     @classmethod
     def from_pretrained(
-        cls, name: str, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+        cls,
+        name: str,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        field: str = "reward",
     ) -> RewardModel:
         """Load a folder or a hub model (`org/name`, or `hub:org/name`). Code of the hub is never run.
 
-        `device`: the GPU if there is one when not given. `dtype`: float32 when not given. The weights are whole also
-        under ZeRO-3. UserError when the model has no trained head, not exactly one label, no pad token, or fewer
-        embeddings than its tokenizer has tokens.
+        `device`: the GPU if there is one when not given. `dtype`: float32 when not given. `field`: the key of the config
+        that names the model, for errors. The weights are whole also under ZeRO-3. UserError when the model has no
+        trained head, not exactly one label, no pad token, or fewer embeddings than its tokenizer has tokens.
         """
         import torch
 
         from evaluation.loading import plain_weights, read_classifier, read_tokenizer
 
-        tokenizer = read_tokenizer("reward", name)
+        tokenizer = read_tokenizer(field, name)
         with plain_weights():
-            model = read_classifier("reward", name, tokenizer, dtype)
+            model = read_classifier(field, name, tokenizer, dtype)
         if model.config.get_text_config().pad_token_id is None:
             raise UserError(
-                f"{name}: no pad_token_id in its config.json, so batches cannot be padded; set it to the tokenizer's pad token"
+                f"{field}: {name}: no pad_token_id in its config.json, so batches cannot be padded; set it to the tokenizer's pad token"
             )
         return cls(model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), tokenizer)
 

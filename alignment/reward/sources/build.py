@@ -1,0 +1,110 @@
+"""From the config of rewards to one source that scores with all of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from alignment.reward.model import RewardModel
+from alignment.reward.sources.combined import CombinedSource
+from alignment.reward.sources.config import SourceConfig
+from alignment.reward.sources.ensemble import EnsembleSource
+from alignment.reward.sources.exchange import Backoff, Endpoint
+from alignment.reward.sources.function import FunctionSource
+from alignment.reward.sources.model import ModelSource
+from alignment.reward.sources.protocol import Beat, RewardSource, Say
+from alignment.reward.sources.rules import Rule, RuleSource, format_rule, length_rule, repetition_rule
+from alignment.reward.sources.service import ServiceSource
+from launch.errors import UserError
+from launch.functions import find_file, load_function
+
+RULES: dict[str, Callable[..., Rule]] = {
+    "length": length_rule,
+    "repetition": repetition_rule,
+    "format": format_rule,
+}
+
+
+@dataclass(frozen=True)
+class _Place:
+    """What sources need besides their own config."""
+
+    device: torch.device
+    tokenizer: PreTrainedTokenizerBase
+    seed: int
+    beat: Beat
+    say: Say
+    batch_tokens: int
+
+
+def build_source(
+    rewards: Mapping[str, SourceConfig],
+    device: torch.device,
+    policy_tokenizer: PreTrainedTokenizerBase,
+    seed: int = 0,
+    beat: Beat = lambda: None,
+    say: Say = lambda line: None,
+    batch_tokens: int = 8192,
+) -> RewardSource:
+    """The weighted sum of the named sources (see `named_rewards`), loaded onto `device`; models are whole on each rank.
+
+    `seed`: of the back-off's jitter, no reward depends on it. `beat`: called between batches, and while a service is
+    waited for, so that a watchdog sees that this process lives; it may raise. `say`: takes a line for the user.
+    `batch_tokens`: padded size of a reward model's batch. UserError names the source that cannot be had.
+    """
+    place = _Place(device, policy_tokenizer, seed, beat, say, batch_tokens)
+    return CombinedSource({name: (config.weight, _build_one(name, config, place)) for name, config in rewards.items()})
+
+
+def _build_one(name: str, config: SourceConfig, place: _Place) -> RewardSource:
+    if config.model:
+        return _build_model(name, config.model, f"rewards.{name}.model", place)
+    if config.ensemble:
+        fields = [f"rewards.{name}.ensemble[{i}]" for i in range(len(config.ensemble))]
+        members = [_build_model(name, path, field, place) for path, field in zip(config.ensemble, fields, strict=True)]
+        return EnsembleSource(name, members, **config.options())
+    if config.function:
+        field = f"rewards.{name}.function"
+        function, file = load_function(field, config.function), find_file(field, config.function)
+        return FunctionSource(name, function, config.function, file)
+    if config.rule:
+        return RuleSource(name, RULES[config.rule](**config.options()))
+    return _build_service(name, config, place)
+
+
+def _build_model(name: str, path: str, field: str, place: _Place) -> ModelSource:
+    judge = RewardModel.from_pretrained(path, device=place.device, field=field)
+    return ModelSource(name, judge, place.tokenizer, place.batch_tokens, place.beat)
+
+
+def _build_service(name: str, config: SourceConfig, place: _Place) -> ServiceSource:
+    options: dict[str, Any] = config.options()
+    options.pop("service", None)
+    token = read_secret(f"rewards.{name}.token_env", options.pop("token_env", None))
+    timeout = {"timeout_s": options.pop("timeout_s")} if "timeout_s" in options else {}
+    return ServiceSource(
+        name,
+        Endpoint(config.url or "", token=token, **timeout),
+        place.tokenizer,
+        Backoff(place.seed, f"reward-service-{name}"),
+        beat=place.beat,
+        say=place.say,
+        **options,
+    )
+
+
+def read_secret(field: str, variable: str | None) -> str:
+    """The value of an environment variable that a config names; empty when it names none. UserError when it is not set."""
+    if variable is None:
+        return ""
+    value = os.environ.get(variable, "").strip()
+    if not value:
+        raise UserError(f"{field}: the environment variable {variable} is not set; export it before the run")
+    if not value.isascii() or not value.isprintable():  # http.client would show it in its complaint
+        raise UserError(f"{field}: what the environment variable {variable} holds is no token: one line of ASCII is")
+    return value

@@ -1,0 +1,204 @@
+"""Requests to a service that may be away: it is waited for, and nothing that it has answered is asked again.
+
+What passes (no connection, no answer in time, status 408, 429 or 5xx) is tried again for ever, with exponential
+back-off and jitter; what stays (any other status, an answer that makes no sense) is a UserError at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import queue
+import ssl
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+from urllib.parse import urlsplit
+
+from alignment.reward.sources.protocol import Beat, Say
+from launch.errors import UserError
+from launch.seeding import numpy_generator
+
+T = TypeVar("T")
+BEAT_S = 0.5
+QUIET_S = 60.0
+MAX_ANSWER_BYTES = 64 * 2**20
+PASSING = (408, 429)  # too slow, too many requests: the service is there, and will take the request later
+
+
+class Away(Exception):
+    """The service does not answer now; it may later."""
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where requests go. The token is sent as `Authorization: Bearer TOKEN`, and shown nowhere."""
+
+    url: str
+    timeout_s: float = 60.0
+    token: str = field(default="", repr=False)
+
+    def post(self, body: bytes) -> bytes:
+        """The body of the answer. Away for what passes, UserError for what stays. Redirects are not followed.
+
+        `timeout_s` is for connecting, for each silence of the service, and for the whole answer once it has begun.
+        """
+        try:
+            status, content = self._exchange(body)
+        except ssl.SSLCertVerificationError as error:
+            raise UserError(f"{self.url}: its certificate is not to be trusted ({error.verify_message})") from None
+        except (OSError, http.client.HTTPException) as error:
+            raise Away(str(error) or type(error).__name__) from None
+        if 200 <= status < 300:
+            return content
+        if status in PASSING or status >= 500:
+            raise Away(f"status {status}: {_excerpt(content)}")
+        raise UserError(f"{self.url}: answered with status {status} ({_excerpt(content)}); mend the request or the url")
+
+    def _exchange(self, body: bytes) -> tuple[int, bytes]:
+        parts = urlsplit(self.url)
+        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        connection = kind(parts.hostname or "", parts.port, timeout=self.timeout_s)
+        headers = {"Content-Type": "application/json", "Accept": "application/json"}
+        if self.token:
+            headers["Authorization"] = f"Bearer {self.token}"
+        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        try:
+            # A request that is refused before it is read through breaks the pipe: the answer says why.
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                connection.request("POST", target, body, headers)
+            response = connection.getresponse()
+            return response.status, self._read(response)
+        finally:
+            connection.close()
+
+    def _read(self, response: http.client.HTTPResponse) -> bytes:
+        content, deadline = bytearray(), time.monotonic() + self.timeout_s
+        while part := response.read1(2**16):
+            content += part
+            if len(content) > MAX_ANSWER_BYTES:
+                raise UserError(
+                    f"{self.url}: answers with more than {MAX_ANSWER_BYTES >> 20} MiB; this is no reward service"
+                )
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"the answer took more than {self.timeout_s:g} s")
+        if response.length:  # read1 does not tell that the connection broke
+            raise http.client.IncompleteRead(bytes(content), response.length)
+        return bytes(content)
+
+
+def _excerpt(content: bytes) -> str:
+    """The sentence in an answer that tells of an error, or its beginning."""
+    text = content.decode("utf-8", "replace")
+    with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
+        text = str(json.loads(text)["error"])
+    text = " ".join(text.split())
+    return (text[:197] + "..." if len(text) > 200 else text) or "no text"
+
+
+@dataclass(frozen=True)
+class Backoff:
+    """How long to wait before a request is sent again: about `first_s`, doubled each time, at most `longest_s`."""
+
+    seed: int
+    purpose: str
+    first_s: float = 0.5
+    longest_s: float = 30.0
+
+    def delay_s(self, attempt: int, *counters: int) -> float:
+        """Between half and all of min(longest_s, first_s * 2^attempt); the counters tell requests and ranks apart."""
+        share = 0.5 + 0.5 * float(numpy_generator(self.seed, self.purpose, attempt, *counters).random())
+        return share * min(self.longest_s, self.first_s * 2 ** min(attempt, 30))
+
+
+class Notice:
+    """Says that the run waits for a service: at most one line in QUIET_S seconds, and one when it is back."""
+
+    def __init__(self, what: str, say: Say) -> None:
+        self.what, self.say = what, say
+        self._lock = threading.Lock()
+        self._waiting: set[int] = set()
+        self._since = self._said = -float("inf")
+        self._told = False
+
+    def away(self, request: int, reason: str) -> None:
+        with self._lock:
+            if not self._waiting:
+                self._since, self._told = time.time(), False
+            self._waiting.add(request)
+            if time.monotonic() - self._said < QUIET_S:
+                return
+            self._said, self._told = time.monotonic(), True
+            since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self._since))
+            self.say(f"{self.what} has not answered since {since} ({reason}); the run waits for it")
+
+    def back(self, request: int) -> None:
+        with self._lock:
+            was_waiting = request in self._waiting
+            self._waiting.discard(request)
+            if was_waiting and not self._waiting and self._told:
+                self.say(f"{self.what} answers again, after {time.time() - self._since:.0f} s; the run goes on")
+
+
+@dataclass
+class Exchange(Generic[T]):
+    """A batch of requests to one endpoint, `concurrency` at a time, each repeated until it is answered."""
+
+    endpoint: Endpoint
+    parse: Callable[[int, bytes], T]
+    """What the answer to request i says; UserError when it makes no sense."""
+    backoff: Backoff
+    notice: Notice
+    counters: tuple[int, ...] = ()
+
+    def run(self, bodies: Sequence[bytes], concurrency: int, beat: Beat) -> list[T]:
+        """The parsed answers, in order. `beat` is called while this waits, and its exceptions end it."""
+        pending: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for number in range(len(bodies)):
+            pending.put(number)
+        answers: dict[int, T] = {}
+        failures: list[BaseException] = []
+        stop, changed = threading.Event(), threading.Event()
+
+        def work() -> None:
+            try:
+                while not stop.is_set():
+                    number = pending.get_nowait()
+                    answers[number] = self._until_answered(number, bodies[number], stop)
+            except queue.Empty:
+                pass
+            except BaseException as error:
+                failures.append(error)
+            changed.set()
+
+        # Daemons: one that waits for a dead service must not hold up the end of the process.
+        threads = [threading.Thread(target=work, daemon=True) for _ in range(min(concurrency, len(bodies)))]
+        try:
+            for thread in threads:
+                thread.start()
+            while not failures and any(thread.is_alive() for thread in threads):
+                changed.wait(BEAT_S)
+                changed.clear()
+                beat()
+        finally:
+            stop.set()
+        if failures:
+            raise failures[0]
+        return [answers[number] for number in range(len(bodies))]
+
+    def _until_answered(self, number: int, body: bytes, stop: threading.Event) -> T:
+        attempt = 0
+        while True:
+            try:
+                answer = self.parse(number, self.endpoint.post(body))
+            except Away as reason:
+                self.notice.away(number, str(reason))
+                if stop.wait(self.backoff.delay_s(attempt, number, *self.counters)):
+                    raise  # nobody waits for this answer any more
+                attempt += 1
+            else:
+                self.notice.back(number)
+                return answer
