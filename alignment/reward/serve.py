@@ -158,9 +158,7 @@ class Handler(BaseHTTPRequestHandler):
             self._fail(404, f"nothing is here; POST to one of {', '.join(PATHS)}, or GET /health")
 
     def do_POST(self) -> None:
-        length = self.headers.get("Content-Length", "")
-        sized = length.isascii() and length.isdecimal()
-        self.unread = int(length) if sized else MOST_DISCARDED * ("Transfer-Encoding" in self.headers)
+        sized = self._expect_body()
         with self.server.answering():
             if self._path() not in PATHS:
                 self._fail(404, f"nothing is here; POST to one of {', '.join(PATHS)}, or GET /health")
@@ -173,6 +171,13 @@ class Handler(BaseHTTPRequestHandler):
             elif (content := self._read()) is not None:
                 self._score(content)
 
+    def _expect_body(self) -> bool:
+        """Whether the request says how long its body is; `unread` is set to that, or to the most there may be."""
+        length = self.headers.get("Content-Length", "")
+        sized = length.isascii() and length.isdecimal() and len(length) < 16
+        self.unread = int(length) if sized else MOST_DISCARDED * ("Transfer-Encoding" in self.headers)
+        return sized
+
     def _score(self, content: bytes) -> None:
         server = self.server
         try:
@@ -181,9 +186,7 @@ class Handler(BaseHTTPRequestHandler):
         except (BadRequest, UserError) as error:
             self._fail(400, str(error))
         except Busy:
-            self._fail(
-                503, f"more than {server.config.max_waiting} rows wait, or the service is ending; ask again later"
-            )
+            self._fail(503, f"more than {server.config.max_waiting} rows would wait; ask again later")
         except Exception as error:
             self._fail(500, f"the model failed ({type(error).__name__}: {error}); the service's own output says more")
         else:
@@ -234,6 +237,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """What the base class finds wrong with a request, in our form."""
+        if code == 501:  # a method that we have not: it came with headers, and perhaps a body
+            self._expect_body()
         self._fail(405 if code == 501 else int(code), message or "this is no HTTP request that this service knows")
 
     def log_message(self, format: str, *args: Any) -> None:

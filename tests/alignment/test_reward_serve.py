@@ -24,10 +24,11 @@ from alignment.reward.serve import RewardServer, ServeConfig, is_own_address
 from alignment.reward.sources.exchange import Backoff, Endpoint
 from alignment.reward.sources.service import ServiceSource
 from data import train_tokenizer
+from launch.cli import run_command
 from launch.config import load_config
 from launch.errors import UserError
 from tests.alignment.reward_support import COMPLETIONS, FINISHED, PROMPTS, episodes
-from tests.support import alignkit, environment, free_port, save_reward, tiny_config, word_tokenizer
+from tests.support import environment, free_port, tiny_config, word_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +112,16 @@ def test_the_client_gets_what_the_model_gives_here(server, judge, messages):
     source = ServiceSource("judge", Endpoint(server.url), word_tokenizer(), Backoff(0, "t"), batch_size=4)
     expected = judge.score(prompts * 5, COMPLETIONS * 5, ended=FINISHED * 5)
     assert source.score(data).total_B.tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_bf16_weights_give_nearly_the_same(folder, judge):
+    half = RewardModel.from_pretrained(folder, dtype=torch.bfloat16)
+    running = Running(folder, half, precision="bf16")
+    query = [p + c for p, c in zip(PROMPTS, COMPLETIONS, strict=True)]
+    _, answer = ask(running.url, {"query": query, "prompts": PROMPTS})
+    running.close()
+    assert answer["rewards"] == pytest.approx(judge.score(PROMPTS, COMPLETIONS), abs=0.2)
+    assert answer["rewards"] != pytest.approx(judge.score(PROMPTS, COMPLETIONS), abs=1e-6)
 
 
 def test_requests_that_come_together_share_a_pass(judge, monkeypatch):
@@ -293,6 +304,9 @@ def test_a_body_without_length_or_that_breaks_off(server):
         raw.shutdown(socket.SHUT_WR)
         assert b" 400 " in raw.makefile("rb").readline()
     with socket.create_connection(server.server.server_address, timeout=60) as raw:
+        raw.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n{}")
+        assert b" 411 " in raw.makefile("rb").readline()
+    with socket.create_connection(server.server.server_address, timeout=60) as raw:
         raw.sendall(b"nonsense\r\n\r\n")
         assert b'{"error":' in raw.makefile("rb").read()
     assert ask(server.url, None, "/health")[0] == 200  # and it lives
@@ -358,6 +372,7 @@ def start(folder, *words):
     return process, line.split()[3]
 
 
+@pytest.mark.slow
 def test_a_real_service_answers_ends_on_sigterm_and_the_run_goes_on_with_the_next_one(folder, judge):
     port = free_port()
     process, url = start(folder, "--port", str(port))
@@ -415,11 +430,11 @@ def test_requests_under_way_are_answered_before_the_end(folder, judge, monkeypat
     assert result["answer"][1]["rewards"] == pytest.approx(judge.score(["the"], [""]), abs=1e-6)
 
 
-def test_the_front_door(tmp_path):
-    save_reward(tmp_path / "reward")
-    done = alignkit("reward", "serve", "--help")
-    assert done.returncode == 0 and "--token_env" in done.stdout
-    done = alignkit("reward", "serve", "--model", tmp_path / "nowhere")
-    assert done.returncode == 2 and "model: " in done.stderr and "could not be loaded" in done.stderr
-    done = alignkit("reward", "serve", "--model", tmp_path / "reward", "--token_env", "NO_SUCH_TOKEN")
-    assert done.returncode == 2 and "NO_SUCH_TOKEN is not set" in done.stderr
+def test_the_front_door(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("NO_SUCH_TOKEN", raising=False)
+    run_command(["reward", "serve", "--help"])
+    assert "--token_env" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"model: .*nowhere: could not be loaded"):
+        run_command(["reward", "serve", "--model", str(tmp_path / "nowhere")])
+    with pytest.raises(UserError, match="NO_SUCH_TOKEN is not set"):
+        run_command(["reward", "serve", "--model", str(tmp_path), "--token-env", "NO_SUCH_TOKEN"])

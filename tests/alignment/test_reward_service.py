@@ -1,6 +1,9 @@
 """The client of reward services, against real sockets that are dead, slow, deaf or talk nonsense."""
 
 import json
+import shutil
+import ssl
+import subprocess
 import threading
 import time
 from types import SimpleNamespace
@@ -251,6 +254,19 @@ def test_backoff_doubles_up_to_a_limit_with_jitter_that_the_seed_decides():
         assert full / 2 <= delay <= full
         assert delay == Backoff(3, "reward-service-judge").delay_s(attempt, 1, 2)
     assert len({backoff.delay_s(9, request, rank) for request in range(3) for rank in range(3)}) == 9
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl, which makes the certificate, is not installed")
+def test_a_certificate_that_nobody_vouches_for_is_an_error_and_no_pause(tmp_path):
+    files = ["-keyout", str(tmp_path / "key.pem"), "-out", str(tmp_path / "cert.pem")]
+    kind = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-subj", "/CN=localhost"]
+    subprocess.run(["openssl", "req", "-x509", *kind, *files], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "cert.pem", tmp_path / "key.pem")
+    with FakeService(good) as service:
+        service.server.socket = context.wrap_socket(service.server.socket, server_side=True)
+        with pytest.raises(UserError, match=r"its certificate is not to be trusted \(self-signed certificate\)"):
+            source_for(service.url.replace("http:", "https:")).score(episodes())
 
 
 # ---------------------------------------------------------------------------------------------- secrets
