@@ -1,22 +1,31 @@
 """The mathematics of PPO for language models: pure functions of tensors.
 
 Shapes: B sequences, T response tokens (right-padded). `mask_BT` is 1 on response tokens, EOS included, and 0 on
-the padding after them. Log-probabilities and KL are in nats. Functions named `*_sum` return sums over tokens: the
-caller divides by the token count of the GLOBAL minibatch, so that no micro-batch, rank or accumulation step
-weighs its tokens differently (checklist item 23).
+the padding after them, whose content never matters, be it NaN. Log-probabilities and KL are in nats.
+
+Losses are given for each token. A loss of the minibatch is sum(token_weights * losses), with the weights of the GLOBAL
+minibatch: then no micro-batch, rank or accumulation step weighs its tokens differently (checklist item 23). Functions
+named `*_sum` return sums over tokens, for the caller to divide by the token count of the global minibatch.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
+
+from alignment.ppo.controllers import KLController as KLController  # the trainer's name for it
+
+# ---------------------------------------------------------------------------------------------- masked tensors
+
+
+def on_mask(values: Tensor, mask: Tensor) -> Tensor:
+    """`values` where `mask` is not 0, and 0 elsewhere whatever stands there: NaN * 0 would be NaN."""
+    return values.masked_fill(mask == 0, 0)
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     """Mean of `values` where `mask` is 1 (any equal shapes); 0 where there is none."""
-    return (values * mask).sum() / mask.sum().clamp(min=1)
+    return on_mask(values, mask).sum() / mask.sum().clamp(min=1)
 
 
 def masked_whiten(values: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
@@ -27,7 +36,34 @@ def masked_whiten(values: Tensor, mask: Tensor, shift_mean: bool = True) -> Tens
     mean = masked_mean(values, mask)
     variance = masked_mean((values - mean) ** 2, mask)
     whitened = (values - mean) * torch.rsqrt(variance + 1e-8)
-    return (whitened if shift_mean else whitened + mean) * mask
+    return on_mask(whitened if shift_mean else whitened + mean, mask)
+
+
+def token_weights(mask_BT: Tensor, how: str, max_length: int) -> Tensor:
+    """Weight of each token's loss in the loss of a minibatch, (B, T); sum(weights * losses) is the loss.
+
+    `mask_BT` is that of the GLOBAL minibatch; a micro-batch takes its rows of the result.
+    `token_mean`: the mean over all tokens (PPO; DAPO, Yu et al. 2025). `sequence_mean`: the mean over sequences of each
+    one's token mean (GRPO, Shao et al. 2024): a token of a long response counts less. `constant_length`: the sum over
+    tokens over sequences * max_length, the longest response allowed (Dr. GRPO, Liu et al. 2025): neither favours a
+    length nor depends on the lengths that happened.
+    """
+    sequences, length_B1 = len(mask_BT), mask_BT.sum(1, keepdim=True).clamp(min=1)
+    if how == "token_mean":
+        return mask_BT / mask_BT.sum().clamp(min=1)
+    if how == "sequence_mean":
+        return mask_BT / (length_B1 * sequences)
+    if how == "constant_length":
+        return mask_BT / (max_length * sequences)
+    raise ValueError(f"loss aggregation {how!r} is not one of token_mean, sequence_mean, constant_length")
+
+
+# ---------------------------------------------------------------------------------------------- KL and rewards
+
+
+def log_ratio(logprobs: Tensor, other_logprobs: Tensor, mask: Tensor) -> Tensor:
+    """log(p / q) of each token, 0 off the mask: exp of what stands there could overflow and spoil every gradient."""
+    return on_mask(logprobs - other_logprobs, mask)
 
 
 def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, kind: str = "k1") -> Tensor:
@@ -45,9 +81,29 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, kind: str = "k1") -> Ten
     raise ValueError(f"kl estimator {kind!r} is not one of k1, k2, k3")
 
 
+def kl_losses(log_ratio_BT: Tensor, kind: str) -> Tensor:
+    """KL(policy p || reference q) of each token as a term of the loss, from log p/q with its gradient in log p, (B, T).
+
+    The value is that of `kl_estimate`; the gradient is what matters in a loss, and is another thing. For tokens drawn
+    from p (over the vocabulary, at one position):
+
+    - k1: d k1 = d log p, whose mean is 0 whatever q is: it would be noise. So k1 is given k2's gradient.
+    - k2: d k2 = log(p/q) d log p, whose mean is the gradient of KL(p || q). The right one for this penalty.
+    - k3: d k3 = (1 - q/p) d log p, whose mean is the gradient of KL(q || p), the other direction (GRPO's choice,
+      Shao et al. 2024, eq. 4): the two agree to first order near p = q, and k3 pulls without bound where q >> p.
+
+    What a token does to the KL of later tokens is not in it; the KL in the reward has that part. In later epochs the
+    tokens are those of the rollout's policy, not of p: as biased as without an importance weight.
+    """
+    if kind == "k1":
+        slope_BT = kl_estimate(log_ratio_BT, torch.zeros_like(log_ratio_BT), "k2")
+        return log_ratio_BT.detach() + slope_BT - slope_BT.detach()
+    return kl_estimate(log_ratio_BT, torch.zeros_like(log_ratio_BT), kind)
+
+
 def token_rewards(scores_B: Tensor, kl_BT: Tensor, mask_BT: Tensor, kl_coef: float) -> Tensor:
     """Reward of each token: -kl_coef * KL everywhere, plus the sequence's score on its last real token (B, T)."""
-    rewards_BT = -kl_coef * kl_BT * mask_BT
+    rewards_BT = -kl_coef * on_mask(kl_BT, mask_BT)
     last_B = mask_BT.sum(1).long() - 1
     rows_B = torch.arange(len(scores_B), device=scores_B.device)
     rewards_BT[rows_B, last_B] += scores_B
@@ -62,13 +118,15 @@ def apply_missing_eos(scores_B: Tensor, finished_B: Tensor, how: str, penalty: f
     return torch.where(finished_B.bool(), scores_B, changed_B)
 
 
-def gae(rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
+def gae(
+    rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, gamma: float, lam: float | Tensor
+) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimation (Schulman et al. 2016): advantages and returns, both (B, T), 0 off the mask.
 
     A_t = sum_k (gamma lam)^k delta_{t+k},  delta_t = r_t + gamma V_{t+1} - V_t, with V = 0 after the last real token:
-    the episode ends there, and padding neither bootstraps nor contributes.
+    the episode ends there, and padding neither bootstraps nor contributes. `lam`: one for all, or one each (B,).
     """
-    values_BT = values_BT * mask_BT
+    rewards_BT, values_BT = on_mask(rewards_BT, mask_BT), on_mask(values_BT, mask_BT)
     advantages_BT = torch.zeros_like(rewards_BT)
     running_B = torch.zeros_like(rewards_BT[:, 0])
     next_value_B = torch.zeros_like(running_B)
@@ -80,31 +138,94 @@ def gae(rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, gamma: float, la
     return advantages_BT, (advantages_BT + values_BT) * mask_BT
 
 
+# ---------------------------------------------------------------------------------------------- losses
+
+
+def policy_losses(
+    log_ratio_BT: Tensor, advantages_BT: Tensor, clip_low: float, clip_high: float, dual_clip: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """Clipped surrogate of PPO, negated, and whether it is clipped (bool), for each token; both (B, T).
+
+    L = -min(r A, clip(r, 1 - low, 1 + high) A), r = exp(log_ratio) (Schulman et al. 2017; high > low is the "clip-higher"
+    of DAPO, Yu et al. 2025). `dual_clip` c > 1 bounds it where A < 0: L = min(L, -c A) (Ye et al. 2020): a token
+    that became much more probable although it was bad would otherwise weigh without bound. A token counts as clipped
+    where a clipped branch is the active one: it has no gradient then.
+    """
+    ratio_BT = torch.exp(log_ratio_BT)
+    plain_BT = -advantages_BT * ratio_BT
+    bounded_BT = -advantages_BT * ratio_BT.clamp(1 - clip_low, 1 + clip_high)
+    losses_BT, clipped_BT = torch.maximum(plain_BT, bounded_BT), bounded_BT > plain_BT
+    if dual_clip is None:
+        return losses_BT, clipped_BT
+    ceiling_BT = -advantages_BT * dual_clip
+    above_BT = (advantages_BT < 0) & (losses_BT > ceiling_BT)
+    return torch.where(above_BT, ceiling_BT, losses_BT), clipped_BT | above_BT
+
+
 def policy_loss_sum(
     logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, clip: float
 ) -> tuple[Tensor, Tensor]:
-    """Clipped surrogate of PPO (Schulman et al. 2017), negated, and the count of clipped tokens; both summed over tokens.
+    """`policy_losses` with a symmetric clip, and its count of clipped tokens; both summed over tokens."""
+    losses, clipped = policy_losses(log_ratio(logprobs, old_logprobs, mask), advantages, clip, clip)
+    return on_mask(losses, mask).sum(), (clipped * mask).sum()
 
-    L = -sum min(r A, clip(r, 1-c, 1+c) A), r = exp(logp - old logp). A token counts as clipped where the clipped
-    branch is the active one.
+
+def value_losses(
+    values_BT: Tensor, old_values_BT: Tensor, returns_BT: Tensor, clip: float | None
+) -> tuple[Tensor, Tensor]:
+    """Value loss 0.5 max((V-R)², (V_clip-R)²) and whether it is clipped (bool), for each token; both (B, T).
+
+    V_clip keeps V within `clip` of the value at the time of the rollout (item 22 of the checklist); with None the loss
+    is 0.5 (V-R)².
     """
-    ratio = torch.exp(logprobs - old_logprobs)
-    unclipped = -advantages * ratio
-    clipped = -advantages * ratio.clamp(1 - clip, 1 + clip)
-    return (torch.maximum(unclipped, clipped) * mask).sum(), ((clipped > unclipped) * mask).sum()
+    plain_BT = (values_BT - returns_BT) ** 2
+    if clip is None:
+        return 0.5 * plain_BT, torch.zeros_like(plain_BT, dtype=torch.bool)
+    moved_BT = values_BT - old_values_BT
+    bounded_BT = (old_values_BT + moved_BT.clamp(-clip, clip) - returns_BT) ** 2
+    clipped_BT = (bounded_BT > plain_BT) & (moved_BT.abs() > clip)  # inside the range they differ by rounding
+    return 0.5 * torch.maximum(plain_BT, bounded_BT), clipped_BT
 
 
 def value_loss_sum(
-    values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, clip: float
+    values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, clip: float | None
 ) -> tuple[Tensor, Tensor]:
-    """Clipped value loss 0.5 max((V-R)², (V_clip-R)²) and the count of clipped tokens; both summed over tokens.
+    """`value_losses` and its count of clipped tokens; both summed over tokens."""
+    losses, clipped = value_losses(values, old_values, returns, clip)
+    return on_mask(losses, mask).sum(), (clipped * mask).sum()
 
-    V_clip keeps V within `clip` of the value at the time of the rollout (item 22 of the checklist).
+
+def truncated_importance(
+    logprobs_BT: Tensor, sampled_logprobs_BT: Tensor, mask_BT: Tensor, cap: float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """min(p_train / p_rollout, cap) of each token, without gradient, and what is logged of it.
+
+    Multiply the policy losses by it when the tokens were drawn by another engine, or at another precision, than the
+    one whose `logprobs_BT` are the old ones of the ratio: the draw is then off-policy before the first step (truncated
+    importance sampling, Ionides 2008; for LLM rollouts Yao et al. 2025). 1 off the mask.
+    Logged, over all tokens of the global batch: mean and largest ratio before truncation, share truncated.
     """
-    kept = old_values + (values - old_values).clamp(-clip, clip)
-    plain, bounded = (values - returns) ** 2, (kept - returns) ** 2
-    clipped = (bounded > plain) & ((values - old_values).abs() > clip)  # inside the range they differ by rounding
-    return 0.5 * (torch.maximum(plain, bounded) * mask).sum(), (clipped * mask).sum()
+    ratio_BT = log_ratio(logprobs_BT, sampled_logprobs_BT, mask_BT).detach().exp()
+    measured = {
+        "importance/mean": masked_mean(ratio_BT, mask_BT),
+        "importance/max": on_mask(ratio_BT, mask_BT).max(),
+        "importance/truncated": masked_mean((ratio_BT > cap).to(ratio_BT), mask_BT),
+    }
+    return ratio_BT.clamp(max=cap), measured
+
+
+# ---------------------------------------------------------------------------------------------- what is logged
+
+
+def ratio_sums(log_ratio_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the ratios r = exp(log_ratio): sum over tokens, sum of squares, largest. Sums add up over micro-batches and ranks."""
+    ratio_BT = on_mask(log_ratio_BT.detach().exp(), mask_BT)
+    return ratio_BT.sum(), ratio_BT.square().sum(), ratio_BT.max()
+
+
+def effective_sample_share(ratio_sum: float, square_sum: float, tokens: float) -> float:
+    """Kish's effective sample size (sum r)² / sum r² as a share of the tokens: 1 for equal ratios, 1/n for one alone."""
+    return ratio_sum**2 / (square_sum * tokens)
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
@@ -113,22 +234,3 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
     spread = masked_mean((returns - masked_mean(returns, mask)) ** 2, mask)
     unexplained = masked_mean((residual - masked_mean(residual, mask)) ** 2, mask)
     return 1 - unexplained / spread.clamp(min=1e-12)
-
-
-@dataclass
-class KLController:
-    """The KL coefficient: fixed, or adapted so that the sequence KL stays near `target` (Ziegler et al. 2019, eq. 3).
-
-    error = clip(KL / target - 1, -0.2, 0.2);  coef <- coef (1 + error * episodes / horizon). KL is the mean over the
-    global batch of the KL summed over each sequence, and `episodes` counts the global batch.
-    """
-
-    coef: float
-    target: float | None = None
-    horizon: int = 10_000
-
-    def update(self, sequence_kl: float, episodes: int) -> None:
-        """Move the coefficient after a rollout; a fixed controller does not move."""
-        if self.target is not None:
-            error = min(max(sequence_kl / self.target - 1, -0.2), 0.2)
-            self.coef *= 1 + error * episodes / self.horizon
