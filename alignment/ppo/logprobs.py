@@ -9,6 +9,7 @@ Shapes: B sequences, S tokens of a row, T response tokens; N tokens, C tokens of
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ class LogprobHead(nn.Linear):
         """Logits of `hidden` (any shape, D) without targets; with them `linear_logprobs` of hidden (N, D)."""
         if targets_N is None:
             return super().forward(hidden)
-        return linear_logprobs(hidden, self.weight, self.bias, targets_N, temperature)
+        return linear_logprobs(hidden, self.weight, self.bias, targets_N, temperature, LOGITS_PER_CHUNK)
 
 
 def give_logprob_head(model: PreTrainedModel) -> bool:
@@ -74,7 +75,7 @@ def linear_logprobs(
     bias_V: Tensor | None,
     targets_N: Tensor,
     temperature: float,
-    logits_per_chunk: int = LOGITS_PER_CHUNK,
+    logits_per_chunk: int,
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each target and entropy, in nats, under softmax((hidden @ weight' + bias) / temperature): (N,) both.
 
@@ -94,7 +95,7 @@ def chunk_slices(tokens: int, vocabulary: int, logits_per_chunk: int) -> list[sl
     most = max(1, logits_per_chunk // vocabulary)
     count = -(-tokens // most)
     bounds = [tokens * i // count for i in range(count + 1)] if count else []
-    return [slice(start, stop) for start, stop in zip(bounds, bounds[1:], strict=False)]
+    return [slice(start, stop) for start, stop in itertools.pairwise(bounds)]
 
 
 class _LinearLogprobs(torch.autograd.Function):
