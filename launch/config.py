@@ -289,7 +289,7 @@ def load_config(cls: type[T], arguments: Sequence[str]) -> T:
 def find_recipe(name: str) -> Path:
     """A recipe's path: a file as given, or the name of one that comes with alignkit (`demo`, `ppo.yaml`)."""
     path = Path(name)
-    if path.exists() or "/" in name:
+    if path.is_file() or "/" in name:  # a folder of a recipe's name is no recipe: `make demo` writes to demo/
         return path
     shipped = Path(__file__).parent / "recipes"
     for candidate in (shipped / name, shipped / f"{name}.yaml"):

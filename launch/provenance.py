@@ -29,7 +29,8 @@ PACKAGES = [
     "torch-fidelity",
     "numpy",
 ]
-NAMED_SOURCES = ("embedded:", "hub:")
+NAMED_SOURCES = ("embedded:", "hub:", PREFIX)
+"""What an input begins with that is no path."""
 
 
 def package_versions() -> dict[str, str]:

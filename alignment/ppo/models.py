@@ -5,7 +5,6 @@ Shapes: b episodes of S right-padded tokens, N response tokens of all of them, D
 
 from __future__ import annotations
 
-import types
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,14 +14,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignment.models import load_causal, load_tokenizer, switch_off_dropout
 from alignment.ppo.config import PPOConfig
-from alignment.ppo.logprobs import linear_logprobs
-from alignment.reward.trainer import load_scorer
+from alignment.ppo.logprobs import give_logprob_head
+from alignment.reward.head import load_scorer
 from evaluation.loading import read_classifier
 from launch.errors import UserError
 from launch.runtime import Runtime
-
-SCALED_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
-"""Config keys of models that change the logits after the head (Gemma, Cohere, Granite)."""
 
 
 class ActorCritic(nn.Module):
@@ -56,32 +52,6 @@ class Reference(nn.Module):
         return response_logprobs(self.policy, tokens_bS, before_N, targets_N, temperature)[0]
 
 
-def logprob_head(policy: PreTrainedModel) -> nn.Module:
-    """The policy's linear head, which given targets too gives their log-probabilities: `head(hidden_ND, targets_N, t)`.
-
-    It is called as a module since under ZeRO-3 its weight is whole only then.
-    """
-    head: Any = policy.get_output_embeddings()
-    if head.forward.__func__ is not _linear_or_logprobs:
-        head.forward = types.MethodType(_linear_or_logprobs, head)
-    return head
-
-
-def _linear_or_logprobs(
-    head: nn.Linear, hidden_ND: Tensor, targets_N: Tensor | None = None, temperature: float = 1.0
-) -> Any:
-    if targets_N is None:
-        return nn.functional.linear(hidden_ND, head.weight, head.bias)
-    return linear_logprobs(hidden_ND, head.weight, head.bias, targets_N, temperature)
-
-
-def has_plain_head(policy: PreTrainedModel) -> bool:
-    """Whether the logits are what a linear head gives."""
-    config = policy.config.get_text_config()
-    scaled = any(getattr(config, key, None) not in (None, 1, 1.0) for key in SCALED_LOGITS)
-    return isinstance(policy.get_output_embeddings(), nn.Linear) and not scaled
-
-
 def response_logprobs(
     policy: Any, tokens_bS: Tensor, before_N: Tensor, targets_N: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor]:
@@ -90,9 +60,9 @@ def response_logprobs(
     The head runs at the response's positions alone, in chunks. Models whose logits are more than a linear head pay
     the full (b, S, V).
     """
-    if has_plain_head(policy):
+    if give_logprob_head(policy):
         hidden_ND = _hidden(policy, tokens_bS, before_N)
-        return logprob_head(policy)(hidden_ND, targets_N, temperature)
+        return policy.get_output_embeddings()(hidden_ND, targets_N, temperature)
     logits_NV = policy(tokens_bS, use_cache=False).logits.flatten(0, 1)[before_N].float() / temperature
     logprobs_NV = torch.log_softmax(logits_NV, -1)
     entropy_N = -(logprobs_NV.exp() * logprobs_NV).sum(-1)

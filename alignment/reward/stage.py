@@ -11,6 +11,7 @@ from trl import RewardConfig as Arguments
 
 from alignment.models import context_length, load_tokenizer, save_artefact
 from alignment.reward import RewardConfig
+from alignment.reward.head import load_scorer
 from alignment.reward.model import RewardModel
 from alignment.reward.normalise import Array, HeadUpdate, normalise_head
 from alignment.reward.report import heldout_disturbance, heldout_report
@@ -19,7 +20,6 @@ from alignment.reward.trainer import (
     PairCollator,
     PairTrainer,
     Row,
-    load_scorer,
     make_rows,
     pair_length,
     tokenised,

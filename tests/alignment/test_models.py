@@ -7,6 +7,7 @@ import torch
 
 from alignment import models
 from alignment.models import load_causal, load_tokenizer
+from alignment.ppo.config import PPOConfig
 from alignment.ppo.models import load_critic, load_roles
 from alignment.reward.model import RewardModel
 from evaluation.artefacts import load_reward_model
@@ -14,10 +15,14 @@ from launch.errors import UserError
 from tests.support import save_policy, save_reward, word_tokenizer
 
 
+def ppo_config(policy, reward, **rest):
+    return PPOConfig(policy=str(policy), reward=str(reward), prompts="-", **rest)
+
+
 def test_the_roles_of_ppo_have_no_dropout_in_attention_either(tmp_path):
     policy = save_policy(tmp_path / "policy", attention_dropout=0.5)
     reward = save_reward(tmp_path / "reward", attention_dropout=0.5)
-    roles = load_roles(str(policy), None, None, str(reward), torch.device("cpu"))
+    roles = load_roles(ppo_config(policy, reward))
     ids = torch.arange(4, 14)[None]
     for model in (roles.policy.train(), roles.critic.train()):
         assert torch.equal(model(ids).logits, model(ids).logits)
@@ -25,7 +30,11 @@ def test_the_roles_of_ppo_have_no_dropout_in_attention_either(tmp_path):
 
 @pytest.mark.parametrize(
     "load",
-    [load_critic, RewardModel.from_pretrained, lambda name: load_reward_model("model", name, torch.device("cpu"))],
+    [
+        lambda name: load_critic(ppo_config(name, name), word_tokenizer()),
+        RewardModel.from_pretrained,
+        lambda name: load_reward_model("model", name, torch.device("cpu")),
+    ],
     ids=["critic", "RewardModel", "evaluation"],
 )
 def test_a_head_that_was_never_trained_is_refused(load, tmp_path):
@@ -36,11 +45,10 @@ def test_a_head_that_was_never_trained_is_refused(load, tmp_path):
 
 def test_the_field_that_names_a_model_is_named(tmp_path):
     policy, reward = str(save_policy(tmp_path / "policy")), str(save_reward(tmp_path / "reward"))
-    cpu = torch.device("cpu")
     with pytest.raises(UserError, match=r"^policy: .*nowhere: could not be loaded as a tokenizer"):
-        load_roles(str(tmp_path / "nowhere"), None, None, reward, cpu)
+        load_roles(ppo_config(tmp_path / "nowhere", reward))
     with pytest.raises(UserError, match=r"^reference: .*nowhere: could not be loaded as a causal language model"):
-        load_roles(policy, None, str(tmp_path / "nowhere"), reward, cpu)
+        load_roles(ppo_config(policy, reward, reference=str(tmp_path / "nowhere")))
     with pytest.raises(UserError, match=r"^tokenizer: .*nowhere: could not be loaded as a tokenizer"):
         load_tokenizer(str(tmp_path / "nowhere"), "tokenizer")
 

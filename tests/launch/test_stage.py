@@ -4,16 +4,18 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import dataclass, field
 
 import pytest
 import yaml
 
 from launch import stage
+from launch.config import artefact, operational, python_function
 from launch.errors import UserError
 from launch.files import read_json, sha256_tree, write_json
 from launch.provenance import write_model_card
 from launch.runtime import start_runtime
-from launch.stage import Job, Stopped, describe_run, run_stage
+from launch.stage import Job, Stage, StageConfig, Stopped, describe_run, run_stage
 from tests.launch.toy import STAGE, ToyConfig
 from tests.support import ROOT, alignkit, environment, read_metrics
 
@@ -139,6 +141,70 @@ def test_the_split_of_a_source_belongs_to_the_run(tmp_path):
     (tmp_path / "moved" / "in.txt").write_text("x")
     moved = describe_run(STAGE, ToyConfig(output_dir="o", source=f"{tmp_path}/moved/in.txt::eval"))
     assert moved["identity"] == runs[2]["identity"]
+
+
+@dataclass(kw_only=True)
+class Part:
+    """A config within a config."""
+
+    path: str | None = artefact(None)
+    function: str | None = python_function()
+    weight: float = 1.0
+    patience: float = operational(1.0)
+
+
+@dataclass(kw_only=True)
+class PartsConfig(StageConfig):
+    """A stage with configs in a mapping."""
+
+    parts: dict[str, Part] = field(default_factory=dict)
+
+
+def write_parts(config, job):
+    (job.output_dir / "result.txt").write_text("done")
+    return {"parts": len(config.parts)}
+
+
+PARTS = Stage("parts", PartsConfig, write_parts)
+
+
+def test_weights_of_nested_configs_belong_to_the_run_places_do_not(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "in.txt").write_text("x")
+        (tmp_path / name / "f.py").write_text("def f(): ...\n")
+
+    def run(place="one", **changes):
+        parts = {
+            "a": Part(path=f"{tmp_path}/{place}/in.txt"),
+            "b": Part(function=f"{tmp_path}/{place}/f.py:f", **changes),
+        }
+        return PartsConfig(output_dir=str(tmp_path / "out"), parts=parts)
+
+    first = describe_run(PARTS, run())
+    assert set(first["inputs"]) == {"parts.a.path", "parts.b.function"}
+    assert describe_run(PARTS, run("two", patience=9.0))["identity"] == first["identity"]
+    assert describe_run(PARTS, run(weight=2.0))["identity"] != first["identity"]
+    run_stage(PARTS, run())
+    with pytest.raises(UserError, match=r"another run \(parts\.b\.weight was 1\.0, is now 2\.0\)"):
+        run_stage(PARTS, run(weight=2.0))
+    (tmp_path / "two" / "f.py").write_text("def f(): return 1\n")
+    with pytest.raises(UserError, match=r"another run \(parts\.b\.function differs\)"):
+        run_stage(PARTS, run("two"))
+
+
+def test_a_lifecycle_sees_that_a_function_has_changed(tmp_path):
+    from launch.lifecycle import PlannedStage, is_up_to_date
+
+    source = tmp_path / "f.py"
+    source.write_text("def f(): ...\n")
+    folder = tmp_path / "out"
+    run_stage(PARTS, PartsConfig(output_dir=str(folder), parts={"a": Part(function=f"{source}:f")}))
+    planned = PlannedStage("parts", "parts", folder, [], {})
+    write_json(folder / ".recipe.json", {"fingerprint": planned.fingerprint})
+    assert is_up_to_date(planned)
+    source.write_text("def f(): return 1\n")
+    assert not is_up_to_date(planned)
 
 
 def test_an_artefact_that_lost_a_file_is_made_again(tmp_path, capsys):
