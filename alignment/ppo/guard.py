@@ -27,10 +27,9 @@ class Guard:
         """
         if not self.options.roll_back:
             return False
-        healthy = self.trainer.monitors.healthy_until
-        anchors = [step for step in self.store.steps() if self._is_anchor(step)]
-        sound = [step for step in anchors if step <= (update if healthy is None else healthy)]
-        self.store.pinned = max(sound, default=None)
+        sound = self.trainer.monitors.sound_until
+        anchors = [step for step in self.store.steps() if self._is_anchor(step) and step <= (sound or 0)]
+        self.store.pinned = max(anchors, default=None)
         return self._is_anchor(update)
 
     def _is_anchor(self, step: int) -> bool:
@@ -73,7 +72,7 @@ class Guard:
         trainer, monitors = self.trainer, self.trainer.monitors
         if monitors.rollbacks >= self.options.rollbacks:
             self._stop(alarm, f"after {monitors.rollbacks} roll-backs the run stops")
-        checkpoint = self.store.latest(lambda step: step < alarm.since and self._is_anchor(step))
+        checkpoint = self.store.latest(lambda step: step <= alarm.sound and self._is_anchor(step))
         if checkpoint is None:
             self._stop(alarm, "there is no checkpoint from before the fault, so the run stops")
         made, told = monitors.rollbacks + 1, monitors.told

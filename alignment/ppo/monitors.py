@@ -41,6 +41,8 @@ class Monitor:
     read: Callable[[Seen], float | None]
     """None: there is no reading at this update."""
     below: bool = False
+    lag: int = 1
+    """A reading at update u speaks of the weights after update u - lag: rollouts are sampled before the update."""
 
     def is_fault(self, value: float, threshold: float) -> bool:
         return value < threshold if self.below else value > threshold
@@ -84,9 +86,9 @@ MONITORS: dict[str, Monitor] = {
     "entropy": Monitor("the entropy over that of the first updates", lambda s: s.ratio("policy/entropy"), below=True),
     "length": Monitor("the factor between the length and that of the first updates", _length_drift),
     "explained_variance": Monitor("the explained variance", _metric("critic/explained_variance"), below=True),
-    "clip_fraction": Monitor("the share of clipped tokens", _metric("policy/clip_fraction")),
+    "clip_fraction": Monitor("the share of clipped tokens", _metric("policy/clip_fraction"), lag=0),
     "missing_eos": Monitor("the share of responses without EOS", _metric("rollout/missing_eos_rate")),
-    "reward_hacking": Monitor("the fall of the gold reward under a rising training reward", _gold_fall),
+    "reward_hacking": Monitor("the fall of the gold reward under a rising training reward", _gold_fall, lag=0),
     "disagreement": Monitor("the ensemble's disagreement over that of the first updates", _disagreement),
 }
 """By the names of their options."""
@@ -100,6 +102,9 @@ class Alarm:
     action: Action
     update: int
     since: int
+    """The update after the last healthy reading."""
+    sound: int
+    """The update up to which the weights are known to be sound: of -1 not even those of the start."""
     value: float
     threshold: float
 
@@ -121,7 +126,7 @@ class Streak:
     faults: int = 0
     """Faulty readings in a row."""
     since: int = 0
-    """The first update that may be at fault, of a faulty one: the one after the last healthy reading."""
+    """Of a faulty one, the update after the last healthy reading."""
 
     @property
     def healthy_until(self) -> int:
@@ -186,7 +191,15 @@ class Monitors:
     def standing(self) -> list[Alarm]:
         """The alarms of the last readings, judged by the present options."""
         return [
-            Alarm(name, options.action, streak.update, streak.since, streak.value, options.threshold)
+            Alarm(
+                name,
+                options.action,
+                streak.update,
+                streak.since,
+                streak.healthy_until - MONITORS[name].lag,
+                streak.value,
+                options.threshold,
+            )
             for name, options in self.options.each.items()
             if (streak := self.streaks.get(name)) and streak.faults >= options.patience
         ]
@@ -195,11 +208,11 @@ class Monitors:
         return self.streaks[alarm.monitor].faults == self.options.each[alarm.monitor].patience
 
     @property
-    def healthy_until(self) -> int | None:
-        """The update up to which all monitors that roll back have given healthy readings; None before any reading."""
+    def sound_until(self) -> int | None:
+        """The update up to which all monitors that roll back know the weights to be sound; None before any reading."""
         each = self.options.each
-        rolling = [streak for name, streak in self.streaks.items() if name in each and each[name].action == "rollback"]
-        return min((streak.healthy_until for streak in rolling), default=None)
+        rolling = {name: s for name, s in self.streaks.items() if name in each and each[name].action == "rollback"}
+        return min((s.healthy_until - MONITORS[name].lag for name, s in rolling.items()), default=None)
 
     def metrics(self) -> dict[str, float]:
         """What is logged: monitors in alarm, and the roll-backs so far where there may be some."""

@@ -25,7 +25,6 @@ from tests.alignment import ppo_support as support
 from tests.alignment.ppo_support import TokenReward, prompt_rows, run_updates, stable, weights
 from tests.support import word_tokenizer
 
-folders, runtime, make = support.folders, support.runtime, support.make
 HELD_OUT = [[3 + (i * 5 + j) % 19 for j in range(2 + i % 4)] for i in range(9)]
 LEARNS = dict(updates=8, batch_size=16, micro_batch_size=16, learning_rate=5e-3, missing_eos="none", kl_coef=0.01)
 

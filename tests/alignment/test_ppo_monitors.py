@@ -17,11 +17,8 @@ from launch.checkpoint import CheckpointStore
 from launch.config import build, identity_dict
 from launch.errors import UserError
 from launch.stage import Job, run_stage
-from tests.alignment import ppo_support as support
 from tests.alignment.ppo_support import TokenReward, prompt_rows
 from tests.support import read_metrics, save_policy, save_prompts
-
-folders, runtime, make = support.folders, support.runtime, support.make
 
 
 def options(**each):
@@ -50,6 +47,7 @@ def test_alarms_by_brute_force(values, patience, action):
         if alarms:
             assert (alarms[0].update, alarms[0].value) == (update, 2.0)
             assert alarms[0].since == (healthy[-1] + 1 if healthy else readings[0][0])
+            assert alarms[0].sound == alarms[0].since - 2  # the KL is that of the weights before the update
         monitors_again = Monitors(monitors.options)
         monitors_again.load_state_dict(json.loads(json.dumps(monitors.state_dict())))
         assert monitors_again == monitors
@@ -90,7 +88,7 @@ def test_hacking_is_the_proxy_up_and_gold_clearly_down():
     assert monitors.observe(25, {"kl/k1": 0.0}) == []
     (alarm,) = monitors.observe(30, {}, gold_row(1.0, -2.0, -0.5))
     assert (alarm.since, alarm.update, alarm.value) == (21, 30, 0.5)  # somewhere after the last healthy evaluation
-    assert monitors.healthy_until == 20
+    assert alarm.sound == monitors.sound_until == 20
 
 
 def test_disagreement_counts_while_the_reward_is_up():
@@ -180,30 +178,34 @@ def alarms_of(trainer):
 def test_a_healthy_run_has_no_alarm(make):
     monitors = MonitorsOptions()
     monitors.missing_eos.action = "off"  # a random policy does not end
-    found, history = alarms_of(make(**{**LEARNS, "learning_rate": 1e-4}, monitors=monitors))
+    calm = {"learning_rate": 1e-4, "critic_learning_rate": 3e-3, "critic_from": "reward"}
+    found, history = alarms_of(make(**{**LEARNS, **calm}, monitors=monitors))
     assert found == {} and all(row["monitor/alarms"] == 0 for row in history)
 
 
 def test_a_reward_for_length(make):
     """Responses grow, and no longer end."""
-    each = {"length": {"threshold": 1.2, "patience": 1}, "missing_eos": {"threshold": 0.95, "patience": 1}}
-    found, history = alarms_of(make(Pays(len), **LEARNS, monitors=options(**each, first_updates=2)))
+    each = {"length": {"threshold": 1.2, "patience": 1}, "missing_eos": {"threshold": 0.7, "patience": 1}}
+    settings = {**LEARNS, "max_new_tokens": 24}
+    found, history = alarms_of(make(Pays(len), **settings, monitors=options(**each, first_updates=2)))
     assert found["length"].value == pytest.approx(
         history[found["length"].update - 1]["rollout/length"] / (sum(r["rollout/length"] for r in history[:2]) / 2)
     )
-    assert found["missing_eos"].value == history[found["missing_eos"].update - 1]["rollout/missing_eos_rate"] > 0.95
+    assert found["missing_eos"].value == history[found["missing_eos"].update - 1]["rollout/missing_eos_rate"] > 0.7
+    assert history[0]["rollout/missing_eos_rate"] < 0.7
 
 
 def test_a_reward_that_a_judge_does_not_share_and_members_dispute(make):
     """The policy learns to say token 7 alone: entropy falls, KL grows, the judge disagrees, and so does the ensemble."""
     each = {
-        "kl": {"threshold": 2.0}, "entropy": {"threshold": 0.7, "patience": 1}, "reward_hacking": {},
+        "kl": {"threshold": 2.0}, "entropy": {"threshold": 0.9, "patience": 1}, "reward_hacking": {},
         "disagreement": {"threshold": 1.5, "patience": 1},
     }  # fmt: skip
     source = Pays(lambda ids: ids.count(7), disagreement=lambda ids: 0.1 + ids.count(7))
     held_out = HeldOut(prompt_rows(), Pays(lambda ids: -ids.count(7)))
     monitors, evaluation = options(**each, first_updates=2), EvaluationOptions(every=4)
-    trainer = make(source, held_out=held_out, evaluation=evaluation, monitors=monitors, **LEARNS)
+    settings = {**LEARNS, "learning_rate": 1e-2}
+    trainer = make(source, held_out=held_out, evaluation=evaluation, monitors=monitors, **settings)
     found, history = alarms_of(trainer)
     assert set(found) == set(each)
     hacking = found["reward_hacking"]
@@ -333,10 +335,10 @@ def test_rollback_returns_to_before_the_fault_with_a_lower_rate(run, tmp_path, c
     for number, i in enumerate(back, 1):
         fault, again = rows[i - 1], rows[i]
         assert fault["kl/k1"] > 1.0 and again["monitor/rollbacks"] == number
-        assert again["step"] == (fault["step"] - 1) // 2 * 2 + 1  # after the newest even update before the fault
+        assert again["step"] == (fault["step"] - 2) // 2 * 2 + 1  # after the newest anchor whose own KL was in bounds
         assert again["train/lr"] == pytest.approx(5e-3 * 0.5**number * (1 - (again["step"] - 1) / 8))
-        first = next(row for row in rows if row["step"] == again["step"])
-        assert again["reward/score"] == first["reward/score"] and again["policy/entropy"] != first["policy/entropy"]
+        before = [row for row in rows[:i] if row["step"] == again["step"]][-1]  # from the same weights
+        assert again["reward/score"] == before["reward/score"] and again["policy/loss"] != before["policy/loss"]
     told = [json.loads(line) for line in (tmp_path / "whole" / "alarms.jsonl").read_text().splitlines()]
     assert [row["done"] for row in told] == ["rolled back"] * len(back) and told[-1]["rate_factor"] == 0.5 ** len(back)
     assert provenance["summary"]["alarms"] == len(back)
@@ -385,4 +387,4 @@ def test_the_anchor_of_a_rollback_outlives_rotation(run, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="after 1 roll-backs"):
         run("out", monitors, checkpoint_steps=1, updates=16)
     told = [json.loads(line) for line in (tmp_path / "out" / "alarms.jsonl").read_text().splitlines()]
-    assert told[0]["done"] == "rolled back" and told[0]["to"] == (told[0]["since"] - 1) // 2 * 2 < told[0]["update"] - 3
+    assert told[0]["done"] == "rolled back" and told[0]["to"] == (told[0]["since"] - 2) // 2 * 2 < told[0]["update"] - 3
