@@ -118,6 +118,52 @@ def curve(name: str, steps: Sequence[int], values: Sequence[float], color: int) 
     )
 
 
+# ---------------------------------------------------------------------------------------------- scatter
+
+
+@dataclass(frozen=True)
+class Point:
+    """A point with an interval of its height, or without."""
+
+    x: float
+    y: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """Points with whiskers and a line through them, and the ends of the axes for the labels."""
+
+    svg: Markup
+    left: float
+    right: float
+    lowest: float
+    highest: float
+
+
+def scatter(points: Sequence[Point], line: Sequence[tuple[float, float]], color: int) -> Scatter:
+    """Points over an axis that begins at 0, and a dashed line at height 0."""
+    across = Scale(0.0, max(p.x for p in points) or 1.0)
+    up = Scale.of(
+        [0.0, *(v for p in points for v in (p.y, p.low, p.high) if v is not None), *(y for _, y in line)], 0.0
+    )
+
+    def height(value: float) -> float:
+        return round(57 - 0.54 * up.place(value), 2)
+
+    parts = [_line(0, y0, 100, y0, "rule") for y0 in (3, 57)] + [_line(0, height(0), 100, height(0), "ref")]
+    if line:
+        places = " ".join(f"{across.place(x)},{height(y)}" for x, y in line)
+        parts.append(Markup('<polyline class="line c{}" points="{}"/>').format(color, places))
+    for point in points:
+        x = across.place(point.x)
+        if point.low is not None and point.high is not None:
+            parts.append(_line(x, height(point.low), x, height(point.high), f"span c{color}"))
+        parts.append(_line(x, height(point.y), x, height(point.y), f"dot c{color}"))
+    return Scatter(_svg(60, Markup("").join(parts), "curve"), across.low, across.high, up.low, up.high)
+
+
 # ---------------------------------------------------------------------------------------------- lineage
 
 BOX_WIDTH, BOX_HEIGHT, GAP_X, GAP_Y = 168, 44, 40, 14

@@ -14,6 +14,8 @@ from launch.files import read_json, read_jsonl_log
 
 PROVENANCE_FILE = "provenance.json"
 METRICS_FILE = "metrics.jsonl"
+EVALUATIONS_FILE = "evaluations.jsonl"
+"""Evaluations during training: see docs/ppo.md."""
 SKIPPED = {"checkpoints", "trackers"}
 
 
@@ -34,6 +36,7 @@ class FoundStage:
     provenance: dict[str, Any]
     log: list[dict[str, Any]]
     parents: list[int] = field(default_factory=list)
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def sources(self) -> list[str]:
@@ -148,7 +151,8 @@ def _in_order(runs: dict[Path, dict[str, Any]]) -> list[FoundStage]:
         provenance = left.pop(folder)
         parents = [index[p] for p in _parents(provenance) if p in index]
         index[folder] = len(stages)
-        stages.append(FoundStage(folder.name, folder, provenance, read_jsonl_log(folder / METRICS_FILE), parents))
+        log, evaluations = (read_jsonl_log(folder / name) for name in (METRICS_FILE, EVALUATIONS_FILE))
+        stages.append(FoundStage(folder.name, folder, provenance, log, parents, evaluations))
     return stages
 
 

@@ -57,7 +57,7 @@ def data_uri(path: Path) -> Markup:
 # Names of logged numbers, the telling ones first; those below are shown, the others are folded away.
 TELLING = [
     r"(train_)?loss|(train|loss)/(loss|total|nll)",
-    r"eval_loss|heldout/.*|.*bits_per_byte|eval/.*",
+    r"eval_loss|heldout/.*|.*bits_per_byte|eval/(loss|gold_reward|win_rate)",
     r"reward/score|reward|rewards/margins",
     r"kl/k1|kl",
     r".*accurac(y|ies)",
@@ -83,16 +83,19 @@ class StageCurves:
 
 
 def curves_of(stage: FoundStage, color: int) -> StageCurves | None:
-    """The curves of a stage's log; None without any. Names that begin with `perf/` depend on the machine: folded away."""
-    series: dict[str, tuple[list[int], list[float]]] = {}
+    """The curves of a stage's log; None without any. Names that begin with `perf/` depend on the machine: folded away.
+
+    A step that was made again after a roll-back counts as it was made last.
+    """
+    series: dict[str, dict[int, float]] = {}
     for row in stage.log:
         for name, value in row.items():
             number = _number(value)
             if name != "step" and number is not None:
-                steps, values = series.setdefault(name, ([], []))
-                steps.append(int(row.get("step", len(steps))))
-                values.append(number)
-    curves = [c for name, (steps, values) in series.items() if (c := curve(name, steps, values, color))]
+                values = series.setdefault(name, {})
+                values[int(row.get("step", len(values)))] = number
+    found = (curve(name, list(values), list(values.values()), color) for name, values in series.items())
+    curves = [c for c in found if c]
     if not curves:
         return None
     curves.sort(key=lambda c: (_telling(c.name), c.name))

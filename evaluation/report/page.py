@@ -17,6 +17,7 @@ from evaluation.report.collect import Collection, FoundResult
 from evaluation.report.leaderboard import Leaderboard
 from evaluation.report.media import curves_of, pictures_of
 from evaluation.report.names import short_source
+from evaluation.report.overoptimisation import overoptimisation_of
 from evaluation.report.samples import SampleSection
 from evaluation.report.stages import code_of, graph_of, stage_view
 from evaluation.report.tables import comparison_rows, evaluation_view, has_matrix, matrix_of
@@ -40,6 +41,7 @@ def render_page(
     detectors = {found.result.subject.name for found in collection.results if has_matrix(found.result)}
     shown = [board for board in boards if {row.name for row in board.rows} != detectors]  # the matrix says more
     views = [board_view(board, colors) for board in shown]
+    colored = [(stage, colors.get(stage.name, (i + len(colors)) % COLORS)) for i, stage in enumerate(collection.stages)]
     context = {
         "title": title,
         "style": style,
@@ -53,11 +55,8 @@ def render_page(
         "pictures": pictures_of(collection.results),
         "matrices": matrices,
         "samples": samples,
-        "curves": [
-            c
-            for i, stage in enumerate(collection.stages)
-            if (c := curves_of(stage, colors.get(stage.name, (i + len(colors)) % COLORS)))
-        ],
+        "curves": [c for stage, color in colored if (c := curves_of(stage, color))],
+        "overoptimisation": [o for stage, color in colored if (o := overoptimisation_of(stage, color))],
         "points": POINTS,
         "stages": [stage_view(i, stage, collection.stages) for i, stage in enumerate(collection.stages)],
         "graph": graph_of(collection.stages),
