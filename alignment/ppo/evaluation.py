@@ -97,6 +97,7 @@ class Record:
 
     update: int
     completions: list[str]
+    finished: list[bool]
     proxy: list[float]
     gold: list[float] | None
 
@@ -122,8 +123,8 @@ class Evaluation:
 def record_of(update: int, samples: Sequence[Sample]) -> Record:
     """What is kept of an evaluation's samples."""
     gold = [sample.gold for sample in samples if sample.gold is not None]
-    texts, proxy = [s.completion.text for s in samples], [s.proxy for s in samples]
-    return Record(update, texts, proxy, gold or None)
+    texts, finished = [s.completion.text for s in samples], [s.completion.finished for s in samples]
+    return Record(update, texts, finished, [s.proxy for s in samples], gold or None)
 
 
 @dataclass
@@ -193,9 +194,13 @@ def measure(
 
 
 def _against_start(own: Record, start: Record, groups: Sequence[str] | None) -> dict[str, Estimate | None]:
-    """Gains in reward over the start policy, and the win rate against it; ties count half."""
+    """Gains in reward over the start policy, and the win rate against it; ties count half.
+
+    The same completion is a tie, whatever the last bits of its rewards, which depend on what it was batched with.
+    """
     gains = {"proxy_reward_gain": (own.proxy, start.proxy), "gold_reward_gain": (own.gold, start.gold)}
-    won = outcomes(np.subtract(own.judged, start.judged))
+    same = np.equal(own.completions, start.completions) & np.equal(own.finished, start.finished)
+    won = outcomes(np.where(same, 0.0, np.subtract(own.judged, start.judged)))
     longer = [len(ours) - len(theirs) for ours, theirs in zip(own.completions, start.completions, strict=True)]
     return {
         **{

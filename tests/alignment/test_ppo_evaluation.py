@@ -194,6 +194,12 @@ def test_measure_by_hand():
     assert found["mean_length"] == np.mean([7, 6, 1, 4])
 
 
+def test_the_same_completion_is_a_tie_whatever_the_last_bits_say():
+    start = record_of(0, [sample(i, "a b", proxy=1.0) for i in range(3)])
+    own = [sample(0, "a b", proxy=1.0 + 1e-7), sample(1, "a b", proxy=0.5, finished=False), sample(2, "b", proxy=2.0)]
+    assert measure(own, start, None, None)["win_rate"].value == (0.5 + 0 + 1) / 3
+
+
 def test_samples_of_one_prompt_are_one_unit():
     rows = [sample(i, "a", proxy=float(i // 2), prompt=f"p{i // 2}") for i in range(8)]
     alone = measure(rows[::2], None, None, None)["proxy_reward"]

@@ -61,7 +61,7 @@ def test_the_page_shows_them(stage):
     page = render_page(stage(evaluations()), [], [], None, "Title")
     section = page[page.index("<h3>Over-optimisation</h3>") : page.index('<section id="lineage"')]
     assert section.count('class="dot') == 10 and "highest at √KL 2.00" in section
-    assert "<b>ppo</b> gold reward" in section and "<span>√KL 3.000</span>" in section
+    assert "<b>ppo</b> gold reward" in section and "<span>√KL 3.00</span>" in section
 
 
 def test_a_run_without_evaluations_has_no_such_section(tmp_path):
