@@ -361,7 +361,7 @@ def test_rollback_returns_to_before_the_fault_with_a_lower_rate(run, tmp_path, c
 
     for owner, name, at in (
         (CheckpointStore, "discard_after", 1),
-        (CheckpointStore, "save", len([s for s in steps[: back[0]] if s % 2 == 0]) + 2),  # that of the roll-back
+        (CheckpointStore, "save", len([s for s in steps[: back[0] - 1] if s % 2 == 0]) + 2),  # that of the roll-back
         (Job, "log", back[0] + 2),
     ):
         folder = f"{name}-{at}"
