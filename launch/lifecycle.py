@@ -26,7 +26,7 @@ from typing import Any
 from launch.cli import COMMANDS, NOT_STAGES, find_command
 from launch.config import find_recipe, merge, parse_overrides, read_yaml
 from launch.errors import EXIT_RESUMABLE, UserError, nearest
-from launch.files import canonical_json, damaged_file, read_json, sha256_text, write_json
+from launch.files import canonical_json, changed_file, damaged_file, read_json, sha256_text, write_json
 from launch.progress import LABEL
 from launch.provenance import fingerprint_input, package_versions
 
@@ -186,7 +186,10 @@ def _resolve(value: Any, root: Path) -> Any:
 
 
 def is_up_to_date(stage: PlannedStage) -> bool:
-    """Whether a stage is complete, its recipe entry unchanged and its inputs the same; no torch is needed to tell."""
+    """Whether a stage is complete, its recipe entry unchanged and its inputs the same; no torch is needed to tell.
+
+    Its own files are looked at by name and size. What they hold is read when another stage is about to use them.
+    """
     try:
         provenance = read_json(stage.folder / "provenance.json")
         if read_json(stage.folder / ".recipe.json")["fingerprint"] != stage.fingerprint:
@@ -237,6 +240,9 @@ class Schedule:
         self.running: dict[int, RunningStage] = {}
         self.code, self.asked_to_stop = 0, False
         self._stale: set[str] = set()
+        self._skipped: set[str] = set()
+        self._verified: set[str] = set()
+        """Of those that were skipped, the ones whose files were read and are as their stage wrote them."""
 
     @property
     def goes_on(self) -> bool:
@@ -253,6 +259,7 @@ class Schedule:
             for stage in unseen:
                 if is_up_to_date(stage):
                     self.waiting.remove(stage)
+                    self._skipped.add(stage.name)
                     print(f"{self._head(stage)}: up to date", file=sys.stderr, flush=True)
                 else:
                     self._stale.add(stage.name)  # its inputs are made: asking again would hash them again
@@ -263,12 +270,33 @@ class Schedule:
             crowd = [r.stage for r in self.running.values()]
             if len(crowd) == self.jobs or any(s.alone for s in crowd) or (stage.alone and crowd):
                 return
+            if self._call_back_makers(stage):
+                return
             self.waiting.remove(stage)
             started = RunningStage(stage, self._head(stage), _share(stage, self.jobs))
             self.running[started.process.sentinel] = started
             if self.asked_to_stop:  # between the two lines above
                 started.stop()
                 return
+
+    def _call_back_makers(self, stage: PlannedStage) -> bool:
+        """Whether an artefact that a stage needs has changed since it was made: it is made again first.
+
+        What was skipped after it is judged anew then.
+        """
+        unread = stage.needs & (self._skipped - self._verified)
+        makers = [s for s in self.plan if s.name in unread]
+        damaged = {s.name for s in makers if changed_file(s.folder, read_json(s.folder / "provenance.json"))}
+        self._verified |= unread - damaged
+        again = set(damaged)
+        for later in self.plan:  # in order: a stage comes after those that it needs
+            if later.name in self._skipped and later.needs & again:
+                again.add(later.name)
+        self._skipped -= again
+        self._verified -= again
+        self._stale |= damaged
+        self.waiting = [s for s in self.plan if s in self.waiting or s.name in again]
+        return bool(damaged)
 
     def wait(self) -> None:
         """Wait until a stage ends."""

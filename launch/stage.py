@@ -24,17 +24,19 @@ from launch.files import (
     append_jsonl,
     artefact_files,
     canonical_json,
-    damaged_file,
+    changed_file,
     fsync_path,
+    hash_files,
+    join_hashes,
     lock_folder,
     read_json,
     read_jsonl_log,
     sha256_text,
-    sha256_tree,
     write_atomic,
     write_json,
 )
 from launch.provenance import (
+    check_unchanged,
     code_version,
     content_of,
     fingerprint_input,
@@ -263,34 +265,39 @@ def describe_run(stage: Stage, config: StageConfig) -> dict[str, Any]:
 
 
 def prepare_folder(stage: Stage, config: StageConfig, run: dict[str, Any]) -> dict[str, Any] | None:
-    """Check the output folder before anything is written. Returns the provenance when the run is complete already."""
+    """Check output folder and inputs before anything is written. Returns the provenance of a run that is complete."""
     folder = Path(config.output_dir)
     known = read_json(folder / "run.json") if (folder / "run.json").exists() else None
-    if known and known["identity"] == run["identity"]:
-        return _complete_artefact(folder)
+    same = known is not None and known["identity"] == run["identity"]
+    if same and (complete := _complete_artefact(folder)):
+        return complete
     if known is None and (stranger := _find_stranger(folder)):
         raise UserError(
             f"output_dir: {folder} holds files that are not of an alignkit run ({stranger}), which are not ours to move; choose another --output_dir"
         )
-    if known and not config.overwrite:
+    if known and not same and not config.overwrite:
         raise UserError(
             f"output_dir: {folder} holds another run ({_first_difference(known, run)}); choose another --output_dir, or --overwrite to start over there"
         )
-    if known:
+    for name, value in artefact_paths(config).items():
+        check_unchanged(name, value)
+    if same:
+        (folder / "provenance.json").unlink(missing_ok=True)
+    elif known:
         _move_aside(folder)
     return None
 
 
 def _complete_artefact(folder: Path) -> dict[str, Any] | None:
-    """The provenance of a run that is complete; one whose files are not all there any more is made again."""
+    """The provenance of a run that is complete; one whose files are not what it wrote is made again."""
     path = folder / "provenance.json"
     provenance = read_json(path) if path.exists() else None
-    if provenance and (lost := damaged_file(folder, provenance)):
+    if provenance and (name := changed_file(folder, provenance)):
         print(
-            f"alignkit: warning: {folder / lost} is gone or has another size since the run was complete; it is made again",
+            f"alignkit: warning: {folder / name} is gone or has changed since the run was complete; it is made again",
             file=sys.stderr,
+            flush=True,
         )
-        path.unlink()
         return None
     return provenance
 
@@ -402,7 +409,7 @@ def _finish(
 ) -> dict[str, Any]:
     folder = job.output_dir
     record = read_json(folder / "run.json")
-    files = artefact_files(folder)
+    files, hashes = artefact_files(folder), hash_files(folder)
     for path in {folder / name for name in files} | {(folder / name).parent for name in files}:
         fsync_path(path)  # the provenance vouches for them: it must not outlive them in a power cut
     provenance = {
@@ -412,8 +419,9 @@ def _finish(
         "choices": record["choices"],
         "identity": run["identity"],
         "inputs": run["inputs"],
-        "content_sha256": sha256_tree(folder),
+        "content_sha256": join_hashes(hashes),
         "files": files,
+        "files_sha256": hashes,
         "summary": summary,
         "started": record["started"],
         "seconds": round(job.seconds, 3),

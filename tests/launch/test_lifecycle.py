@@ -12,7 +12,7 @@ import pytest
 
 from launch import lifecycle
 from launch.errors import UserError
-from launch.files import read_json, write_json
+from launch.files import read_json, sha256_text, write_json
 from launch.lifecycle import Schedule, is_up_to_date, plan_stages
 from tests.support import ROOT, alignkit, environment
 
@@ -105,6 +105,54 @@ def test_a_stage_whose_artefact_lost_a_file_is_not_up_to_date(tmp_path):
     assert not is_up_to_date(plan[0])
     (tmp_path / "a" / "model").unlink()
     assert not is_up_to_date(plan[0])
+
+
+def test_a_damaged_artefact_is_made_again_before_it_is_used(tmp_path, monkeypatch):
+    """Names and sizes are what they were: only reading the files tells. What was skipped after it is judged anew."""
+    stages = {
+        "base": {"command": "generate"},
+        "other": {"command": "generate"},
+        "mid": {"command": "ppo", "config": {"policy": "@base"}},
+        "top": {"command": "ppo", "config": {"policy": "@mid"}},
+        "new": {"command": "ppo", "config": {"policy": "@mid", "reward": "@base", "prompts": "@other"}},
+    }
+    judged = []
+    for name in ("base", "mid", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model").write_text("abc")
+        record = {"files": {"model": 3}, "files_sha256": {"model": sha256_text("abd" if name == "base" else "abc")}}
+        write_json(tmp_path / name / "provenance.json", record)
+    monkeypatch.setattr(lifecycle, "RunningStage", Started)
+    monkeypatch.setattr(lifecycle, "is_up_to_date", lambda stage: judged.append(stage.name) or stage.name != "new")
+    schedule = Schedule(plan_stages({"stages": stages}, "r.yaml", tmp_path, {}), jobs=1)
+    for _ in range(2):
+        schedule.skip_finished()
+        schedule.start_next()
+    assert set(schedule.running) == {"base"} and [s.name for s in schedule.waiting] == ["mid", "top", "new"]
+    del schedule.running["base"]
+    schedule.skip_finished()
+    schedule.start_next()
+    assert set(schedule.running) == {"new"} and not schedule.waiting
+    assert sorted(judged) == ["base", "mid", "mid", "new", "other", "top", "top"]
+
+
+def test_an_edited_artefact_of_a_lifecycle_is_made_again_when_a_stage_uses_it(tmp_path):
+    completions(tmp_path / "c.jsonl", 4)
+    one = {"command": "preferences build", "config": {"completions": [str(tmp_path / "c.jsonl")]}}
+    two = {"command": "report", "config": {"inputs": ["@one"], "show": False}}
+    recipe = tmp_path / "life.yaml"
+    recipe.write_text(json.dumps({"stages": {"one": one, "two": two}}))
+    words = ["run", recipe, "--output_dir", tmp_path / "out"]
+    first = alignkit(*words)
+    assert first.returncode == 0, first.stderr
+    edited = tmp_path / "out" / "one" / "preferences.jsonl"
+    text = edited.read_text()
+    edited.write_text(text.replace("human", "humin"))
+    again = alignkit(*words, "--two.title", "Other")
+    assert again.returncode == 0, again.stderr
+    assert f"{edited} is gone or has changed" in again.stderr and edited.read_text() == text
+    said = [line for line in again.stderr.splitlines() if line.startswith("[1/2]")]
+    assert [line.split(": ")[1].split()[0] for line in said] == ["up", "alignkit", "done"], said
 
 
 def start_toys(tmp_path, **entry):

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import yaml
@@ -141,15 +142,40 @@ def test_the_split_of_a_source_belongs_to_the_run(tmp_path):
     assert moved["identity"] == runs[2]["identity"]
 
 
-def test_an_artefact_that_lost_a_file_is_made_again(tmp_path, capsys):
+def flip_a_byte(path):
+    content = bytearray(path.read_bytes())
+    content[0] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_text("[10"), flip_a_byte])
+def test_an_artefact_that_is_not_what_was_written_is_made_again(tmp_path, capsys, damage):
     config = ToyConfig(output_dir=str(tmp_path / "out"))
     run_stage(STAGE, config)
-    (tmp_path / "out" / "result.txt").unlink()
+    before = (tmp_path / "out" / "result.txt").read_text()
+    damage(tmp_path / "out" / "result.txt")
     run_stage(STAGE, config)
-    assert "result.txt is gone or has another size" in capsys.readouterr().err
-    assert (tmp_path / "out" / "result.txt").exists()
+    assert "result.txt is gone or has changed since the run was complete" in capsys.readouterr().err
+    assert (tmp_path / "out" / "result.txt").read_text() == before
     run_stage(STAGE, config)
     assert "up to date" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("source", ["a", "a/result.txt", "a/../a", "a/result.txt::eval"])
+@pytest.mark.parametrize("damage", [Path.unlink, flip_a_byte])
+def test_an_input_that_is_not_what_its_stage_wrote_is_refused(tmp_path, monkeypatch, damage, source):
+    monkeypatch.chdir(tmp_path)
+    run_stage(STAGE, ToyConfig(output_dir="a"))
+    run_stage(STAGE, ToyConfig(output_dir="b", source=source))
+    damage(tmp_path / "a" / "result.txt")
+    changed = ToyConfig(output_dir="b", source=source, rate=0.25, overwrite=True)
+    with pytest.raises(UserError, match=r"source: .*result\.txt.*(alignkit toy|no such file)"):
+        run_stage(STAGE, changed)
+    assert (tmp_path / "b" / "result.txt").exists() and not (tmp_path / "b.previous").exists()  # nothing was moved
+    run_stage(STAGE, ToyConfig(output_dir="a"))
+    run_stage(STAGE, changed)
+    (tmp_path / "a" / "note.txt").write_text("a file that the stage did not write harms nobody")
+    run_stage(STAGE, ToyConfig(output_dir="c", source=source))
 
 
 def test_the_artefact_is_on_the_disk_before_the_provenance_vouches_for_it(tmp_path, monkeypatch):
