@@ -5,7 +5,8 @@ as `@stage` (or `@stage/file`). Stages whose config and inputs are unchanged are
 one that was interrupted is resumed. Each stage runs in a process of its own, forked from a server that has
 imported the libraries once: the import costs more than some stages. With `jobs: N` (or `--jobs N`) up to N stages
 that do not need one another run at a time, each on its share of the cores; an entry with `alone: true` gets the whole
-machine. SIGTERM and SIGUSR1 stop the stages that run, which save, and no further one is started; the code is 75 then.
+machine. SIGTERM, SIGUSR1 and Ctrl-C stop the stages that run, which save, and no further one is started; the code is
+75 then, or 130 by Ctrl-C. A second Ctrl-C ends everything at once.
 """
 
 from __future__ import annotations
@@ -25,10 +26,11 @@ from typing import Any
 
 from launch.cli import COMMANDS, NOT_STAGES, find_command
 from launch.config import find_recipe, merge, parse_overrides, read_yaml
-from launch.errors import EXIT_RESUMABLE, UserError, nearest
+from launch.errors import EXIT_INTERRUPTED, EXIT_RESUMABLE, UserError, nearest
 from launch.files import canonical_json, changed_file, damaged_file, read_json, sha256_text, write_json
 from launch.progress import LABEL
 from launch.provenance import fingerprint_input, package_versions
+from launch.stopping import listening
 
 STAGE_KEYS = ("command", "launcher", "alone", "config")
 RECIPE_KEYS = ("name", "description", "jobs", "stages", "show")
@@ -214,19 +216,14 @@ def run_plan(plan: Sequence[PlannedStage], root: Path, jobs: int = 1) -> None:
     """
     root.mkdir(parents=True, exist_ok=True)
     schedule = Schedule(plan, jobs)
-    try:
-        with schedule.passing_signals_on():
-            while schedule.running or (schedule.waiting and schedule.goes_on):
-                schedule.skip_finished()
-                schedule.start_next()
-                schedule.wait()
-    except KeyboardInterrupt:  # the stages were interrupted too: let them end
-        for started in schedule.running.values():
-            started.process.join()
-        raise
-    if schedule.asked_to_stop and (schedule.waiting or schedule.code):
+    with listening(schedule.stop):
+        while schedule.running or (schedule.waiting and schedule.goes_on):
+            schedule.skip_finished()
+            schedule.start_next()
+            schedule.wait()
+    if schedule.stop_code and (schedule.waiting or schedule.code):
         print("alignkit: stopped as asked; run the same command again to resume", file=sys.stderr, flush=True)
-        schedule.code = schedule.code or EXIT_RESUMABLE
+        schedule.code = schedule.code or schedule.stop_code
     if schedule.code:
         raise StageFailed(schedule.code)
 
@@ -238,7 +235,8 @@ class Schedule:
         self.plan, self.jobs = plan, jobs
         self.waiting = list(plan)
         self.running: dict[int, RunningStage] = {}
-        self.code, self.asked_to_stop = 0, False
+        self.code = self.stop_code = 0
+        """The code of a stage that failed, and the one that we end with when we are asked to stop."""
         self._stale: set[str] = set()
         self._skipped: set[str] = set()
         self._verified: set[str] = set()
@@ -246,7 +244,7 @@ class Schedule:
 
     @property
     def goes_on(self) -> bool:
-        return self.code == 0 and not self.asked_to_stop
+        return self.code == 0 == self.stop_code
 
     def _ready(self) -> list[PlannedStage]:
         """The stages that wait for no other one, in order."""
@@ -275,7 +273,7 @@ class Schedule:
             self.waiting.remove(stage)
             started = RunningStage(stage, self._head(stage), _share(stage, self.jobs))
             self.running[started.process.sentinel] = started
-            if self.asked_to_stop:  # between the two lines above
+            if self.stop_code:  # between the two lines above
                 started.stop()
                 return
 
@@ -301,27 +299,17 @@ class Schedule:
     def wait(self) -> None:
         """Wait until a stage ends."""
         for sentinel in multiprocessing.connection.wait(list(self.running)) if self.running else []:
-            code = self.running.pop(sentinel).finish(self.asked_to_stop)  # type: ignore[arg-type]
+            code = self.running.pop(sentinel).finish(self.stop_code)  # type: ignore[arg-type]
             self.code = code or self.code
 
     def _head(self, stage: PlannedStage) -> str:
         return f"[{self.plan.index(stage) + 1}/{len(self.plan)}] {stage.name}"
 
-    @contextlib.contextmanager
-    def passing_signals_on(self) -> Iterator[None]:
-        """SIGTERM and SIGUSR1, as schedulers send them, go to the stages that run: they save and end."""
-
-        def request(_number: int, _frame: Any) -> None:
-            self.asked_to_stop = True
-            for started in list(self.running.values()):
-                started.stop()
-
-        before = {s: signal.signal(s, request) for s in (signal.SIGTERM, signal.SIGUSR1)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def stop(self, code: int) -> None:
+        """Start nothing more and ask the stages that run to save and to end; `code` is what we end with."""
+        self.stop_code = self.stop_code or code
+        for started in list(self.running.values()):
+            started.stop()
 
 
 def _share(stage: PlannedStage, jobs: int) -> dict[str, str]:
@@ -353,16 +341,20 @@ class RunningStage:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(number, signal.SIGTERM)
 
-    def finish(self, asked_to_stop: bool = False) -> int:
-        """Wait for its end, record it, say it; its exit code as a shell would give it."""
+    def finish(self, stop_code: int) -> int:
+        """Wait for its end, record it, say it; its exit code as a shell would give it.
+
+        `stop_code` (0 if it was not asked to stop) is what one that was stopped counts as.
+        """
         self.process.join()
         code = self.process.exitcode or 0
         if code == 0:
             write_json(self.stage.folder / ".recipe.json", {"fingerprint": self.stage.fingerprint})
             print(f"{self.head}: done in {time.monotonic() - self.start:.1f} s", file=sys.stderr, flush=True)
         # It may not have listened yet; and a launcher turns the code of its ranks into 1.
-        if asked_to_stop and (code == -signal.SIGTERM or (code == 1 and self.stage.launcher)):
-            return EXIT_RESUMABLE
+        stopped = (EXIT_RESUMABLE, EXIT_INTERRUPTED, -signal.SIGTERM, *([1] if self.stage.launcher else []))
+        if stop_code and code in stopped:
+            return stop_code
         if code < 0:
             print(
                 f"alignkit: stage {self.stage.name} was killed by signal {-code}; run the same command again to resume",
@@ -413,6 +405,9 @@ def _become(words: list[str], environment: dict[str, str]) -> None:
     from launch.processes import die_with_parent
 
     die_with_parent()  # lasts across exec
+    os.setpgid(
+        0, 0
+    )  # Ctrl-C must not reach the launcher: it kills its ranks after half a minute. We ask them ourselves
     os.execve(words[0], words, {**os.environ, **environment})
 
 

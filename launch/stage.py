@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import shutil
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from launch.config import artefact_paths, identity_dict, operational, to_dict
-from launch.errors import UserError
+from launch.errors import EXIT_INTERRUPTED, EXIT_RESUMABLE, UserError
 from launch.files import (
     append_jsonl,
     artefact_files,
@@ -44,6 +43,7 @@ from launch.provenance import (
     package_versions,
     write_model_card,
 )
+from launch.stopping import Stopped, listening
 
 
 @dataclass(kw_only=True)
@@ -83,13 +83,6 @@ class Stage:
     """The model card's task; None reads it from the model in the folder."""
 
 
-class Stopped(BaseException):
-    """The job was asked to stop (SIGTERM, SIGUSR1) and has saved; the same command resumes it.
-
-    No Exception, as KeyboardInterrupt is none: it may be raised anywhere, and libraries swallow Exceptions.
-    """
-
-
 class Job:
     """One running stage on one rank: its folder, runtime, checkpoints, log, progress and watchdog."""
 
@@ -105,6 +98,7 @@ class Job:
             self.output_dir / "checkpoints", runtime, config.keep_checkpoints, self._note_progress
         )
         self._stop_requested = self._polls = False
+        self._stop_code = EXIT_RESUMABLE
         self._last_save = self._start = time.monotonic()
         record = self.output_dir / "run.json"
         self._seconds_before = float(read_json(record).get("seconds", 0.0)) if record.exists() else 0.0
@@ -131,10 +125,13 @@ class Job:
 
     def say(self, text: str) -> None:
         """One line for the user, from the main rank."""
+        if self.runtime.is_main:
+            print(f"{self._head()} {text}", file=sys.stderr, flush=True)
+
+    def _head(self) -> str:
         from launch.progress import label
 
-        if self.runtime.is_main:
-            print(f"[{label() or self.stage.name}] {text}", file=sys.stderr, flush=True)
+        return f"[{label() or self.stage.name}]"
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Append metrics to metrics.jsonl and the trackers. Names that begin with `perf/` depend on the machine."""
@@ -193,7 +190,7 @@ class Job:
             self.say(
                 f"stopped as asked, but step {step} could not be saved; the same command starts from the beginning"
             )
-        raise Stopped
+        raise Stopped(self._stop_code)
 
     def decide(self, name: str, compute: Callable[[], Any]) -> Any:
         """A choice that this machine made (such as the precision): computed once, kept for every resume."""
@@ -211,28 +208,29 @@ class Job:
 
     @contextlib.contextmanager
     def _listening(self) -> Iterator[None]:
-        """SIGTERM and SIGUSR1 ask for a checkpoint and an orderly end.
+        """SIGTERM, SIGUSR1 and the first Ctrl-C ask for a checkpoint and an orderly end.
 
         A job that has not asked yet whether it must stop (many never do: evaluations, reports) has nothing to save
         and ends at once.
         """
-        owner = os.getpid()
 
-        def request(number: int, _frame: Any) -> None:
-            if os.getpid() != owner:  # a worker that a library forked from us: the signal is meant for it alone
-                os._exit(128 + number)
-            self._stop_requested = True
+        def request(code: int) -> None:
+            if not self._stop_requested:
+                self._stop_requested, self._stop_code = True, code
+                if code == EXIT_INTERRUPTED and self._polls and self.runtime.is_main:
+                    # print() must not be called here: the signal may have come in the middle of another one
+                    os.write(
+                        2, f"{self._head()} ends in order after this step; Ctrl-C again ends it at once\n".encode()
+                    )
             if not self._polls:
-                raise Stopped
+                raise Stopped(code)
 
-        before = {s: signal.signal(s, request) for s in (signal.SIGTERM, signal.SIGUSR1)}
         self.watchdog.start()
         try:
-            yield
+            with listening(request):
+                yield
         finally:
             self.watchdog.stop()
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 def _cut_log(path: Path, step: int, size: int | None) -> None:

@@ -2,10 +2,12 @@
 
 import datetime
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,7 +16,7 @@ from launch import lifecycle
 from launch.errors import UserError
 from launch.files import read_json, sha256_text, write_json
 from launch.lifecycle import Schedule, is_up_to_date, plan_stages
-from tests.support import ROOT, alignkit, environment
+from tests.support import ROOT, alignkit, environment, last_words, start
 
 STAGES = {
     "a": {"command": "generate", "config": {"prompts": "p"}},
@@ -155,51 +157,58 @@ def test_an_edited_artefact_of_a_lifecycle_is_made_again_when_a_stage_uses_it(tm
     assert [line.split(": ")[1].split()[0] for line in said] == ["up", "alignkit", "done"], said
 
 
-def start_toys(tmp_path, **entry):
+def start_toys(tmp_path, launcher="", **config):
     """A lifecycle of two toys, the second after the first, and its first toy at work."""
-    config = {"steps": 6, "pause": 0.5}
+    config = {"steps": 6, "pause": 0.5, **config}
     recipe = tmp_path / "life.yaml"
     stages = {
-        "one": {"command": "toy", "config": config, **entry},
+        "one": {"command": "toy", "config": config, "launcher": launcher},
         "two": {"command": "toy", "config": {"source": "@one"}},
     }
     recipe.write_text(json.dumps({"stages": stages}))
     command = [sys.executable, "-m", "tests.launch.toy_run", str(recipe), "--output_dir", str(tmp_path / "out")]
-    pipes = dict(stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    process = subprocess.Popen(command, cwd=ROOT, env=environment(PYTHONPATH=str(ROOT)), **pipes)
-    log = tmp_path / "out" / "one" / "metrics.jsonl"
-    while process.poll() is None and not (log.exists() and log.read_text().count("\n") > 1):
-        time.sleep(0.05)
-    return process, command
+    return start(command, tmp_path / "out" / "one" / "metrics.jsonl", 2), command
 
 
-def last_words(process):
-    try:
-        return process.communicate(timeout=100)[1]
-    finally:
-        process.kill()
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_stops_the_stages_that_run_and_the_same_command_resumes(tmp_path, number):
+@pytest.mark.parametrize(
+    ("number", "group", "code"),
+    [(signal.SIGTERM, False, 75), (signal.SIGUSR1, False, 75), (signal.SIGINT, False, 130), (signal.SIGINT, True, 130)],
+)
+def test_a_signal_stops_the_stages_that_run_and_the_same_command_resumes(tmp_path, number, group, code):
+    """Ctrl-C on a terminal goes to the whole group, `kill` and schedulers to one process."""
     process, command = start_toys(tmp_path)
-    process.send_signal(number)
+    os.killpg(process.pid, number) if group else process.send_signal(number)
     said = last_words(process)
-    assert process.returncode == 75, said
+    assert process.returncode == code, said
     assert "stopped after step" in said and "stopped as asked" in said and "[2/2]" not in said
-    if number == signal.SIGTERM:
+    assert "Traceback" not in said
+    if number == signal.SIGTERM or group:
         again = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=100)
         assert again.returncode == 0, again.stderr
         assert "resuming after step" in again.stderr and "two: done in" in again.stderr
 
 
+def test_a_second_interrupt_ends_a_lifecycle_and_its_stages_at_once(tmp_path):
+    process, _ = start_toys(tmp_path, long_step=2)
+    worker = read_json(tmp_path / "out" / "one" / ".watchdog" / "heartbeat-0.json")["pid"]
+    os.killpg(process.pid, signal.SIGINT)
+    while "Ctrl-C again" not in process.stderr.readline():
+        assert process.poll() is None
+    os.killpg(process.pid, signal.SIGINT)
+    said = last_words(process, 40)  # less than the step takes
+    assert process.returncode == -signal.SIGINT, said
+    while Path(f"/proc/{worker}").exists():  # killed when its parent died: in a moment
+        time.sleep(0.05)
+
+
 @pytest.mark.distributed
-def test_a_signal_reaches_the_ranks_of_a_launched_stage(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_reaches_the_ranks_of_a_launched_stage(tmp_path, number):
     process, _ = start_toys(tmp_path, launcher="--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no")
-    process.send_signal(signal.SIGTERM)
+    os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
     said = last_words(process)
-    assert process.returncode == 75, said
-    assert "stopped after step" in said
+    assert process.returncode == (130 if number == signal.SIGINT else 75), said
+    assert "stopped after step" in said and "Traceback" not in said
     assert len(list((tmp_path / "out" / "one" / "checkpoints").glob("step-*"))) == 1
 
 
