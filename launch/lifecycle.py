@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.cli import COMMANDS, NOT_STAGES, find_command
-from launch.config import find_recipe, merge, parse_overrides, read_yaml
+from launch.config import RECIPE_NAME, find_recipe, merge, parse_overrides, read_yaml
 from launch.errors import EXIT_INTERRUPTED, EXIT_RESUMABLE, UserError, nearest
 from launch.files import canonical_json, changed_file, damaged_file, read_json, sha256_text, write_json
 from launch.progress import LABEL
@@ -54,6 +54,8 @@ class PlannedStage:
     launcher: list[str]
     """Arguments of `accelerate launch`; empty for a single process."""
     config: dict[str, Any]
+    origin: str
+    """Where the user wrote the config."""
     needs: frozenset[str] = frozenset()
     """The stages that the config refers to."""
     alone: bool = False
@@ -150,7 +152,8 @@ def _plan_stage(
         raise UserError(f"{here}: alone: '{alone}' is not true or false")
     config = merge(config, overrides)
     needs = frozenset(_find_reference(text, known, at) for at, text in _references(config, here))
-    return PlannedStage(name, command, root / name, launcher.split(), _resolve(config, root), needs, alone)
+    origin = f"{here}.config{' and command line' if overrides else ''}"
+    return PlannedStage(name, command, root / name, launcher.split(), _resolve(config, root), origin, needs, alone)
 
 
 def _references(value: Any, where: str) -> Iterator[tuple[str, str]]:
@@ -271,7 +274,7 @@ class Schedule:
             if self._call_back_makers(stage):
                 return
             self.waiting.remove(stage)
-            started = RunningStage(stage, self._head(stage), _share(stage, self.jobs))
+            started = RunningStage(stage, self._head(stage), _environment_of(stage, self.jobs))
             self.running[started.process.sentinel] = started
             if self.stop_code:  # between the two lines above
                 started.stop()
@@ -312,12 +315,12 @@ class Schedule:
             started.stop()
 
 
-def _share(stage: PlannedStage, jobs: int) -> dict[str, str]:
-    """The environment of a stage beside which others run: its share of the cores, and its name before its lines."""
+def _environment_of(stage: PlannedStage, jobs: int) -> dict[str, str]:
+    """What its messages call the recipe; where others run beside it, its share of the cores and a name for its lines."""
     if jobs == 1 or stage.alone:
-        return {}
-    threads = max(1, len(os.sched_getaffinity(0)) // jobs)
-    return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)), LABEL: stage.name}
+        return {RECIPE_NAME: stage.origin}
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, len(os.sched_getaffinity(0)) // jobs))
+    return {RECIPE_NAME: stage.origin, "OMP_NUM_THREADS": threads, LABEL: stage.name}
 
 
 class RunningStage:

@@ -291,6 +291,15 @@ def test_jobs_is_a_positive_integer(tmp_path, jobs):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_fault_in_a_config_names_the_users_recipe(tmp_path):
+    recipe = tmp_path / "life.yaml"
+    recipe.write_text(json.dumps({"stages": {"one": {"command": "preferences build", "config": {"seed": 1}}}}))
+    for words, place in ([], "config"), (["--one.tie_margin", "2"], "config and command line"):
+        result = alignkit("run", recipe, "--output_dir", tmp_path / "out", *words)
+        expected = f"alignkit: error: {recipe}: stages.one.{place}: completions is missing"
+        assert result.returncode == 2 and expected in result.stderr
+
+
 def test_a_failing_stage_ends_the_lifecycle_with_its_code(tmp_path):
     completions(tmp_path / "c.jsonl", 1, reference="sample {}")
     recipe = tmp_path / "life.yaml"
