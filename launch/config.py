@@ -26,8 +26,8 @@ from launch.errors import UserError, nearest
 
 T = TypeVar("T")
 COMMAND_LINE = "command line"
-RECIPE_NAME = "ALIGNKIT_RECIPE_NAME"
-"""What messages call the recipe: that of a stage of a lifecycle was written by us, its user knows another file."""
+LIFECYCLE = "ALIGNKIT_LIFECYCLE"
+"""Set for a stage of a lifecycle: what messages call its recipe. We wrote that one, its user knows another file."""
 
 
 def artefact(default: Any = "") -> Any:
@@ -277,7 +277,7 @@ def load_config(cls: type[T], arguments: Sequence[str]) -> T:
     where = COMMAND_LINE
     values: dict[str, Any] = {}
     if recipe is not None:
-        values, where = read_yaml(find_recipe(str(recipe))), os.environ.get(RECIPE_NAME) or str(recipe)
+        values, where = read_yaml(find_recipe(str(recipe))), os.environ.get(LIFECYCLE) or str(recipe)
     _check_overrides(cls, overrides)
     return build(cls, merge(values, overrides), where, place=lambda text: _place_of(text, where, overrides))
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.cli import COMMANDS, NOT_STAGES, find_command
-from launch.config import RECIPE_NAME, find_recipe, merge, parse_overrides, read_yaml
+from launch.config import LIFECYCLE, find_recipe, merge, parse_overrides, read_yaml
 from launch.errors import EXIT_INTERRUPTED, EXIT_RESUMABLE, UserError, nearest
 from launch.files import canonical_json, changed_file, damaged_file, read_json, sha256_text, write_json
 from launch.progress import LABEL
@@ -318,9 +318,9 @@ class Schedule:
 def _environment_of(stage: PlannedStage, jobs: int) -> dict[str, str]:
     """What its messages call the recipe; where others run beside it, its share of the cores and a name for its lines."""
     if jobs == 1 or stage.alone:
-        return {RECIPE_NAME: stage.origin}
+        return {LIFECYCLE: stage.origin}
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, len(os.sched_getaffinity(0)) // jobs))
-    return {RECIPE_NAME: stage.origin, "OMP_NUM_THREADS": threads, LABEL: stage.name}
+    return {LIFECYCLE: stage.origin, "OMP_NUM_THREADS": threads, LABEL: stage.name}
 
 
 class RunningStage:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from launch.config import artefact_paths, identity_dict, operational, to_dict
+from launch.config import LIFECYCLE, artefact_paths, identity_dict, operational, to_dict
 from launch.errors import EXIT_INTERRUPTED, EXIT_RESUMABLE, UserError
 from launch.files import (
     append_jsonl,
@@ -389,6 +389,8 @@ def _run_on_all_ranks(
         provenance = runtime.broadcast(provenance)
         if config.trackers:
             runtime.accelerator.end_training()
+        if LIFECYCLE not in os.environ:  # which has a line of its own
+            job.say(f"done in {job.seconds:.1f} s: {folder}")
         return provenance
 
 

@@ -186,6 +186,7 @@ def test_a_signal_stops_the_stages_that_run_and_the_same_command_resumes(tmp_pat
         again = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=100)
         assert again.returncode == 0, again.stderr
         assert "resuming after step" in again.stderr and "two: done in" in again.stderr
+        assert again.stderr.count("done in") == 2  # the stages leave it to the lifecycle
 
 
 def test_a_second_interrupt_ends_a_lifecycle_and_its_stages_at_once(tmp_path):

@@ -94,6 +94,7 @@ def test_sigterm_saves_and_the_same_command_resumes(tmp_path):
     again = toy(*words)
     assert again.returncode == 0
     assert "resuming after step 3" in again.stderr
+    assert again.stderr.splitlines()[-1].startswith("[toy] done in 100") and str(tmp_path / "out") in again.stderr
     assert before > 0 and read_json(tmp_path / "out" / "provenance.json")["seconds"] > before + 1000  # they add up
 
 
