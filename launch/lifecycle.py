@@ -408,9 +408,8 @@ def _become(words: list[str], environment: dict[str, str]) -> None:
     from launch.processes import die_with_parent
 
     die_with_parent()  # lasts across exec
-    os.setpgid(
-        0, 0
-    )  # Ctrl-C must not reach the launcher: it kills its ranks after half a minute. We ask them ourselves
+    # Out of the terminal's group: by Ctrl-C the launcher would give its ranks half a minute. We ask them ourselves.
+    os.setpgid(0, 0)
     os.execve(words[0], words, {**os.environ, **environment})
 
 

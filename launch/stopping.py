@@ -5,14 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from launch.errors import EXIT_INTERRUPTED, EXIT_RESUMABLE
-
-LAUNCHER_ECHO_S = 5.0
-"""A terminal sends Ctrl-C to every process of its group, and torchelastic passes its own on: a rank gets it twice."""
 
 
 class Stopped(BaseException):
@@ -30,22 +26,19 @@ class Stopped(BaseException):
 def listening(act: Callable[[int], None]) -> Iterator[None]:
     """Inside, these signals call `act` with the exit code that a job so stopped has. A second Ctrl-C ends the process.
 
-    A process that was started with Ctrl-C switched off (`nohup`, a background job of a script) leaves it off.
+    A process that was started with Ctrl-C switched off (`nohup`, a background job of a script) leaves it off. The ranks
+    of a launched job are in sessions of their own: torchelastic passes the first Ctrl-C on, and sends SIGTERM for the
+    second.
     """
-    owner, launched = os.getpid(), "LOCAL_RANK" in os.environ
-    interrupted: float | None = None
+    owner = os.getpid()
+    ending = (signal.SIGINT, signal.SIGTERM) if "LOCAL_RANK" in os.environ else (signal.SIGINT,)
 
     def receive(number: int, _frame: Any) -> None:
-        nonlocal interrupted
         if os.getpid() != owner:  # a worker that a library forked from us; Ctrl-C is for its owner to act on
             return None if number == signal.SIGINT else os._exit(128 + number)
-        if number == signal.SIGINT:
-            again = interrupted is not None and time.monotonic() - interrupted > LAUNCHER_ECHO_S
-            interrupted = interrupted or time.monotonic()
-            if again or not launched:  # left to the kernel: it also ends a process that is stuck in a library
-                signal.signal(signal.SIGINT, signal.SIG_DFL)
-            if again:
-                os.kill(owner, signal.SIGINT)
+        if number == signal.SIGINT:  # the next is left to the kernel: it also ends a process that is stuck in a library
+            for second in ending:
+                signal.signal(second, signal.SIG_DFL)
         act(EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_RESUMABLE)
 
     numbers = [signal.SIGTERM, signal.SIGUSR1]

@@ -211,7 +211,7 @@ def test_a_signal_reaches_the_ranks_of_a_launched_stage(tmp_path, number):
     os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
     said = last_words(process)
     assert process.returncode == (130 if number == signal.SIGINT else 75), said
-    assert "stopped after step" in said
+    assert "stopped after step" in said and "SignalException" not in said  # the launcher gives its ranks half a minute
     assert len(list((tmp_path / "out" / "one" / "checkpoints").glob("step-*"))) == 1
 
 

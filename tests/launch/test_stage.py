@@ -142,16 +142,26 @@ def test_a_stage_that_was_started_with_interrupts_off_leaves_them_off(monkeypatc
 
 
 @pytest.mark.distributed
-def test_an_interrupt_that_the_launcher_passes_on_is_no_second_one(tmp_path):
-    """The terminal interrupts launcher and ranks, and the launcher its ranks again: they save all the same."""
+def test_an_interrupt_of_the_launcher_saves_and_a_second_one_ends_its_ranks(tmp_path):
     accelerate = [str(Path(sys.executable).parent / "accelerate"), "launch", "--multi_gpu", "--num_processes", "2"]
     flags = ["--num_machines", "1", "--mixed_precision", "no", "--main_process_port", str(free_port())]
-    words = ["-m", "tests.launch.toy", "--output_dir", str(tmp_path / "out"), "--pause", "0.5"]
+    words = ["-m", "tests.launch.toy", "--output_dir", str(tmp_path / "out"), "--pause", "0.5", "--long_step", "6"]
     process = start([*accelerate, *flags, *words], tmp_path / "out" / "metrics.jsonl", 2)
     os.killpg(process.pid, signal.SIGINT)
     said = last_words(process)
     assert "as asked; run the same command again to resume" in said, said
-    assert len(list((tmp_path / "out" / "checkpoints").glob("step-*"))) == 1
+    saved = list((tmp_path / "out" / "checkpoints").glob("step-*"))
+    assert len(saved) == 1
+
+    process = start([*accelerate, *flags, *words], tmp_path / "out" / "metrics.jsonl", 6)
+    ranks = [read_json(path)["pid"] for path in (tmp_path / "out" / ".watchdog").glob("heartbeat-*.json")]
+    os.killpg(process.pid, signal.SIGINT)
+    while "Ctrl-C again" not in process.stderr.readline():
+        assert process.poll() is None
+    os.killpg(process.pid, signal.SIGINT)
+    last_words(process, 25)  # less than the half minute that the launcher gives to ranks that do not end
+    while any(Path(f"/proc/{pid}").exists() for pid in ranks):  # killed when the launcher died: in a moment
+        time.sleep(0.05)
 
 
 def test_a_stop_names_the_step_that_was_really_saved(tmp_path, capsys):
