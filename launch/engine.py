@@ -8,7 +8,7 @@ ranks and micro-batches.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,20 @@ from torch import Tensor, nn
 from launch.checkpoint import Checkpoint, CheckpointStore, read_tree, write_tree
 from launch.errors import UserError
 from launch.runtime import Runtime
+
+
+def check_weights(weights: Mapping[str, Tensor], runtime: Runtime) -> None:
+    """UserError on every rank when some rank holds a weight that is NaN or infinite. All ranks call this together.
+
+    A loss is looked at before its update, so nothing else sees what the last update did: before weights are written.
+    """
+    broken = [name for name, value in weights.items() if value.is_floating_point() and not value.isfinite().all()]
+    found = next((name for names in runtime.gather_objects(broken[:1]) for name in names), None)
+    if found is not None:
+        raise UserError(
+            f"the last update made weights that are not finite ({found}), and nothing was written; start over in another "
+            "folder with a lower learning_rate (the checkpoints before this update are intact)"
+        )
 
 
 class Engine:
@@ -89,6 +103,7 @@ class Engine:
 
     def save(self, store: CheckpointStore, step: int, extra: dict[str, Any]) -> bool:
         """Save weights, optimizer and `extra` (a tree, the same on every rank) as the checkpoint of `step`."""
+        check_weights(self.module.state_dict(), self.runtime)
         if not self.runtime.uses_deepspeed:
             state = {"module": self.module.state_dict(), "optimizer": self.optimizer.state_dict(), "extra": extra}
             return store.save(step, state)
@@ -143,6 +158,7 @@ class Engine:
     def export(self, module: Any, folder: Path) -> None:
         """Write a submodule that is a Hugging Face model as a plain `from_pretrained` folder, from any ZeRO stage."""
         state = self.state_dict_of(module)
+        check_weights(state, self.runtime)
         if self.runtime.is_main:
             module.save_pretrained(folder, state_dict=state)
         self.runtime.barrier()

@@ -11,6 +11,7 @@ import errno
 from collections.abc import Iterable
 
 EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130  # as shells give it: Ctrl-C, saved where there was something to save
 EXIT_RESUMABLE = 75  # EX_TEMPFAIL, stopped or stuck: the same command resumes, so the scheduler may requeue the job
 
 

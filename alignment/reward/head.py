@@ -23,9 +23,9 @@ def load_scorer(name: str, tokenizer: Any, seed: int) -> PreTrainedModel:
     pad_token_id is set, since it tells transformers where a row ends. Dropout is off: the pair's difference must come
     from the texts.
     """
-    with named_errors("model", name, "a causal language model"), _no_word_of_new_head():
+    with named_errors("model", name, "a causal language model") as located, _no_word_of_new_head():
         model = AutoModelForSequenceClassification.from_pretrained(
-            name.removeprefix("hub:"), num_labels=1, dtype=torch.float32, trust_remote_code=False
+            located, num_labels=1, dtype=torch.float32, trust_remote_code=False
         )
     check_embeddings("model", name, model, tokenizer)
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
