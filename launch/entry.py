@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from launch.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError, errno_of
+from launch.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError, errno_of, leave_reason
 from launch.stopping import Stopped
 
 FLOORS = ("launch", "data", "evaluation", "generative", "alignment")
@@ -52,10 +52,13 @@ def guarded(action: Callable[[], Any]) -> int:
     except Exception as error:  # any: safetensors and torch have errors of their own for a full disk
         code = errno_of(error)
         if code not in _USER_ERRNOS:
+            leave_reason(f"{type(error).__name__}: {error} (its traceback is above)")
             raise
         text = f"{getattr(error, 'filename', None) or 'output'}: {os.strerror(code)}; {_USER_ERRNOS[code]}"
     rank = os.environ.get("RANK", "0")
-    print(f"alignkit: error: {f'rank {rank}: ' if rank != '0' else ''}{text}", file=sys.stderr, flush=True)
+    text = f"rank {rank}: {text}" if rank != "0" else text
+    if not leave_reason(text):
+        print(f"alignkit: error: {text}", file=sys.stderr, flush=True)
     return EXIT_USER_ERROR
 
 

@@ -26,7 +26,7 @@ from typing import Any
 
 from launch.cli import COMMANDS, NOT_STAGES, find_command
 from launch.config import LIFECYCLE, find_recipe, merge, parse_overrides, read_yaml
-from launch.errors import EXIT_INTERRUPTED, EXIT_RESUMABLE, UserError, nearest
+from launch.errors import EXIT_INTERRUPTED, EXIT_RESUMABLE, REASON_FILE, UserError, nearest
 from launch.files import canonical_json, changed_file, damaged_file, read_json, sha256_text, write_json
 from launch.progress import LABEL
 from launch.provenance import fingerprint_input, package_versions
@@ -224,6 +224,8 @@ def run_plan(plan: Sequence[PlannedStage], root: Path, jobs: int = 1) -> None:
             schedule.skip_finished()
             schedule.start_next()
             schedule.wait()
+    for words in schedule.last_words:
+        print(words, file=sys.stderr, flush=True)
     if schedule.stop_code and (schedule.waiting or schedule.code):
         print("alignkit: stopped as asked; run the same command again to resume", file=sys.stderr, flush=True)
         schedule.code = schedule.code or schedule.stop_code
@@ -240,6 +242,8 @@ class Schedule:
         self.running: dict[int, RunningStage] = {}
         self.code = self.stop_code = 0
         """The code of a stage that failed, and the one that we end with when we are asked to stop."""
+        self.last_words: list[str] = []
+        """Why stages failed, as far as others ran on and may have said more since."""
         self._stale: set[str] = set()
         self._skipped: set[str] = set()
         self._verified: set[str] = set()
@@ -302,8 +306,10 @@ class Schedule:
     def wait(self) -> None:
         """Wait until a stage ends."""
         for sentinel in multiprocessing.connection.wait(list(self.running)) if self.running else []:
-            code = self.running.pop(sentinel).finish(self.stop_code)  # type: ignore[arg-type]
-            self.code = code or self.code
+            ended = self.running.pop(sentinel)  # type: ignore[arg-type]
+            self.code = ended.finish(self.stop_code) or self.code
+            if ended.failure and self.running:
+                self.last_words.append(ended.failure)
 
     def _head(self, stage: PlannedStage) -> str:
         return f"[{self.plan.index(stage) + 1}/{len(self.plan)}] {stage.name}"
@@ -318,9 +324,13 @@ class Schedule:
 def _environment_of(stage: PlannedStage, jobs: int) -> dict[str, str]:
     """What its messages call the recipe; where others run beside it, its share of the cores and a name for its lines."""
     if jobs == 1 or stage.alone:
-        return {LIFECYCLE: stage.origin}
+        return {LIFECYCLE: stage.origin, REASON_FILE: str(_reason_file(stage))}
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, len(os.sched_getaffinity(0)) // jobs))
-    return {LIFECYCLE: stage.origin, "OMP_NUM_THREADS": threads, LABEL: stage.name}
+    return {**_environment_of(stage, 1), "OMP_NUM_THREADS": threads, LABEL: stage.name}
+
+
+def _reason_file(stage: PlannedStage) -> Path:
+    return stage.folder.parent / ".recipes" / f"{stage.name}.reason"
 
 
 class RunningStage:
@@ -329,6 +339,9 @@ class RunningStage:
     def __init__(self, stage: PlannedStage, head: str, environment: dict[str, str]) -> None:
         print(f"{head}: alignkit {stage.command}", file=sys.stderr, flush=True)
         self.stage, self.head, self.start = stage, head, time.monotonic()
+        self.failure = ""
+        """Why it failed, in one line."""
+        _reason_file(stage).unlink(missing_ok=True)
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOAD)
         words = _launched(stage) if stage.launcher else _arguments(stage)
@@ -358,12 +371,16 @@ class RunningStage:
         stopped = (EXIT_RESUMABLE, EXIT_INTERRUPTED, -signal.SIGTERM, *([1] if self.stage.launcher else []))
         if stop_code and code in stopped:
             return stop_code
-        if code < 0:
-            print(
-                f"alignkit: stage {self.stage.name} was killed by signal {-code}; run the same command again to resume",
-                file=sys.stderr,
-            )
+        if code != 0:
+            self.failure = f"{self.head}: failed: {self._reason(code)}"
+            print(self.failure, file=sys.stderr, flush=True)
         return code if code >= 0 else 128 - code
+
+    def _reason(self, code: int) -> str:
+        with contextlib.suppress(OSError):
+            return _reason_file(self.stage).read_text(encoding="utf-8")
+        what = f"killed by signal {-code}" if code < 0 else f"it ended with code {code}, see above"
+        return f"{what}; run the same command again to resume"
 
 
 def _children(pid: int) -> list[int]:

@@ -18,6 +18,7 @@ from evaluation.report.page import render_page
 from evaluation.report.samples import sample_section
 from evaluation.report.terminal import print_leaderboard, to_text
 from launch.config import artefact, operational
+from launch.entry import run_module
 from launch.errors import UserError, nearest
 from launch.files import read_json, write_atomic, write_json
 from launch.stage import Job, Stage, StageConfig
@@ -110,3 +111,6 @@ def _holds_a_report(words: Sequence[str]) -> bool:
 
 
 STAGE = Stage(name="report", config=ReportConfig, run=run)
+
+if __name__ == "__main__":
+    run_module("evaluation.suites.report")

@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -13,11 +14,15 @@ from types import SimpleNamespace
 import pytest
 
 from launch import lifecycle
+from launch.cli import COMMANDS
+from launch.config import load_config
 from launch.errors import UserError
 from launch.files import read_json, sha256_text, write_json
-from launch.lifecycle import Schedule, is_up_to_date, plan_stages
+from launch.lifecycle import Schedule, _arguments, _environment_of, is_up_to_date, plan_stages
+from tests.launch.toy import ToyConfig
 from tests.support import ROOT, alignkit, environment, last_words, start
 
+LAUNCHER = "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no"
 STAGES = {
     "a": {"command": "generate", "config": {"prompts": "p"}},
     "b": {"command": "ppo", "config": {"policy": "@a", "prompts": ["@a/x::train"]}},
@@ -207,7 +212,7 @@ def test_a_second_interrupt_ends_a_lifecycle_and_its_stages_at_once(tmp_path):
 @pytest.mark.distributed
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_reaches_the_ranks_of_a_launched_stage(tmp_path, number):
-    process, _ = start_toys(tmp_path, launcher="--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no")
+    process, _ = start_toys(tmp_path, launcher=LAUNCHER)
     os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
     said = last_words(process)
     assert process.returncode == (130 if number == signal.SIGINT else 75), said
@@ -285,6 +290,53 @@ def test_a_stage_that_is_alone_has_nothing_beside_it(tmp_path):
     assert [what for _, what in order[4:]] == ["alignkit", "alignkit", "done", "done"]
 
 
+def run_toys(tmp_path, jobs, stages):
+    recipe = {"jobs": jobs, "stages": {name: {"command": "toy", **entry} for name, entry in stages.items()}}
+    (tmp_path / "life.yaml").write_text(json.dumps(recipe))
+    command = [sys.executable, "-m", "tests.launch.toy_run", str(tmp_path / "life.yaml"), "--output_dir", "out"]
+    env = environment(PYTHONPATH=str(ROOT))
+    return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=200)
+
+
+def test_the_last_words_are_the_stages_that_failed_and_why(tmp_path):
+    stages = {
+        "wrong": {"config": {"source": "nowhere"}},
+        "killed": {"config": {"die_at": 1}},
+        "broken": {"config": {"crash_at": 1}},
+        "slow": {"config": {"steps": 4, "pause": 1}},
+        "later": {"config": {"source": "@wrong"}},
+    }
+    result = run_toys(tmp_path, 4, stages)
+    assert result.returncode in (1, 2, 137) and "[5/5]" not in result.stderr, result.stderr
+    failed = [line for line in result.stderr.splitlines() if ": failed: " in line]
+    expected = [
+        "[1/5] wrong: failed: source: nowhere: no such file or folder",
+        "[2/5] killed: failed: killed by signal 9; run the same command again to resume",
+        "[3/5] broken: failed: ZeroDivisionError: a bug of the stage (its traceback is above)",
+    ]
+    assert all(any(line.startswith(words) for line in failed) for words in expected), result.stderr
+    assert ": failed: " in result.stderr.splitlines()[-1]
+
+
+@pytest.mark.distributed
+def test_the_last_words_are_those_of_a_rank_not_of_the_launcher(tmp_path):
+    result = run_toys(tmp_path, 1, {"bad": {"config": {"source": "nowhere"}, "launcher": LAUNCHER}})
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("[1/1] bad: failed: ") and "source: nowhere: no such file or folder" in last, result.stderr
+
+
+def test_why_a_stage_failed_is_said_again_when_others_ran_on(tmp_path):
+    stages = {name: {"command": "ppo"} for name in "abc"}
+    schedule = Schedule(plan_stages({"stages": stages}, "r.yaml", tmp_path, {}), jobs=3)
+    pipes = [multiprocessing.Pipe() for _ in range(3)]
+    for (reader, _), failure in zip(pipes, ("first", "", "last"), strict=True):
+        schedule.running[reader] = SimpleNamespace(failure=failure, finish=lambda _, code=len(failure): code)
+    for _, writer in pipes:
+        writer.close()
+        schedule.wait()
+    assert schedule.code and schedule.last_words == ["first"]  # nothing was said after the other one
+
+
 @pytest.mark.parametrize("jobs", ["0", "two", "-1", "1.5"])
 def test_jobs_is_a_positive_integer(tmp_path, jobs):
     recipe = tmp_path / "life.yaml"
@@ -294,13 +346,17 @@ def test_jobs_is_a_positive_integer(tmp_path, jobs):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_fault_in_a_config_names_the_users_recipe(tmp_path):
-    recipe = tmp_path / "life.yaml"
-    recipe.write_text(json.dumps({"stages": {"one": {"command": "preferences build", "config": {"seed": 1}}}}))
-    for words, place in ([], "config"), (["--one.tie_margin", "2"], "config and command line"):
-        result = alignkit("run", recipe, "--output_dir", tmp_path / "out", *words)
-        expected = f"alignkit: error: {recipe}: stages.one.{place}: completions is missing"
-        assert result.returncode == 2 and expected in result.stderr
+def test_a_fault_in_a_config_names_the_users_recipe(tmp_path, monkeypatch):
+    monkeypatch.setitem(COMMANDS, "toy", ("tests.launch.toy", "STAGE", "count"))
+    recipe = {"stages": {"one": {"command": "toy", "config": {"rate": "x"}}}}
+    for overrides, place in ({}, "config"), ({"one": {"seed": "2"}}, "config and command line"):
+        (stage,) = plan_stages(recipe, "life.yaml", tmp_path, overrides)
+        words = _arguments(stage)[1:]
+        with monkeypatch.context() as patch:
+            for name, value in _environment_of(stage, 1).items():
+                patch.setenv(name, value)
+            with pytest.raises(UserError, match=f"^life.yaml: stages.one.{place}: rate: 'x' is not a number"):
+                load_config(ToyConfig, words)
 
 
 def test_a_failing_stage_ends_the_lifecycle_with_its_code(tmp_path):
@@ -310,7 +366,10 @@ def test_a_failing_stage_ends_the_lifecycle_with_its_code(tmp_path):
     recipe.write_text(json.dumps({"stages": {"one": entry, "two": entry}}))
     result = alignkit("run", recipe, "--output_dir", tmp_path / "out")
     assert result.returncode == 2
-    assert "no row has a reference that differs" in result.stderr and "Traceback" not in result.stderr
+    assert result.stderr.splitlines()[-1].startswith(
+        "[1/2] one: failed: completions: no row has a reference that differs"
+    )
+    assert result.stderr.count("no row has") == 1 and "Traceback" not in result.stderr
     assert not (tmp_path / "out" / "two").exists()
     plan = plan_stages({"stages": {"one": entry}}, "r", tmp_path / "out", {})
     assert not is_up_to_date(plan[0])
