@@ -50,6 +50,9 @@ class Engine:
         settings = accelerator.state.deepspeed_plugin.deepspeed_config
         settings["train_micro_batch_size_per_gpu"] = micro_batch  # there is no DataLoader to read it from
         settings["train_batch_size"] = "auto"
+        settings["gradient_accumulation_steps"] = (
+            1  # the loop says which micro-batch is the last, and scales its losses
+        )
         settings["gradient_clipping"] = self.max_grad_norm
         settings["zero_allow_untested_optimizer"] = True
         settings["zero_force_ds_cpu_optimizer"] = False
@@ -74,8 +77,7 @@ class Engine:
             self.wrapped.set_gradient_accumulation_boundary(last)
             self.wrapped.backward(loss)
         else:
-            self.runtime.accelerator.gradient_state._set_sync_gradients(last)
-            self.runtime.accelerator.backward(loss)
+            loss.backward()  # accelerate's would divide by the gradient accumulation steps of the launcher
 
     @contextlib.contextmanager
     def accumulating(self, last: bool) -> Iterator[None]:

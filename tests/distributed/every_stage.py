@@ -24,7 +24,7 @@ KINDS = ("vae", "gan", "diffusion")
 
 def main(plan: Path) -> None:
     """Run a plan: each stage as ever, except that the process group is there already and stays."""
-    runtime = launch.runtime.start_runtime("fp32", timeout_s=120)
+    runtime = launch.runtime.start_runtime("fp32", timeout_s=300)
     with launch.runtime.running(runtime):
         launch.runtime.start_runtime = lambda *_, **__: Runtime(runtime.accelerator, "fp32")
         launch.runtime.running = contextlib.nullcontext
@@ -88,7 +88,7 @@ def stages(root: Path, made: Path) -> dict[str, tuple[str, dict]]:
             "preferences build",
             {"completions": made / "generate", "judge": "reward", "reward": reward, "unfinished": "keep"},
         ),
-        **{f"{kind}-samples": ("sample", {"model": made / kind, "count": 41, "diffusion_steps": 4}) for kind in KINDS},
+        **{f"{kind}-samples": ("sample", {"model": made / kind, "count": 121, "diffusion_steps": 4}) for kind in KINDS},
         "text": (
             "evaluate text",
             {"model": policy, "documents": root / "items.jsonl", "completions": made / "generate"},
@@ -109,7 +109,6 @@ def stages(root: Path, made: Path) -> dict[str, tuple[str, dict]]:
 
 
 TRAINED = ("pretrain", "sft", "reward", "dpo", "ppo", *KINDS)
-RESUMED = TRAINED
 
 
 def make_plan(root: Path, made: Path, out: Path, resume: bool) -> list[list[str]]:
@@ -119,7 +118,7 @@ def make_plan(root: Path, made: Path, out: Path, resume: bool) -> list[list[str]
         words = [*command.split(), "--output_dir", str(out / name)]
         words += [str(word) for key, value in settings.items() for word in (f"--{key}", value)]
         plan.append([*words, "--precision", "fp32"])
-        if resume and name in RESUMED:
+        if resume and name in TRAINED:
             plan += [["cut", str(out / name)], plan[-1]]
     return plan
 

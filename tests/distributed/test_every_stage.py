@@ -10,51 +10,53 @@ import torch
 from safetensors.torch import load_file
 
 from data import load_preferences
-from tests.distributed.every_stage import KINDS, RESUMED, TRAINED, make_plan, save_inputs
+from tests.distributed.every_stage import KINDS, TRAINED, make_plan, save_inputs
 from tests.support import ROOT, accelerate_launch, environment, read_metrics
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 DRIVER = "tests.distributed.every_stage"
 
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory):
-    return save_inputs(tmp_path_factory.mktemp("inputs"))
-
-
-def write_plan(inputs, one, out, resume):
-    out.mkdir()
-    plan = out / "plan.json"
-    plan.write_text(json.dumps(make_plan(inputs, one, out, resume)))
-    return plan
+_TRL = ("entropy", "mean_token_accuracy", "num_tokens")
+MEANS_OF_MEANS = {"sft": _TRL, "dpo": (*_TRL, "logits/chosen", "logits/rejected")}
+"""What TRL logs as means over micro-batches of means over ranks, and without the last rows of an epoch's last rank."""
 
 
 @pytest.fixture(scope="module")
-def one(inputs):
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stages")
+    save_inputs(folder / "inputs")
+    return folder
+
+
+def write_plan(root, name, resume):
+    """Outputs go to root/NAME; what a stage reads of another is that of one process."""
+    (root / name).mkdir()
+    plan = root / name / "plan.json"
+    plan.write_text(json.dumps(make_plan(root / "inputs", root / "one", root / name, resume)))
+    return str(plan)
+
+
+@pytest.fixture(scope="module")
+def one(root):
     """The artefacts of one process."""
-    out = inputs.with_name("one")
-    command = [sys.executable, "-m", DRIVER, str(write_plan(inputs, out, out, resume=False))]
+    command = [sys.executable, "-m", DRIVER, write_plan(root, "one", resume=False)]
     done = subprocess.run(command, env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-    return out
+    return root / "one"
 
 
 @pytest.fixture(scope="module", params=["cpu_ddp2", "zero1", "zero2", "zero3"])
-def two(request, inputs, one):
-    """The artefacts of two processes, made from those of one where a stage reads another's."""
-    out = inputs.with_name(request.param)
-    flags = ["--config_file", str(ROOT / "launch" / "accelerate" / f"{request.param}.yaml")]
-    done = accelerate_launch(DRIVER, [str(write_plan(inputs, one, out, resume=True))], 2, flags)
+def two(request, root, one):
+    """The artefacts of two processes; each trained one was stopped half-way and resumed, the first time is NAME-whole."""
+    mode, stage = request.param, int(request.param[-1]) if "zero" in request.param else 0
+    flags = ["--config_file", str(ROOT / "launch" / "accelerate" / f"{mode}.yaml")]
+    flags += ["--gradient_accumulation_steps", "3"]  # the launcher's say counts for nothing: stages have their own
+    done = accelerate_launch(DRIVER, [write_plan(root, mode, resume=True)], 2, flags)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stderr.count("resuming after step") == len(RESUMED)
-    provenance = [
-        json.loads((folder / "provenance.json").read_text())
-        for folder in sorted(out.iterdir())
-        if folder.is_dir() and not folder.name.endswith("-whole")
-    ]
-    assert {p["world"] for p in provenance} == {2}
-    assert {p["zero_stage"] for p in provenance} == {int(request.param[-1]) if "zero" in request.param else 0}
-    return out
+    assert done.stderr.count("resuming after step") == len(TRAINED)
+    made = [json.loads(path.read_text()) for path in (root / mode).glob("*/provenance.json")]
+    assert len(made) > len(TRAINED) and {(p["world"], p["zero_stage"]) for p in made} == {(2, stage)}
+    return root / mode
 
 
 def close(a, b, tolerance):
@@ -64,13 +66,14 @@ def close(a, b, tolerance):
 @pytest.mark.parametrize("name", TRAINED)
 def test_training_follows_one_process(one, two, name):
     rows = list(zip(read_metrics(one / name), read_metrics(two / name), strict=True))
-    assert sum(len(row) > 2 for row, _ in rows) >= 4
+    assert len(rows) >= (4 if name == "ppo" else 10)
     for a, b in rows:
         assert a.keys() == b.keys()
-        assert all(close(a[k], b[k], 1e-4) for k in a), {k: (a[k], b[k]) for k in a if not close(a[k], b[k], 1e-4)}
+        far = {k: (a[k], b[k]) for k in a if k not in MEANS_OF_MEANS.get(name, ()) and not close(a[k], b[k], 1e-4)}
+        assert not far
 
 
-@pytest.mark.parametrize("name", RESUMED)
+@pytest.mark.parametrize("name", TRAINED)
 def test_resumed_run_ends_the_same_to_the_bit(two, name):
     whole, resumed = two / f"{name}-whole", two / name
     assert read_metrics(whole) == read_metrics(resumed)
@@ -107,7 +110,7 @@ def test_what_is_drawn_is_the_same(one, two):
         assert (one / name / "completions.jsonl").read_bytes() == (two / name / "completions.jsonl").read_bytes()
     for kind in KINDS:
         ours, theirs = (np.load(folder / f"{kind}-samples" / "samples.npz")["images"] for folder in (one, two))
-        assert len(ours) == 41 and np.array_equal(ours, theirs)
+        assert len(ours) == 121 and np.array_equal(ours, theirs)
 
 
 def test_preferences_are_the_same(one, two):
