@@ -119,7 +119,7 @@ class _LinearLogprobs(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.temperature, ctx.chunks, ctx.dtype = temperature, chunks, dtype
         logprobs_N, normaliser_N, entropy_N = (hidden_ND.new_empty(len(hidden_ND), dtype=wide(dtype)) for _ in range(3))
-        cast_VD, log_p_CV = weight_VD.to(dtype), None
+        cast_VD, kept_CV = weight_VD.to(dtype), None
         for part in chunks:
             logits_CV = chunk_logits(hidden_ND[part], cast_VD, bias_V, temperature)
             log_p_CV = torch.log_softmax(logits_CV, -1)
@@ -127,7 +127,8 @@ class _LinearLogprobs(torch.autograd.Function):
             logprobs_N[part] = log_p_CV.gather(-1, target_C1)[:, 0]
             normaliser_N[part] = logits_CV.gather(-1, target_C1)[:, 0] - logprobs_N[part]
             entropy_N[part] = -torch.exp(log_p_CV, out=logits_CV).mul_(log_p_CV).sum(-1)
-        kept_CV = log_p_CV if len(chunks) == 1 else None
+            kept_CV = log_p_CV if len(chunks) == 1 else None
+            del logits_CV, log_p_CV  # else they live on while the next chunk's are made
         ctx.save_for_backward(hidden_ND, weight_VD, bias_V, targets_N, normaliser_N, entropy_N, kept_CV)
         return logprobs_N, entropy_N
 
@@ -147,6 +148,7 @@ class _LinearLogprobs(torch.autograd.Function):
                 slopes = (None if x is None else x[part] / ctx.temperature for x in (slope_N, entropy_slope_N))
                 slope_CV = logit_slopes(log_p_CV, targets_N[part], entropy_N[part], *slopes)
                 add_head_gradients(grads, part, slope_CV, hidden_ND, cast_VD)
+                del log_p_CV, slope_CV
         typed = (g if g is None else g.to(x.dtype) for g, x in zip(grads, (hidden_ND, weight_VD, bias_V), strict=True))
         return *typed, None, None, None, None
 

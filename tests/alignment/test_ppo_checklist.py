@@ -4,6 +4,7 @@ Items whose test lies elsewhere are not repeated here; the page lists all of the
 """
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from tests.alignment.ppo_support import (
     weights_of,
     widen,
 )
-from tests.support import save_policy, word_tokenizer
+from tests.support import ROOT, save_policy, word_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -403,3 +404,13 @@ def test_item_32_metrics_of_an_update_are_sums_over_counts(make):
     assert metrics["critic/loss"] == pytest.approx(loss.item(), rel=1e-4)
     mean_of_means = ((entropy * mask).sum(1) / mask.sum(1)).mean().item()
     assert math.fabs(metrics["policy/entropy"] - mean_of_means) > 1e-4
+
+
+def test_the_page_names_tests_that_exist():
+    """And all tests of the two files that bear an item's or a bug's number."""
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / "ppo_checklist.md").read_text()))
+    everything = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    assert named - set(re.findall(r"^def (test_\w+)", everything, re.M)) == set()
+    numbered = set(re.findall(r"^def (test_(?:items?_|b)\d\w+)", everything, re.M))
+    assert len(numbered) > 40
+    assert numbered - named == set()
