@@ -1,5 +1,7 @@
 """Chunked log-probabilities: the naive ones, their gradients, and no tensor of batch x time x vocabulary."""
 
+import weakref
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -162,6 +164,30 @@ def test_no_tensor_of_all_logits_is_made_forward_or_backward():
             (logprobs.sum() + entropy.sum()).backward()
         largest[name] = seen.numel
     assert largest == {"naive": n * v, "chunked": v * d}  # the weight and its gradient are larger than a chunk
+
+
+class LiveChunks(TorchDispatchMode):
+    """Counts the tensors of the size of a chunk that are alive together."""
+
+    def __init__(self, numel):
+        super().__init__()
+        self.numel, self.seen, self.most = numel, [], 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        made = [weakref.ref(x) for x in tree_leaves(out) if torch.is_tensor(x) and x.numel() == self.numel]
+        self.seen = [r for r in (*self.seen, *made) if r() is not None]
+        self.most = max(self.most, len({r().data_ptr() for r in self.seen}))
+        return out
+
+
+def test_few_chunks_are_alive_at_once():
+    hidden, weight, _, targets = make_case(96, 16, 500)
+    with LiveChunks(4000) as forward:
+        logprobs, entropy = linear_logprobs(hidden, weight, None, targets, 0.7, 4000)
+    with LiveChunks(4000) as backward:
+        (logprobs.sum() + entropy.sum()).backward()
+    assert (forward.most, backward.most) == (2, 4)
 
 
 def test_what_is_kept_for_the_backward_pass_is_bounded():
