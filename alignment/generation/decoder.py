@@ -115,9 +115,13 @@ class Decoder:
         self.keys[number, rows, :, self.column] = k.permute(2, 0, 1)
         self.values[number, rows, :, self.column] = v.permute(2, 0, 1)
         mask = None if self.mask_N1S is None else self.mask_N1S[..., live]
-        return _attend_one(q, self.keys[number, rows, :, live], self.values[number, rows, :, live], mask, self.weights.scale)
+        return _attend_one(
+            q, self.keys[number, rows, :, live], self.values[number, rows, :, live], mask, self.weights.scale
+        )
 
-    def _layer(self, w: LayerWeights, number: int, x: Tensor, rotation: tuple[Tensor, Tensor], attention: Any) -> Tensor:
+    def _layer(
+        self, w: LayerWeights, number: int, x: Tensor, rotation: tuple[Tensor, Tensor], attention: Any
+    ) -> Tensor:
         sizes, heads = self.weights, self.weights.heads + self.weights.kv_heads
         qkv = _project(w.qkv, _normalise(x, w.norm, sizes.eps), w.qkv_bias)
         qkv = qkv.view(heads + sizes.kv_heads, sizes.head_dim, -1)

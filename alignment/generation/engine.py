@@ -69,7 +69,9 @@ class LocalEngine:
         sample_indices: Sequence[int],
     ) -> list[Completion]:
         check_lengths(self.model, prompts, sampling.max_new_tokens)
-        order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), tuple(prompts[i])))  # little padding; equals meet
+        order = sorted(
+            range(len(prompts)), key=lambda i: (len(prompts[i]), tuple(prompts[i]))
+        )  # little padding; equals meet
         done: dict[int, Completion] = {}
         for start in range(0, len(order), self.batch_size):
             chosen = order[start : start + self.batch_size]

@@ -58,7 +58,7 @@ def pick_tokens(
 
     `work`: float32 scratch of at least padded_size(V) B elements, to save an allocation of megabytes per token.
     """
-    size, rows = logits_VB.shape
+    rows = logits_VB.shape[1]
     greedy = temperature == 0 or uniform_B is None
     weights_KWB = _exponentials(logits_VB, 1.0 if greedy else temperature, work)
     sums_KB = weights_KWB.sum(1, dtype=torch.float64)
@@ -73,7 +73,7 @@ def pick_tokens(
 
 def _exponentials(logits_VB: Tensor, temperature: float, work: Tensor | None) -> Tensor:
     """exp((logits - max) / temperature) in float32, as (K, W, B); zero where a block reaches past the vocabulary."""
-    size, rows = logits_VB.shape
+    rows = logits_VB.shape[1]
     width, padded = block_width(size), padded_size(size)
     if work is None:
         work = logits_VB.new_empty(padded * rows, dtype=torch.float32)

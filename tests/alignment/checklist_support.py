@@ -3,14 +3,16 @@
 import dataclasses
 
 import torch
-from torch.nn.functional import pad
 
 from alignment.ppo.config import PPOConfig
 from alignment.ppo.models import load_roles
+from alignment.ppo.rollout import make_batch
 from alignment.ppo.trainer import PPOTrainer
+from alignment.reward.sources.build import build_source
+from alignment.reward.sources.protocol import single
+from tests.alignment.ppo_support import prompt_rows, stable
 from tests.support import save_policy, save_reward
 
-PROMPTS = [[3 + (i * 7 + j) % 20 for j in range(1 + i % 5)] for i in range(13)]
 SETTINGS = dict(
     prompts="-",
     output_dir="-",
@@ -33,11 +35,24 @@ def save_models(root):
     return {name: str(root / name) for name in ("policy", "reference", "reward")}
 
 
-def make_trainer(models, runtime, prompts=PROMPTS, **changes):
+def make_trainer(models, runtime, prompts=None, source=None, **changes):
     """A trainer whose reference is another model, so that the KL is not 0; `reference=None` takes the policy's start."""
     config = PPOConfig(**{**models, **SETTINGS, **changes})
-    roles = load_roles(config.policy, config.critic, config.reference, config.reward, runtime.device)
-    return PPOTrainer(config, roles, prompts, runtime)
+    roles = load_roles(config)
+    source = source or build_source(config.sources, runtime.device, roles.tokenizer, config.seed)
+    return PPOTrainer(config, roles, source, prompt_rows(prompts) if prompts else prompt_rows(), runtime)
+
+
+class FixedReward:
+    """A source that gives what a function says of each episode's completion ids."""
+
+    name = "fixed"
+
+    def __init__(self, function):
+        self.function = function
+
+    def score(self, episodes):
+        return single(self.name, torch.tensor([float(self.function(list(ids))) for ids in episodes.completion_ids]))
 
 
 def scored_rollout(trainer):
@@ -47,30 +62,38 @@ def scored_rollout(trainer):
 def one_update(trainer, rollout=None):
     """The metrics of an update, machine-dependent ones left out."""
     rollout = trainer.advantages(rollout or scored_rollout(trainer))
-    return dated({**trainer.rollout_metrics(rollout), **trainer.update(rollout)})
+    return stable(trainer.log(rollout, trainer.update(rollout)))
 
 
-def dated(metrics):
-    return {name: value for name, value in metrics.items() if not name.startswith("perf/")}
+def passes(trainer, rollout):
+    """Log-probabilities, entropies and values of all response tokens in one pass, (B, T) each."""
+    rows = range(len(rollout))
+    batch = make_batch(rollout, rows, trainer.sampling.pad_id)
+    with torch.no_grad():
+        return tuple(rollout.spread(values, rows) for values in trainer.learner.forward(batch))
 
 
-def run_updates(trainer):
-    history = []
-    trainer.train(lambda number, metrics: history.append(dated(metrics)))
-    return history
+def take(rollout, order):
+    """The episodes in another order, or some of them."""
+    index = torch.tensor(order)
+    changed = {}
+    for field in dataclasses.fields(rollout):
+        value = getattr(rollout, field.name)
+        if isinstance(value, torch.Tensor):
+            changed[field.name] = value[index]
+        elif isinstance(value, list):
+            changed[field.name] = [value[i] for i in order]
+    changed["components"] = {name: value[index] for name, value in rollout.components.items()}
+    return dataclasses.replace(rollout, **changed)
+
+
+def full_logits(model, rollout, row):
+    """Logits at the positions before each response token of an episode, by a plain forward pass: (T_row, V)."""
+    prompt, response = rollout.prompt_ids[row], rollout.responses[row]
+    with torch.no_grad():
+        logits = model(torch.tensor([[*prompt, *response]])).logits[0]
+    return logits[len(prompt) - 1 : -1]
 
 
 def weights_of(trainer):
     return torch.cat([p.detach().flatten() for p in trainer.engine.module.parameters()])
-
-
-def widen(rollout, left, right, junk):
-    """The same episodes with more padding on both sides, and token `junk` on all of it."""
-    tokens, mask = pad(rollout.tokens_BS, (left, right)), pad(rollout.mask_BS, (left, right))
-    wide = {"tokens_BS": tokens.masked_fill(mask == 0, junk), "mask_BS": mask}
-    return dataclasses.replace(rollout, **wide, response_mask_BT=pad(rollout.response_mask_BT, (0, right)))
-
-
-def real_tokens(rollout, row):
-    """The token ids of prompt + response of one episode, without padding: (1, n)."""
-    return rollout.tokens_BS[row][rollout.mask_BS[row].bool()][None]

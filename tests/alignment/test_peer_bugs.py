@@ -9,22 +9,23 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from alignment.generation import pick_tokens
 from alignment.ppo import objectives as ppo
-from alignment.ppo.models import load_roles, response_values
+from alignment.ppo.models import load_roles
 from alignment.ppo.rollout import make_rollout
 from launch.checkpoint import CheckpointStore
 from launch.errors import UserError
-from launch.runtime import start_runtime
 from tests.alignment.checklist_support import (
+    FixedReward,
+    full_logits,
     make_trainer,
     one_update,
-    real_tokens,
-    run_updates,
+    passes,
     save_models,
     scored_rollout,
+    take,
     weights_of,
 )
+from tests.alignment.ppo_support import run_updates
 
 
 @pytest.fixture(scope="module")
@@ -32,14 +33,16 @@ def models(tmp_path_factory):
     return save_models(tmp_path_factory.mktemp("models"))
 
 
-@pytest.fixture(scope="module")
-def runtime():
-    return start_runtime("fp32")
-
-
 @pytest.fixture
 def make(models, runtime):
     return lambda **changes: make_trainer(models, runtime, **changes)
+
+
+def make_trainer_config(models, **changes):
+    from alignment.ppo.config import PPOConfig
+    from tests.alignment.checklist_support import SETTINGS
+
+    return PPOConfig(**{**models, **SETTINGS, **changes})
 
 
 def test_b1_pad_equal_to_eos_is_refused_with_the_remedy(models, tmp_path):
@@ -49,31 +52,32 @@ def test_b1_pad_equal_to_eos_is_refused_with_the_remedy(models, tmp_path):
     tokenizer.pad_token = tokenizer.eos_token
     tokenizer.save_pretrained(folder)
     with pytest.raises(UserError, match="pad"):
-        load_roles(str(folder), None, None, models["reward"], torch.device("cpu"))
+        load_roles(make_trainer_config(models, policy=str(folder)))
 
 
 def test_b2_the_kl_of_other_models_is_that_of_their_distributions(make):
     """k1 over many samples agrees with the exact KL at the same states, within four standard errors: it is no artefact."""
     trainer = make(batch_size=200, minibatches=1, forward_batch_size=200)
     rollout = scored_rollout(trainer)
-    mask = rollout.response_mask_BT
-    logits = []
-    for role in (trainer.roles.policy, trainer.reference):
-        with torch.no_grad():
-            positions = rollout.mask_BS.cumsum(1) - rollout.mask_BS
-            out = role(rollout.tokens_BS, attention_mask=rollout.mask_BS, position_ids=positions)
-        logits.append(torch.log_softmax(out.logits[:, -rollout.length - 1 : -1] / 0.7, -1))
-    exact = (logits[0].exp() * (logits[0] - logits[1])).sum(-1) * mask
-    surplus = ((rollout.logprobs_BT - rollout.ref_logprobs_BT) * mask - exact).sum(1)  # mean 0: a martingale
+    exact = []
+    for row in range(200):
+        p, q = (torch.log_softmax(full_logits(m, rollout, row) / 0.7, -1) for m in policy_and_reference(trainer))
+        exact.append((p.exp() * (p - q)).sum())
+    k1 = (rollout.logprobs_BT - rollout.ref_logprobs_BT).sum(1)
+    surplus = k1 - torch.stack(exact)  # mean 0: a martingale
     assert abs(surplus.mean()) < 4 * surplus.std() / 200**0.5
-    assert exact.sum(1).mean() > 1.0
+    assert torch.stack(exact).mean() > 1.0
+
+
+def policy_and_reference(trainer):
+    return trainer.roles.policy, trainer.roles.reference
 
 
 def test_b3_the_score_and_the_penalty_of_a_cut_response_stand_on_its_last_real_token(make):
     trainer = make(missing_eos="replace", missing_eos_penalty=2.0, kl_coef=0.0)
     rollout = scored_rollout(trainer)
     rollout.finished_B[:] = 0
-    rewards, mask = trainer.advantages(rollout).rewards_BT, rollout.response_mask_BT
+    rewards, mask = trainer.advantages(rollout).rewards_BT, rollout.mask_BT
     last = (torch.arange(8), mask.sum(1).long() - 1)
     assert rewards[last].tolist() == [-2.0] * 8
     assert rewards.sum().item() == pytest.approx(-16.0)
@@ -84,12 +88,7 @@ def test_b4_old_logprobs_come_from_no_logits_that_generation_has_warped(make, ru
     trainer, other = make(), make()
     rollout = trainer.rollout(trainer.next_prompts())
     assert rollout.logprobs_BT is None
-    width = rollout.tokens_BS.shape[1] - rollout.length
-    rows = [
-        (ids[:width][mask[:width].bool()].tolist(), ids[width:][mask[width:].bool()].tolist())
-        for ids, mask in zip(rollout.tokens_BS, rollout.mask_BS, strict=True)
-    ]
-    rebuilt = make_rollout(*zip(*rows, strict=True), other.sampling.pad_id, other.sampling.eos_id, runtime)
+    rebuilt = make_rollout(rollout.prompts, rollout.responses, rollout.groups, 1, runtime)
     assert torch.equal(other.score(rebuilt).logprobs_BT, trainer.score(rollout).logprobs_BT)
 
 
@@ -111,7 +110,7 @@ def test_b6_no_metric_averages_over_padding(make):
     for junk in (0.0, 3.0):
         trainer = make(temperature=1.5)
         rollout = scored_rollout(trainer)
-        padding = rollout.response_mask_BT == 0
+        padding = rollout.mask_BT == 0
         assert padding.any()
         for name, sign in (("logprobs_BT", 1), ("ref_logprobs_BT", -1), ("values_BT", 1)):
             setattr(rollout, name, getattr(rollout, name).masked_fill(padding, sign * junk))
@@ -125,11 +124,11 @@ def test_b7_whitening_the_halves_is_not_whitening_the_whole(make):
     trainer = make()
     rollout = scored_rollout(trainer)
     whole = trainer.advantages(rollout).advantages_BT.clone()
-    halves = torch.cat([trainer.advantages(rollout.rows(slice(i, i + 4))).advantages_BT for i in (0, 4)])
+    halves = torch.cat([trainer.advantages(take(rollout, range(i, i + 4))).advantages_BT for i in (0, 4)])
     assert (whole - halves).abs().max() > 0.05
     mean, std = (
-        whole[rollout.response_mask_BT.bool()].mean(),
-        whole[rollout.response_mask_BT.bool()].std(unbiased=False),
+        whole[rollout.mask_BT.bool()].mean(),
+        whole[rollout.mask_BT.bool()].std(unbiased=False),
     )
     assert (mean.item(), std.item()) == (pytest.approx(0, abs=1e-6), pytest.approx(1, abs=1e-4))
 
@@ -142,14 +141,12 @@ def test_b8_the_critic_is_saved_and_is_the_next_runs_critic(make, models, runtim
     plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "critic").eval()
     again = make_trainer({**models, "critic": str(tmp_path / "critic")}, runtime)
     rollout = trainer.rollout(trainer.next_prompts())
-    with torch.no_grad():
-        inputs = (rollout.tokens_BS, rollout.mask_BS, rollout.length)
-        torch.testing.assert_close(
-            response_values(again.roles.critic, *inputs), response_values(trainer.roles.critic, *inputs)
-        )
-        whole = real_tokens(rollout, 0)
-        value = response_values(trainer.roles.critic, whole, torch.ones_like(whole), 1)[0, 0]
-        assert value.item() == pytest.approx(plain(whole[:, :-1]).logits.item(), abs=1e-5)
+    values = passes(trainer, rollout)[2]
+    torch.testing.assert_close(passes(again, rollout)[2], values)
+    for row, sequence in enumerate(rollout.sequences):
+        with torch.no_grad():  # the value of the last token is the reward of all tokens before it
+            last = plain(torch.tensor([sequence[:-1]])).logits.item()
+        assert values[row, len(rollout.responses[row]) - 1].item() == pytest.approx(last, abs=1e-5)
     start = AutoModelForSequenceClassification.from_pretrained(models["reward"]).state_dict()
     assert any(not torch.equal(value, start[name]) for name, value in plain.state_dict().items())
 
@@ -167,8 +164,9 @@ def test_b9_b16_a_resumed_run_goes_on_to_the_bit_adaptive_kl_included(make, runt
             first.save(store)
             raise KeyboardInterrupt
 
+    first.sink = stop_after_two
     with pytest.raises(KeyboardInterrupt):
-        first.train(stop_after_two)
+        first.train()
     second = make(**changes)
     second.load(store.latest())
     assert run_updates(second) == history[2:]
@@ -180,10 +178,14 @@ def test_b9_b16_a_resumed_run_goes_on_to_the_bit_adaptive_kl_included(make, runt
 def test_b13_several_passes_over_a_rollout_do_not_diverge(make):
     """Other engines advise one pass. Here: a reward that can be had, eight passes of two steps over each rollout."""
     trainer = make(
-        updates=8, epochs=8, batch_size=32, micro_batch_size=16, forward_batch_size=32, learning_rate=5e-3, kl_coef=0.01
-    )
-    trainer._rewards = lambda rollout: ((rollout.tokens_BS[:, -rollout.length :] == 7) * rollout.response_mask_BT).sum(
-        1
+        source=FixedReward(lambda ids: ids.count(7)),
+        updates=8,
+        epochs=8,
+        batch_size=32,
+        micro_batch_size=16,
+        forward_batch_size=32,
+        learning_rate=5e-3,
+        kl_coef=0.01,
     )
     history = run_updates(trainer)
     scores = [m["reward/score"] for m in history]
@@ -198,26 +200,25 @@ def test_b14_a_rollout_is_sampled_at_the_temperature_not_greedy(make):
     rollout = trainer.rollout(trainer.next_prompts())
     with torch.no_grad():
         p = torch.softmax(trainer.roles.policy(torch.tensor([[4, 5]])).logits[0, -1] / 0.7, -1)
-    shares = torch.bincount(rollout.tokens_BS[:, -1], minlength=23) / 400
+    shares = torch.bincount(torch.tensor([ids[0] for ids in rollout.responses]), minlength=23) / 400
     assert (shares - p).abs().max() < 4 * 0.5 / 400**0.5
     assert (shares > 0).sum() > 3
-    assert pick_tokens(p.log()[None], 0.7, None).item() == p.argmax()  # without a uniform number it would be greedy
 
 
 def test_b15_the_mask_of_a_response_without_eos_has_no_padding(make):
     trainer = make(temperature=1.5, max_new_tokens=10, batch_size=32, minibatches=1)
     rollout = trainer.rollout(trainer.next_prompts())
-    pad, eos = trainer.sampling.pad_id, trainer.sampling.eos_id
-    for row in range(32):
-        n = int(rollout.response_mask_BT[row].sum())
-        tokens = rollout.tokens_BS[row, -rollout.length :].tolist()
-        assert n == (tokens.index(eos) + 1 if eos in tokens else trainer.config.max_new_tokens)
-        assert all(token == pad for token in tokens[n:])
+    eos = trainer.sampling.eos_id
+    for row, response in enumerate(rollout.responses):
+        assert len(response) == (response.index(eos) + 1 if eos in response else 10)
+        assert rollout.mask_BT[row].sum() == len(response)
+    assert 0 < rollout.finished_B.sum() < 32
 
 
 def test_b17_the_kl_penalty_pulls_towards_the_reference(make):
     """Scores are all 0 and the policy starts away from its reference: the penalty alone must bring it closer."""
     trainer = make(
+        source=FixedReward(lambda ids: 0.0),
         updates=8,
         kl_coef=1.0,
         batch_size=64,
@@ -227,7 +228,6 @@ def test_b17_the_kl_penalty_pulls_towards_the_reference(make):
         forward_batch_size=64,
         learning_rate=6e-3,
     )
-    trainer._rewards = lambda rollout: torch.zeros(len(rollout))
     history = run_updates(trainer)
     assert history[-1]["kl/k1"] < 0.85 * history[0]["kl/k1"]
 
