@@ -73,7 +73,7 @@ def pick_tokens(
 
 def _exponentials(logits_VB: Tensor, temperature: float, work: Tensor | None) -> Tensor:
     """exp((logits - max) / temperature) in float32, as (K, W, B); zero where a block reaches past the vocabulary."""
-    rows = logits_VB.shape[1]
+    size, rows = logits_VB.shape
     width, padded = block_width(size), padded_size(size)
     if work is None:
         work = logits_VB.new_empty(padded * rows, dtype=torch.float32)
