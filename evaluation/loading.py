@@ -1,6 +1,7 @@
 """Models and tokenizers from a folder or the hub, the same for training, sampling and evaluation; mistakes are named.
 
 `field` is the config field that a message begins with, `source` a folder or hub:org/name. Code of the hub never runs.
+An adapter's folder gives its base with the adapter merged in, so that nothing else has to know of adapters.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging
 
+from evaluation.adapters import HEAD, is_adapter, merge, read_adapter
 from evaluation.scoring import check_reward_model
 from launch.errors import UserError
 
@@ -31,7 +34,7 @@ def read_tokenizer(field: str, source: str) -> PreTrainedTokenizerBase:
 def read_causal(field: str, source: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     """A causal language model in float32 (master weights; bf16 is autocast) that has an embedding for every token."""
     with named_errors(field, source, "a causal language model"):
-        model = AutoModelForCausalLM.from_pretrained(_bare(source), dtype=torch.float32, trust_remote_code=False)
+        model, _ = load_merged(field, source, AutoModelForCausalLM, dtype=torch.float32)
     check_embeddings(field, source, model, tokenizer)
     return model
 
@@ -45,18 +48,49 @@ def read_classifier(
     would then make one at random.
     """
     with named_errors(field, source, "a reward model"):
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            _bare(source), dtype=dtype or torch.float32, trust_remote_code=False, output_loading_info=True
-        )
-    if info["missing_keys"]:
+        model, missing = load_merged(field, source, AutoModelForSequenceClassification, dtype=dtype or torch.float32)
+    if missing:
         raise UserError(
-            f"{field}: {source}: the weights lack {min(info['missing_keys'])}, so this is no trained reward model; "
+            f"{field}: {source}: the weights lack {min(missing)}, so this is no trained reward model; "
             "train one with `alignkit reward`"
         )
     check_reward_model(model)
     if tokenizer is not None:
         check_embeddings(field, source, model, tokenizer)
+        if model.config.get_text_config().pad_token_id is None and is_adapter(source):  # an adapter has no config
+            model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     return model
+
+
+def load_merged(field: str, source: str, auto: Any, **options: Any) -> tuple[PreTrainedModel, set[str]]:
+    """`auto.from_pretrained`, of an adapter its base with the adapter merged in; and the names of weights that are missing.
+
+    A base that is merged into is whole on every rank, also under ZeRO-3.
+    """
+    if not is_adapter(source):
+        model, info = auto.from_pretrained(_bare(source), trust_remote_code=False, output_loading_info=True, **options)
+        return model, set(info["missing_keys"])
+    adapter = read_adapter(field, source)
+    if adapter.head_LD is not None:
+        options = {"num_labels": len(adapter.head_LD), **options}
+    with plain_weights(), quiet_report():
+        model, info = auto.from_pretrained(
+            _bare(adapter.base), trust_remote_code=False, output_loading_info=True, **options
+        )
+    merge(field, model, adapter)
+    return model, set(info["missing_keys"]) - ({HEAD} if adapter.head_LD is not None else set())
+
+
+@contextlib.contextmanager
+def quiet_report() -> Iterator[None]:
+    """Inside, transformers does not report which weights of a model are new: the head of a base's copy always is."""
+    logger = logging.get_logger("transformers.modeling_utils")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def check_embeddings(field: str, source: str, model: Any, tokenizer: Any) -> None:
@@ -74,6 +108,8 @@ def named_errors(field: str, source: str, what: str) -> Iterator[None]:
     """Say what could not be loaded: transformers raises OSError, ValueError, KeyError and others, mostly cryptic."""
     try:
         yield
+    except UserError:
+        raise
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         reason = str(error).strip().split("\n")[0].rstrip(". ") or type(error).__name__
         raise UserError(

@@ -8,7 +8,7 @@ ranks and micro-batches.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -88,13 +88,17 @@ class Engine:
     # ------------------------------------------------------------------------------------ state
 
     def save(self, store: CheckpointStore, step: int, extra: dict[str, Any]) -> bool:
-        """Save weights, optimizer and `extra` (a tree, the same on every rank) as the checkpoint of `step`."""
+        """Save weights, optimizer and `extra` (a tree, the same on every rank) as the checkpoint of `step`.
+
+        Frozen weights are left out: they are those that the module was made with.
+        """
         if not self.runtime.uses_deepspeed:
-            state = {"module": self.module.state_dict(), "optimizer": self.optimizer.state_dict(), "extra": extra}
-            return store.save(step, state)
+            frozen = self._frozen_names()
+            module = {name: value for name, value in self.module.state_dict().items() if name not in frozen}
+            return store.save(step, {"module": module, "optimizer": self.optimizer.state_dict(), "extra": extra})
 
         def write(folder: Path) -> None:
-            self.wrapped.save_checkpoint(str(folder), tag="engine")
+            self.wrapped.save_checkpoint(str(folder), tag="engine", exclude_frozen_parameters=True)
             if self.runtime.is_main:
                 write_tree(folder, "extra", extra)
 
@@ -113,7 +117,8 @@ class Engine:
             )
         if not self.runtime.uses_deepspeed:
             state = checkpoint.state()
-            self.module.load_state_dict(state["module"])
+            missing, unexpected = self.module.load_state_dict(state["module"], strict=False)
+            assert not unexpected and set(missing) <= self._frozen_names(), (missing, unexpected)
             self.optimizer.load_state_dict(state["optimizer"])
             return state["extra"]
         if meta["world"] != self.runtime.world:
@@ -121,23 +126,29 @@ class Engine:
                 f"{checkpoint.folder}: saved by {meta['world']} processes under DeepSpeed, this job has {self.runtime.world}; "
                 "resume with the same number of processes"
             )
-        self.wrapped.load_checkpoint(str(checkpoint.folder), tag="engine")
+        strict = not self._frozen_names()
+        self.wrapped.load_checkpoint(str(checkpoint.folder), tag="engine", load_module_strict=strict)
         return read_tree(checkpoint.folder, "extra")
 
+    def _frozen_names(self) -> set[str]:
+        """Parameters that are not trained; tied ones by all their names."""
+        named = self.module.named_parameters(remove_duplicate=False)
+        return {name for name, parameter in named if not parameter.requires_grad}
+
     @contextlib.contextmanager
-    def gathered(self, module: nn.Module) -> Iterator[None]:
-        """Inside, the parameters of a submodule are whole on every rank (ZeRO-3 keeps each rank's part alone)."""
+    def gathered(self, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+        """Inside, these parameters are whole on every rank (ZeRO-3 keeps each rank's part alone)."""
         if self.runtime.zero_stage == 3:
             import deepspeed
 
-            with deepspeed.zero.GatheredParameters(list(module.parameters()), modifier_rank=None):
+            with deepspeed.zero.GatheredParameters(list(parameters), modifier_rank=None):
                 yield
         else:
             yield
 
     def state_dict_of(self, module: nn.Module) -> dict[str, Tensor]:
         """The whole state dict of a submodule, copied to the CPU. All ranks call this together."""
-        with self.gathered(module):
+        with self.gathered(module.parameters()):
             return {name: value.detach().to("cpu", copy=True) for name, value in module.state_dict().items()}
 
     def export(self, module: Any, folder: Path) -> None:

@@ -62,6 +62,8 @@ class Learner:
         config, runtime = self.config, self.runtime
         warming = counter[0] < config.critic_warmup
         self._set_learning_rates(counter[0], warming)
+        if hasattr(self.engine.module, "value_reaches_trunk"):
+            self.engine.module.value_reaches_trunk = not warming
         if self.ptx is not None and not warming:
             _add(sums, self._ptx_pass(self.ptx, counter))
         weights_BT = torch.zeros_like(rollout.mask_BT)

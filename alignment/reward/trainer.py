@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import types
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ from alignment.reward.objective import centering_penalty, pairwise_losses
 from alignment.trl_stage.trainer import Batch, StageTrainer
 from data import Preference
 from data.encoding import encode_completions, encode_prompts, keep_fitting
-from evaluation.loading import check_embeddings, named_errors
+from evaluation.loading import check_embeddings, load_merged, named_errors
 from launch.seeding import torch_generator
 
 Row = dict[str, Any]
@@ -74,9 +75,8 @@ def load_scorer(name: str, tokenizer: Any, seed: int) -> PreTrainedModel:
     from the texts.
     """
     with named_errors("model", name, "a causal language model"), suppress_seqcls_warning():
-        model = AutoModelForSequenceClassification.from_pretrained(
-            name.removeprefix("hub:"), num_labels=1, dtype=torch.float32, trust_remote_code=False
-        )
+        model: Any
+        model, _ = load_merged("model", name, AutoModelForSequenceClassification, num_labels=1, dtype=torch.float32)
     check_embeddings("model", name, model, tokenizer)
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     switch_off_dropout(model)
@@ -90,12 +90,12 @@ def keep_head_in_fp32(head: Any) -> None:
 
     In bf16 a reward has 8 bits: close answers would tie, and a margin of 0.01 between rewards of 5 would be lost.
     """
+    head.forward = types.MethodType(_forward_in_fp32, head)  # a method follows its head into peft's deep copy of it
 
-    def forward(hidden: Tensor) -> Tensor:
-        with torch.autocast(hidden.device.type, enabled=False):
-            return nn.functional.linear(hidden.float(), head.weight.float())
 
-    head.forward = forward
+def _forward_in_fp32(head: Any, hidden: Tensor) -> Tensor:
+    with torch.autocast(hidden.device.type, enabled=False):
+        return nn.functional.linear(hidden.float(), head.weight.float())
 
 
 def init_head(weight: nn.Parameter, seed: int) -> None:
