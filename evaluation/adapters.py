@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import cached_file
 
 from launch.errors import UserError
+from launch.files import read_json
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -83,7 +84,7 @@ def same_base(one: str, other: str) -> bool:
 
 def base_name(source: str) -> str:
     """A base as adapters record it: the absolute path of a folder, or the hub's name."""
-    bare = source.removeprefix("hub:")
+    bare = str(source).removeprefix("hub:")
     return str(Path(bare).resolve()) if Path(bare).is_dir() else bare
 
 
@@ -110,7 +111,7 @@ def read_adapter(field: str, source: str) -> Adapter:
     factors = {path: (pair["A"], pair["B"]) for path, pair in sorted(pairs.items())}
     rank = config["r"]
     scale = config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank)
-    return Adapter(source, config["base_model_name_or_path"], factors, scale, head_LD)
+    return Adapter(str(source), config["base_model_name_or_path"], factors, scale, head_LD)
 
 
 def _check_config(field: str, source: str, config: dict[str, Any]) -> None:
@@ -124,10 +125,23 @@ def _check_config(field: str, source: str, config: dict[str, Any]) -> None:
         raise UserError(
             f"{field}: {source}: an adapter with {odd[0]}; only plain LoRA of one rank is read: merge it with peft first"
         )
-    base = config.get("base_model_name_or_path") or ""
+    _check_base(field, source, config.get("base_model_name_or_path") or "")
+
+
+def _check_base(field: str, source: str, base: str) -> None:
+    """UserError when the base is gone, or was made anew by a later run: the adapter would change other weights."""
     if Path(base).is_absolute() and not Path(base).is_dir():
         raise UserError(
             f"{field}: {source}: its base {base} is not there; put it back, or mend base_model_name_or_path in its {CONFIG}"
+        )
+    records = [Path(folder) / "provenance.json" for folder in (source, base)]
+    if not all(path.is_file() for path in records):
+        return
+    adapter, model = (read_json(path) for path in records)
+    entry = adapter["inputs"].get("model", {})
+    if base_name(entry.get("path", "")) == base_name(base) and entry["sha256"] != model["content_sha256"]:
+        raise UserError(
+            f"{field}: {source}: its base {base} has changed since the adapter was trained; train the adapter again"
         )
 
 
@@ -144,6 +158,13 @@ def merge(field: str, model: nn.Module, adapter: Adapter) -> None:
             head.weight.copy_(adapter.head_LD)
 
 
+def write_head(folder: Path, head_LD: Tensor) -> None:
+    """Replace the head of an adapter's folder."""
+    weights = load_file(folder / WEIGHTS)
+    weights[f"{PREFIX}{HEAD}"] = head_LD.detach().cpu().contiguous()
+    save_file(weights, folder / WEIGHTS, {"format": "pt"})
+
+
 def linear_layer(field: str, model: nn.Module, path: str, source: str) -> Any:
     """The linear layer at a path. UserError when the model has none there: the adapter belongs to another base."""
     try:
@@ -157,7 +178,7 @@ def linear_layer(field: str, model: nn.Module, path: str, source: str) -> Any:
 
 def _file_of(source: str, name: str) -> str | None:
     """A file of a folder or hub repository; None where there is none."""
-    bare = source.removeprefix("hub:")
+    bare = str(source).removeprefix("hub:")
     path = Path(bare) / name
     if path.is_file() or Path(bare).is_dir() or not _HUB_NAME.fullmatch(bare):
         return str(path) if path.is_file() else None

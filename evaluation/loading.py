@@ -7,6 +7,7 @@ An adapter's folder gives its base with the adapter merged in, so that nothing e
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,7 +19,6 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging
 
 from evaluation.adapters import HEAD, is_adapter, merge, read_adapter
 from evaluation.scoring import check_reward_model
@@ -84,13 +84,16 @@ def load_merged(field: str, source: str, auto: Any, **options: Any) -> tuple[Pre
 @contextlib.contextmanager
 def quiet_report() -> Iterator[None]:
     """Inside, transformers does not report which weights of a model are new: the head of a base's copy always is."""
-    logger = logging.get_logger("transformers.modeling_utils")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
+    logger = logging.getLogger("transformers.modeling_utils")
+
+    def is_no_report(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    logger.addFilter(is_no_report)
     try:
         yield
     finally:
-        logger.setLevel(before)
+        logger.removeFilter(is_no_report)
 
 
 def check_embeddings(field: str, source: str, model: Any, tokenizer: Any) -> None:

@@ -7,6 +7,7 @@ which under DDP and ZeRO must stay the same, and is one for all threads: rewards
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 from contextvars import ContextVar
 from pathlib import Path
@@ -27,6 +28,7 @@ from alignment.lora.layers import (
     linear_names,
     lora_config,
     lora_layers,
+    sort_config,
     start_adapter,
 )
 from evaluation.adapters import HEAD, PREFIX, WEIGHTS, Adapter, linear_layer
@@ -60,7 +62,9 @@ class AdaptedModel:
 
     def _inject(self, name: str, rank: int, scale: float, targets: list[str], seed: int, start: Adapter | None) -> None:
         trained = [p for p in self.model.parameters() if p.requires_grad]
-        inject_adapter_in_model(lora_config(rank, scale, targets, self.base, CAUSAL), self.model, name)
+        with warnings.catch_warnings():  # that there are several adapters, and that Conv1D keeps its weight transposed
+            warnings.simplefilter("ignore", UserWarning)
+            inject_adapter_in_model(lora_config(rank, scale, targets, self.base, CAUSAL), self.model, name)
         self.model.requires_grad_(False)
         for parameter in trained:
             parameter.requires_grad_(True)
@@ -114,6 +118,7 @@ class AdaptedModel:
         config = lora_config(layer.r[name], layer.scaling[name], targets, self.base, task)
         config.inference_mode = True
         config.save_pretrained(str(folder))
+        sort_config(folder)
         whole = factors if head_LD is None else {**factors, f"{PREFIX}{HEAD}": head_LD}
         save_file({key: value.contiguous() for key, value in whole.items()}, folder / WEIGHTS, {"format": "pt"})
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,8 +17,9 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from alignment.lora.config import LoraOptions
-from evaluation.adapters import Adapter, base_name
+from evaluation.adapters import CONFIG, Adapter, base_name
 from launch.errors import UserError, nearest
+from launch.files import read_json, write_json
 from launch.seeding import torch_generator
 
 CAUSAL, CLASSIFIER = "CAUSAL_LM", "SEQ_CLS"
@@ -57,6 +59,12 @@ def lora_config(rank: int, scale: float, targets: Sequence[str], base: str, task
         base_model_name_or_path=base_name(base),
         modules_to_save=["score"] if task == CLASSIFIER else None,
     )
+
+
+def sort_config(folder: Path) -> None:
+    """Write an adapter's configuration in one order: peft keeps the targets as a set, whose order each process draws anew."""
+    config = read_json(folder / CONFIG)
+    write_json(folder / CONFIG, {**config, "target_modules": sorted(config["target_modules"])})
 
 
 def lora_layers(model: nn.Module) -> dict[str, Any]:
