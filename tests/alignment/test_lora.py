@@ -1,6 +1,7 @@
 """LoRA adapters: read and merged as peft does it, several on one base, trained by the stages `sft` and `reward`."""
 
 import json
+import shutil
 import threading
 
 import pytest
@@ -208,18 +209,29 @@ def test_the_config_group_names_its_errors(lora, message):
 # ------------------------------------------------------------------------------------------------ the stages
 
 
+TRAINING = ("--learning_rate", 2e-2, "--batch_size", 8, "--epochs", 2, "--checkpoint_steps", 3, "--keep_checkpoints", 9)
+
+
+def sft_words(root, base):
+    words = ("--model", base, "--data", root / "pairs.jsonl", "--eval_fraction", 0.2, "--lora.rank", 4)
+    return (*words, *TRAINING)
+
+
+def reward_words(root, sft):
+    words = ("--model", sft, "--data", root / "preferences.jsonl", "--eval_fraction", 0.3, "--lora.rank", 6)
+    return (*words, *TRAINING)
+
+
 @pytest.fixture(scope="module")
 def sft(root, base):
-    data = save_pairs(root / "pairs.jsonl")
-    options = ("--learning_rate", 2e-2, "--batch_size", 8, "--epochs", 2, "--eval_fraction", 0.2, "--lora.rank", 4)
-    return run(SFT, root / "sft", "--model", base, "--data", data, *options)
+    save_pairs(root / "pairs.jsonl")
+    return run(SFT, root / "sft", *sft_words(root, base))
 
 
 @pytest.fixture(scope="module")
 def reward(root, sft):
-    data = save_preferences(root / "preferences.jsonl")
-    options = ("--learning_rate", 2e-2, "--batch_size", 8, "--epochs", 2, "--lora.rank", 6, "--eval_fraction", 0.3)
-    return run(REWARD, root / "reward", "--model", sft, "--data", data, *options)
+    save_preferences(root / "preferences.jsonl")
+    return run(REWARD, root / "reward", *reward_words(root, sft))
 
 
 def test_sft_makes_an_adapter(root, base, sft):
@@ -237,8 +249,7 @@ def test_sft_makes_an_adapter(root, base, sft):
 
 
 def test_the_same_command_makes_the_same_adapter(root, base, sft):
-    words = ("--model", base, "--data", root / "pairs.jsonl", "--learning_rate", 2e-2, "--batch_size", 8, "--epochs", 2)
-    again = run(SFT, root / "again", *words, "--eval_fraction", 0.2, "--lora.rank", 4)
+    again = run(SFT, root / "again", *sft_words(root, base))
     for name in ("adapter_model.safetensors", "adapter_config.json"):
         assert (sft / name).read_bytes() == (again / name).read_bytes()
 
@@ -271,27 +282,21 @@ def test_reward_makes_an_adapter_with_a_normalised_head(root, base, reward):
 
 
 def test_an_interrupted_run_resumes_to_the_bit(root, base, sft, reward, tmp_path):
-    """Checkpoints hold the adapter alone; what is left of one run after a crash is what the whole run makes."""
+    """Checkpoints hold the adapter alone; what a crash left of a run after step 3 becomes the whole run again."""
     for stage, whole, words in (
-        (SFT, sft, ("--model", base, "--data", root / "pairs.jsonl", "--lora.rank", 4)),
-        (
-            REWARD,
-            reward,
-            ("--model", sft, "--data", root / "preferences.jsonl", "--lora.rank", 6, "--eval_fraction", 0.3),
-        ),
+        (SFT, sft, sft_words(root, base)),
+        (REWARD, reward, reward_words(root, sft)),
     ):
         out = tmp_path / stage.name
-        options = (*words, "--learning_rate", 2e-2, "--batch_size", 8, "--epochs", 2)
-        run(stage, out, *options, "--checkpoint_steps", 3, "--keep_checkpoints", 9)
+        shutil.copytree(whole, out)
         (out / "provenance.json").unlink()
-        checkpoints = sorted((out / "checkpoints").iterdir())
-        for newer in checkpoints[1:]:
-            if newer.is_dir():
-                for file in newer.iterdir():
-                    file.unlink()
-                newer.rmdir()
-        assert not list(checkpoints[0].glob("model*.safetensors"))
-        run(stage, out, *options, "--checkpoint_steps", 3, "--keep_checkpoints", 9)
+        (out / "adapter_model.safetensors").unlink()
+        oldest, *newer = sorted((out / "checkpoints").glob("step-*"))
+        assert oldest.name == "step-00000003"
+        assert not list(oldest.glob("model*.safetensors"))
+        for folder in newer:
+            shutil.rmtree(folder)
+        run(stage, out, *words)
         assert (out / "adapter_model.safetensors").read_bytes() == (whole / "adapter_model.safetensors").read_bytes()
 
 
