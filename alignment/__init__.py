@@ -14,6 +14,10 @@ _HOME = {
     "PPOTrainer": "alignment.ppo.trainer",
     "Roles": "alignment.ppo.roles",
     "load_roles": "alignment.ppo.models",
+    "Episodes": "alignment.reward.sources.protocol",
+    "Scores": "alignment.reward.sources.protocol",
+    "SourceConfig": "alignment.reward.sources.config",
+    "build_source": "alignment.reward.sources.build",
 }
 
 __all__ = sorted(_HOME)

@@ -12,6 +12,7 @@ from alignment.lora.layers import sort_config
 from data.tokenizer import check_tokenizer
 from evaluation.adapters import is_adapter
 from evaluation.loading import plain_weights, read_causal, read_tokenizer
+from launch.engine import check_weights
 from launch.errors import UserError
 from launch.stage import Job
 
@@ -54,6 +55,7 @@ def save_artefact(trainer: Any, job: Job, tokenizer: Any) -> None:
     """
     accelerator = trainer.accelerator
     state = accelerator.get_state_dict(trainer.model_wrapped, unwrap=True)
+    check_weights(state or {}, job.runtime)  # under ZeRO-3 the main rank alone is given it
     if job.runtime.is_main:
         model = accelerator.unwrap_model(trainer.model_wrapped)
         model.save_pretrained(job.output_dir, state_dict=state)

@@ -11,7 +11,7 @@ from typing import Any
 
 _HOMES = {
     "records": ("Document", "Message", "Pair", "Preference", "Turns", "plain_text"),
-    "sources": ("load_documents", "load_pairs", "load_prompts"),
+    "sources": ("load_documents", "load_pairs", "load_prompts", "load_prompts_with_columns"),
     "embedded": ("digits", "docstring_pairs", "python_prose"),
     "splits": ("split_by_hash", "split_pairs"),
     "packing": ("IGNORE", "PackedRows", "Windows", "cut_windows", "pack_documents"),

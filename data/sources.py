@@ -78,6 +78,25 @@ def load_prompts(source: str | Path) -> list[Turns]:
     return keep_split(prompts, split, lambda prompt: prompt, bare)
 
 
+def load_prompts_with_columns(source: str | Path) -> list[dict[str, Any]]:
+    """The rows {prompt, reference, ...} of a source, in the order of `load_prompts`, with all their other columns.
+
+    `reference` is the completion of a pair, else a column of that name, else None. For what judges the answer to a prompt
+    by more than its text: a solution, a test, a level.
+    """
+    bare, split = parse_source(str(source))
+    if bare.startswith("embedded:"):
+        return [{"prompt": pair.prompt, "reference": pair.completion} for pair in load_pairs(source)]
+    rows: list[dict[str, Any]] = []
+    for path in [None] if bare.startswith("hub:") else list_files(Path(bare)):
+        if path is not None and kind(path) == ".txt":
+            lines = [line for line in read_text(path).split("\n") if line.strip()]
+            rows.extend({"prompt": line, "reference": None} for line in lines)
+        else:
+            rows.extend(_with_columns(row) for row in (read_rows(path) if path else read_hub(bare)))
+    return keep_split(rows, split, lambda row: row["prompt"], bare)
+
+
 def load_rows(source: str | Path) -> list[Row]:
     """The rows of a table file, of a folder of them or of a hub data set, with where each was read."""
     source = str(source)
@@ -143,6 +162,18 @@ def _pair_of_messages(messages: list[dict[str, str]], where: str) -> Pair:
     if last == 0:
         raise UserError(f"{where}: no assistant message after a first one; add the answer or remove the row")
     return Pair(messages[:last], [messages[last]], where)
+
+
+_OF_PAIRS = ("completion", "messages", "conversations")
+
+
+def _with_columns(row: Row) -> dict[str, Any]:
+    """The prompt of a row with its columns, of which those that hold a pair become `prompt` and `reference`."""
+    columns = {name: value for name, value in row.values.items() if name not in ("prompt", *_OF_PAIRS)}
+    if set(_OF_PAIRS) & set(row.values):
+        pair = _pair(row)
+        return {**columns, "prompt": pair.prompt, "reference": pair.completion}
+    return {"reference": None, **columns, "prompt": _prompt(row)}
 
 
 def _prompt(row: Row) -> Turns:

@@ -23,7 +23,7 @@ from data.order import batch_rows
 from evaluation.loading import plain_weights
 from generative.images import to_signed
 from launch.checkpoint import Checkpoint, CheckpointStore
-from launch.engine import Engine
+from launch.engine import Engine, check_weights
 from launch.errors import UserError
 from launch.runtime import Runtime
 from launch.seeding import numpy_generator
@@ -155,6 +155,8 @@ class Trainer:
 
     def save(self, store: CheckpointStore) -> None:
         """A checkpoint of weights, optimizers and average; batches, noise and learning rate follow from the step."""
+        for phase in self.learner.phases:
+            check_weights(phase.engine.module.state_dict(), self.runtime)
         if self.runtime.uses_deepspeed:  # one engine, see GANLearner
             self.learner.phases[0].engine.save(store, self.step, {"ema": self.ema.state_dict()})
             return

@@ -33,6 +33,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     ),
     "preferences export": ("data.preferences_cli", "export", "convert a preference file between the formats of TRL"),
     "reward": ("alignment.reward", "STAGE", "train a reward model on preferences"),
+    "reward serve": ("alignment.reward.serve", "main", "serve a reward model over HTTP"),
     "ppo": ("alignment.ppo", "STAGE", "align a policy with PPO against a reward model"),
     "dpo": ("alignment.dpo", "STAGE", "align a policy with DPO on preferences"),
     "train-generative": ("generative.train", "STAGE", "train a VAE, a GAN or a diffusion model"),
@@ -63,7 +64,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     ),
 }
 
-NOT_STAGES = ("run", "preferences stats", "preferences export", "launch", "doctor")
+NOT_STAGES = ("run", "preferences stats", "preferences export", "reward serve", "launch", "doctor")
 """Commands that make no artefact, and so cannot be a stage of a lifecycle."""
 
 

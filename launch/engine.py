@@ -8,7 +8,7 @@ ranks and micro-batches.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,20 @@ from torch import Tensor, nn
 from launch.checkpoint import Checkpoint, CheckpointStore, read_tree, write_tree
 from launch.errors import UserError
 from launch.runtime import Runtime
+
+
+def check_weights(weights: Mapping[str, Tensor], runtime: Runtime) -> None:
+    """UserError on every rank when some rank holds a weight that is NaN or infinite. All ranks call this together.
+
+    A loss is looked at before its update, so nothing else sees what the last update did: before weights are written.
+    """
+    broken = [name for name, value in weights.items() if value.is_floating_point() and not value.isfinite().all()]
+    found = next((name for names in runtime.gather_objects(broken[:1]) for name in names), None)
+    if found is not None:
+        raise UserError(
+            f"the last update made weights that are not finite ({found}), and nothing was written; start over in another "
+            "folder with a lower learning_rate (the checkpoints before this update are intact)"
+        )
 
 
 class Engine:
@@ -92,6 +106,7 @@ class Engine:
 
         Frozen weights are left out: they are those that the module was made with.
         """
+        check_weights(self.module.state_dict(), self.runtime)
         if not self.runtime.uses_deepspeed:
             frozen = self._frozen_names()
             module = {name: value for name, value in self.module.state_dict().items() if name not in frozen}
@@ -154,6 +169,7 @@ class Engine:
     def export(self, module: Any, folder: Path) -> None:
         """Write a submodule that is a Hugging Face model as a plain `from_pretrained` folder, from any ZeRO stage."""
         state = self.state_dict_of(module)
+        check_weights(state, self.runtime)
         if self.runtime.is_main:
             module.save_pretrained(folder, state_dict=state)
         self.runtime.barrier()

@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from launch.errors import EXIT_RESUMABLE, EXIT_USER_ERROR, UserError, errno_of
+from launch.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError, errno_of, leave_reason
+from launch.stopping import Stopped
 
 FLOORS = ("launch", "data", "evaluation", "generative", "alignment")
 
@@ -31,9 +32,7 @@ def check_shadows() -> None:
 
 
 def guarded(action: Callable[[], Any]) -> int:
-    """Run an action: 0, or 2 and one sentence for the user's mistakes, or 75 for a job that was asked to stop."""
-    from launch.stage import Stopped
-
+    """Run an action: 0, or 2 and one sentence for the user's mistakes, or 75 (130 by Ctrl-C) for a job that was stopped."""
     try:
         check_shadows()
         _settle_environment()
@@ -41,24 +40,25 @@ def guarded(action: Callable[[], Any]) -> int:
         return 0
     except UserError as error:
         text = str(error)
-    except Stopped:
-        return EXIT_RESUMABLE
+    except Stopped as stopped:
+        return stopped.code
     except BrokenPipeError:  # the reader of our output has gone (`alignkit ... | head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except KeyboardInterrupt:
-        print(
-            "alignkit: interrupted; run the same command again to go on from its last checkpoint (SIGTERM saves one first)",
-            file=sys.stderr,
-        )
-        return 130
+    except KeyboardInterrupt:  # while there is no job to end in order: at its start, at its end, in other commands
+        if os.environ.get("RANK", "0") == "0":
+            print("alignkit: interrupted; run the same command again to go on", file=sys.stderr, flush=True)
+        return EXIT_INTERRUPTED
     except Exception as error:  # any: safetensors and torch have errors of their own for a full disk
         code = errno_of(error)
         if code not in _USER_ERRNOS:
+            leave_reason(f"{type(error).__name__}: {error} (its traceback is above)")
             raise
         text = f"{getattr(error, 'filename', None) or 'output'}: {os.strerror(code)}; {_USER_ERRNOS[code]}"
     rank = os.environ.get("RANK", "0")
-    print(f"alignkit: error: {f'rank {rank}: ' if rank != '0' else ''}{text}", file=sys.stderr, flush=True)
+    text = f"rank {rank}: {text}" if rank != "0" else text
+    if not leave_reason(text):
+        print(f"alignkit: error: {text}", file=sys.stderr, flush=True)
     return EXIT_USER_ERROR
 
 

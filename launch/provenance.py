@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from launch.errors import UserError, nearest
-from launch.files import read_json, sha256_text, sha256_tree, write_atomic
+from launch.files import changed_file, read_json, sha256_text, sha256_tree, write_atomic
 from launch.functions import PREFIX, fingerprint
 
 PACKAGES = [
@@ -30,7 +30,8 @@ PACKAGES = [
     "numpy",
 ]
 ADAPTER_TASKS = {"CAUSAL_LM": "text-generation", "SEQ_CLS": "text-classification"}
-NAMED_SOURCES = ("embedded:", "hub:")
+NAMED_SOURCES = ("embedded:", "hub:", PREFIX)
+"""What an input begins with that is no path."""
 
 
 def package_versions() -> dict[str, str]:
@@ -110,6 +111,25 @@ def fingerprint_input(field: str, value: str) -> dict[str, Any]:
         parent = read_json(path / "provenance.json")
         return {"path": value, "sha256": parent["content_sha256"], "stage": parent["stage"]}
     return {"path": value, "sha256": sha256_tree(path)}
+
+
+def check_unchanged(field: str, value: str) -> None:
+    """UserError when an input is, or lies in, a complete artefact and is not what the stage wrote: every file is hashed."""
+    if value.startswith(NAMED_SOURCES):
+        return
+    path = Path(value.split("::")[0])
+    real = path.resolve()
+    folder = next((f for f in (real, *real.parents) if (f / "provenance.json").is_file()), None)
+    if folder is None:
+        return
+    provenance = read_json(folder / "provenance.json")
+    below = "" if folder == real else real.relative_to(folder).as_posix()
+    if name := changed_file(folder, provenance, below):
+        shown = path if folder == real else folder
+        raise UserError(
+            f"{field}: {shown / name} is gone or has changed since `alignkit {provenance['stage']}` made {shown}; "
+            "run that stage again with the same --output_dir, which makes it again, or restore the file"
+        )
 
 
 def content_of(entry: dict[str, Any]) -> str:

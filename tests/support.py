@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -140,6 +142,34 @@ def alignkit(
     """Run the `alignkit` command of this environment."""
     command = [str(Path(sys.executable).parent / "alignkit"), *map(str, words)]
     return subprocess.run(command, cwd=cwd, env=environment(**env), capture_output=True, text=True, timeout=timeout)
+
+
+def start(command: list[str], log: Path, rows: int) -> subprocess.Popen[str]:
+    """Start a command in a process group of its own, as a terminal does, and wait until its log has so many rows.
+
+    Ctrl-C is switched on: a test run that a script started in the background has it off, and children inherit that.
+    """
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment(PYTHONPATH=str(ROOT), DS_ACCELERATOR="cpu"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    while process.poll() is None and not (log.exists() and log.read_text().count("\n") >= rows):
+        time.sleep(0.05)
+    return process
+
+
+def last_words(process: subprocess.Popen[str], patience_s: float = 100) -> str:
+    """What a process says until it ends."""
+    try:
+        return process.communicate(timeout=patience_s)[1]
+    finally:
+        process.kill()
 
 
 def free_port() -> int:

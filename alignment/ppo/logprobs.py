@@ -33,7 +33,7 @@ class LogprobHead(nn.Linear):
         """Logits of `hidden` (any shape, D) without targets; with them `linear_logprobs` of hidden (N, D)."""
         if targets_N is None:
             return super().forward(hidden)
-        return linear_logprobs(hidden, self.weight, self.bias, targets_N, temperature)
+        return linear_logprobs(hidden, self.weight, self.bias, targets_N, temperature, LOGITS_PER_CHUNK)
 
 
 def give_logprob_head(model: PreTrainedModel) -> bool:
@@ -75,7 +75,7 @@ def linear_logprobs(
     bias_V: Tensor | None,
     targets_N: Tensor,
     temperature: float,
-    logits_per_chunk: int = LOGITS_PER_CHUNK,
+    logits_per_chunk: int,
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each target and entropy, in nats, under softmax((hidden @ weight' + bias) / temperature): (N,) both.
 

@@ -20,9 +20,9 @@ from alignment.ppo.modules import (  # noqa: F401
 from alignment.ppo.rewards import models_of
 from alignment.ppo.roles import Roles, value_head
 from alignment.ppo.shared import CRITIC, POLICY, REFERENCE, SharedRoles, reward_names
-from alignment.reward.trainer import init_head, load_scorer
+from alignment.reward.head import init_head, load_scorer
 from evaluation.adapters import Adapter, adapter_folder, read_adapter, same_base, split_adapter
-from evaluation.loading import read_classifier
+from evaluation.loading import locate, read_classifier
 from launch.errors import UserError
 
 
@@ -149,7 +149,7 @@ def reference_on(config: PPOConfig, base: str, start: Adapter | None) -> Adapter
     """The reference's adapter, None for the bare base. It is the SFT model that the policy starts from, unless given."""
     if not config.reference:
         return start
-    root, adapter = split_adapter("reference", config.reference)
+    root, adapter = split_adapter("reference", locate("reference", config.reference))
     if not same_base(root, base):
         raise UserError(
             f"reference: {config.reference} is not on the policy's base {base}, which all roles share with lora; give an "
@@ -174,7 +174,7 @@ def _add_critic(
         trained.add_trained(CRITIC, options, config.seed, start)
         return head
     source = config.critic or first_reward_model(config)
-    root, adapter = split_adapter("critic", source)
+    root, adapter = split_adapter("critic", locate("critic", source))
     if adapter is None or not same_base(root, trained.base):
         raise UserError(
             f"{'critic' if config.critic else 'critic_from'}: {source} is no adapter of the policy's base {trained.base}, "

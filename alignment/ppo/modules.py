@@ -5,18 +5,14 @@ Shapes: b episodes of S right-padded tokens, N response tokens of all of them, D
 
 from __future__ import annotations
 
-import types
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from alignment.ppo.logprobs import linear_logprobs
+from alignment.ppo.logprobs import give_logprob_head
 from launch.runtime import Runtime
-
-SCALED_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
-"""Config keys of models that change the logits after the head (Gemma, Cohere, Granite)."""
 
 
 class ActorCritic(nn.Module):
@@ -77,32 +73,6 @@ class Reference(nn.Module):
         return response_logprobs(self.policy, tokens_bS, before_N, targets_N, temperature)[0]
 
 
-def logprob_head(policy: PreTrainedModel) -> nn.Module:
-    """The policy's linear head, which given targets too gives their log-probabilities: `head(hidden_ND, targets_N, t)`.
-
-    It is called as a module since under ZeRO-3 its weight is whole only then.
-    """
-    head: Any = policy.get_output_embeddings()
-    if head.forward.__func__ is not _linear_or_logprobs:
-        head.forward = types.MethodType(_linear_or_logprobs, head)
-    return head
-
-
-def _linear_or_logprobs(
-    head: nn.Linear, hidden_ND: Tensor, targets_N: Tensor | None = None, temperature: float = 1.0
-) -> Any:
-    if targets_N is None:
-        return nn.functional.linear(hidden_ND, head.weight, head.bias)
-    return linear_logprobs(hidden_ND, head.weight, head.bias, targets_N, temperature)
-
-
-def has_plain_head(policy: PreTrainedModel) -> bool:
-    """Whether the logits are what a linear head gives."""
-    config = policy.config.get_text_config()
-    scaled = any(getattr(config, key, None) not in (None, 1, 1.0) for key in SCALED_LOGITS)
-    return isinstance(policy.get_output_embeddings(), nn.Linear) and not scaled
-
-
 def response_logprobs(
     policy: Any, tokens_bS: Tensor, before_N: Tensor, targets_N: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor]:
@@ -118,9 +88,9 @@ def read_response(
     policy: Any, tokens_bS: Tensor, before_N: Tensor, targets_N: Tensor, temperature: float, with_hidden: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`response_logprobs`, preceded by the hidden states (N, D) before the tokens (anything, if not `with_hidden`)."""
-    if has_plain_head(policy):
+    if give_logprob_head(policy):
         hidden_ND = hidden_states(policy, tokens_bS, before_N)
-        return hidden_ND, *logprob_head(policy)(hidden_ND, targets_N, temperature)
+        return hidden_ND, *policy.get_output_embeddings()(hidden_ND, targets_N, temperature)
     out = policy(tokens_bS, use_cache=False, output_hidden_states=with_hidden)
     logits_NV = out.logits.flatten(0, 1)[before_N].float() / temperature
     hidden_ND = out.hidden_states[-1].flatten(0, 1)[before_N] if with_hidden else logits_NV

@@ -97,7 +97,7 @@ def kl_losses(log_ratio_BT: Tensor, kind: str) -> Tensor:
     """
     if kind == "k1":
         slope_BT = kl_estimate(log_ratio_BT, torch.zeros_like(log_ratio_BT), "k2")
-        return log_ratio_BT.detach() + slope_BT - slope_BT.detach()
+        return log_ratio_BT.detach() + (slope_BT - slope_BT.detach())
     return kl_estimate(log_ratio_BT, torch.zeros_like(log_ratio_BT), kind)
 
 

@@ -13,6 +13,7 @@ from alignment.lora.layers import CLASSIFIER
 from alignment.lora.training import with_adapter
 from alignment.models import context_length, load_tokenizer, save_artefact
 from alignment.reward import RewardConfig
+from alignment.reward.head import load_scorer
 from alignment.reward.model import RewardModel
 from alignment.reward.normalise import Array, HeadUpdate, normalise_head
 from alignment.reward.report import heldout_disturbance, heldout_report
@@ -21,7 +22,6 @@ from alignment.reward.trainer import (
     PairCollator,
     PairTrainer,
     Row,
-    load_scorer,
     make_rows,
     pair_length,
     tokenised,

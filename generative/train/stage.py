@@ -12,6 +12,7 @@ from generative.learners import DiffusionLearner, GANLearner, VAELearner
 from generative.train.config import TrainConfig
 from generative.training import Learner, Trainer
 from generative.vae import VAE
+from launch.engine import check_weights
 from launch.errors import UserError
 from launch.runtime import Runtime
 from launch.seeding import seed_libraries
@@ -42,6 +43,7 @@ def run(config: TrainConfig, job: Job) -> dict[str, Any]:
                 trainer.save(job.checkpoints)
                 job.stop_if_requested(trainer.step)
     with trainer.finished() as model:
+        check_weights(model.state_dict(), job.runtime)
         if job.runtime.is_main:
             model.save_pretrained(job.output_dir)
         job.runtime.barrier()

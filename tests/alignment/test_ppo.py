@@ -11,16 +11,7 @@ from alignment.ppo.rollout import make_batch, make_rollout, plan_parts
 from alignment.reward.sources.build import build_source
 from launch.config import build
 from launch.errors import UserError
-from tests.alignment.ppo_support import (  # noqa: F401
-    TokenReward,
-    folders,
-    make,
-    prompt_rows,
-    run_updates,
-    runtime,
-    scored,
-    weights,
-)
+from tests.alignment.ppo_support import TokenReward, run_updates, scored, weights
 from tests.support import save_policy
 
 

@@ -9,8 +9,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from alignment.reward import STAGE
+from alignment.reward.head import init_head, load_scorer
 from alignment.reward.model import RewardModel
-from alignment.reward.trainer import init_head, load_scorer, make_rows
+from alignment.reward.trainer import make_rows
 from data import Preference, load_preferences
 from launch.errors import UserError
 from launch.seeding import torch_generator

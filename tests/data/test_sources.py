@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from data import load_documents, load_pairs, load_prompts
+from data import load_documents, load_pairs, load_prompts, load_prompts_with_columns
 from data.sources import HubName, parse_hub, read_hub
 from launch.errors import UserError
 
@@ -88,6 +88,37 @@ def test_prompts_of_a_text_file_are_its_lines(tmp_path):
     assert load_prompts(tmp_path / "prompts.txt") == ["first", "second "]
     with pytest.raises(UserError, match="no field 'prompt'; valid names: question"):
         load_prompts(jsonl(tmp_path / "p.jsonl", [{"question": "a"}]))
+
+
+def test_prompts_with_their_columns(tmp_path):
+    rows = [
+        {"prompt": "2 + 2", "answer": "4", "level": 1},
+        {"prompt": "x", "completion": "y", "source": "web"},
+        {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "reference": "lost"},
+        {"prompt": "with a reference", "reference": "r"},
+    ]
+    jsonl(tmp_path / "a.jsonl", rows)
+    (tmp_path / "b.txt").write_text("a line\n\n")
+    found = load_prompts_with_columns(tmp_path)
+    assert found == [
+        {"prompt": "2 + 2", "reference": None, "answer": "4", "level": 1},
+        {"prompt": "x", "reference": "y", "source": "web"},
+        {"prompt": [{"role": "user", "content": "a"}], "reference": [{"role": "assistant", "content": "b"}]},
+        {"prompt": "with a reference", "reference": "r"},
+        {"prompt": "a line", "reference": None},
+    ]
+    assert [row["prompt"] for row in found] == load_prompts(tmp_path)
+    jsonl(tmp_path / "many.jsonl", [{"prompt": f"p{i}", "n": i} for i in range(300)])
+    for split in ("::train", "::eval", "::train/a"):
+        chosen = load_prompts_with_columns(f"{tmp_path / 'many.jsonl'}{split}")
+        assert [row["prompt"] for row in chosen] == load_prompts(f"{tmp_path / 'many.jsonl'}{split}")
+        assert all(row["prompt"] == f"p{row['n']}" for row in chosen)
+
+
+def test_embedded_pairs_are_prompts_with_references():
+    pairs = load_pairs("embedded:docstrings::eval")
+    rows = load_prompts_with_columns("embedded:docstrings::eval")
+    assert rows == [{"prompt": pair.prompt, "reference": pair.completion} for pair in pairs]
 
 
 def test_named_splits_cover_and_do_not_overlap(tmp_path):

@@ -142,6 +142,16 @@ def test_untrained_diffusion_error_is_the_variance_of_its_target(images):
     assert metrics["unet/loss"] < metrics["unet/squared_error"]  # min(SNR, 5) / SNR is at most 1
 
 
+@pytest.mark.parametrize("checkpoint_steps", [0, 1])
+@pytest.mark.parametrize("kind", ["vae", "diffusion"])  # a GAN's second network sees what the first one's update did
+def test_weights_that_are_not_finite_are_never_written(tmp_path, kind, checkpoint_steps):
+    """The loss is looked at before its update: the last one could leave anything behind."""
+    values = {"steps": 1, "learning_rate": 1e39, "checkpoint_steps": checkpoint_steps, "ema_decay": 0.0}
+    with pytest.raises(UserError, match=r"weights that are not finite .*lower learning_rate"):
+        train(tmp_path / "out", kind, **values)
+    assert not list((tmp_path / "out").rglob("*.safetensors"))
+
+
 # ---------------------------------------------------------------------------------------------- resume
 
 

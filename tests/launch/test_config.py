@@ -14,6 +14,7 @@ from launch.config import (
     load_config,
     operational,
     parse_overrides,
+    python_function,
     read_yaml,
 )
 from launch.errors import UserError
@@ -42,6 +43,10 @@ class Example:
     def check(self):
         if self.steps < 1:
             raise ValueError(f"steps: {self.steps} is below 1; give a positive integer")
+        if self.limit and self.steps > self.limit:
+            raise ValueError(f"steps: {self.steps} is above limit {self.limit}")
+        if self.kind == "b" and not self.names:
+            raise ValueError("names is missing; add --names a,b")
 
 
 def recipe(tmp_path, text):
@@ -109,6 +114,26 @@ def test_faults_on_the_command_line(words, message):
         load_config(Example, words)
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--steps", "0"], r"^command line: steps: 0 is below 1"),
+        (["--inner.depth", "x"], r"^command line: --inner\.depth: 'x' is not an integer"),
+        (["--inner.dept", "1"], r"^command line: unknown key '--inner\.dept'; did you mean 'depth'"),
+        (["--weights.a", "x"], r"^command line: --weights\.a: 'x' is not a number"),
+        (["--weights", "{b: x}"], r"^command line: --weights\.b: 'x' is not a number"),
+        (["--inner", "3"], r"^command line: --inner: '3' is not Inner"),
+        (["--limit", "3"], r"^.*r\.yaml and command line: steps: 5 is above limit 3"),
+        (["--steps", "9", "--limit", "8"], r"^command line: steps: 9 is above limit 8"),
+        (["--kind", "b"], r"^\S*r\.yaml: names is missing"),
+    ],
+)
+def test_a_fault_of_the_command_line_is_not_blamed_on_the_recipe(tmp_path, words, message):
+    path = recipe(tmp_path, "steps: 5\ninner: {depth: 1}\nweights: {a: 1}\n")
+    with pytest.raises(UserError, match=message):
+        load_config(Example, ["--config", path, *words])
+
+
 def test_recipe_that_is_not_text(tmp_path):
     path = tmp_path / "r.yaml"
     path.write_bytes(b"\xff\xfe\x00steps")
@@ -134,3 +159,64 @@ def test_a_folder_of_a_recipes_name_does_not_hide_the_recipe(tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     (tmp_path / "demo").mkdir()
     assert find_recipe("demo").is_file()
+
+
+@dataclass(kw_only=True)
+class Source:
+    model: str | None = artefact(None)
+    members: list[str] = artefact([])
+    function: str | None = python_function()
+    weight: float = 1.0
+    timeout: float = operational(1.0)
+
+    def check(self):
+        if not self.weight:
+            raise ValueError("weight: 0 is nothing")
+
+
+@dataclass
+class Nested:
+    sources: dict[str, Source] = field(default_factory=dict)
+    listed: list[Source] = field(default_factory=list)
+    one: Source = field(default_factory=Source)
+    seed: int = 0
+
+
+NESTED = "sources: {a: {model: m}, b: {members: [x, y], weight: 2}}\nlisted: [{function: 'f.py:g'}]\none: {model: n, timeout: 9}\n"
+
+
+def test_inputs_are_found_at_any_depth(tmp_path):
+    config = load_config(Nested, ["--config", recipe(tmp_path, NESTED), "--sources.a.weight", "3"])
+    assert artefact_paths(config) == {
+        "sources.a.model": "m",
+        "sources.b.members[0]": "x",
+        "sources.b.members[1]": "y",
+        "listed[0].function": "python:f.py:g",
+        "one.model": "n",
+    }
+
+
+def test_the_identity_keeps_what_decides_and_leaves_out_places_at_any_depth(tmp_path):
+    config = load_config(Nested, ["--config", recipe(tmp_path, NESTED), "--sources.a.weight", "3"])
+    unset = {"function": None, "members": []}
+    assert identity_dict(config) == {
+        "sources": {"a": {**unset, "weight": 3.0}, "b": {"model": None, "function": None, "weight": 2.0}},
+        "listed": [{"model": None, "members": [], "weight": 1.0}],
+        "one": {**unset, "weight": 1.0},
+        "seed": 0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sources: {a: {modle: m}}", r"r\.yaml: unknown key 'sources\.a\.modle'; did you mean 'model'"),
+        ("sources: {a: {weight: x}}", r"r\.yaml: sources\.a\.weight: 'x' is not a number"),
+        ("sources: {a: {weight: 0}}", r"r\.yaml: sources\.a\.weight: 0 is nothing"),
+        ("sources: {a: m}", r"sources\.a: 'm' is not Source"),
+        ("listed: [{weigth: 1}]", r"unknown key 'listed\[0\]\.weigth'; did you mean 'weight'"),
+    ],
+)
+def test_faults_in_nested_configs(tmp_path, text, message):
+    with pytest.raises(UserError, match=message):
+        load_config(Nested, ["--config", recipe(tmp_path, text)])

@@ -150,7 +150,8 @@ def _check_url(url: str) -> None:
         port = 0
     odd = not url.isascii() or any(character.isspace() for character in url)
     if parts.scheme not in ("http", "https") or not parts.hostname or port == 0 or odd:
-        raise ValueError(f"url: '{parts.scheme}://{parts.netloc.rpartition('@')[2]}' is no http(s)://host:port address")
+        shown = url.partition("?")[0].rpartition("@")[2]  # without what may be a secret
+        raise ValueError(f"url: '{shown}' is no address; write http://host:port/path or https://...")
     if "@" in parts.netloc or any(_SECRET.search(key) for key, _ in parse_qsl(parts.query)):
         raise ValueError("url: it holds a secret, which would be recorded with the run; use token_env")
 

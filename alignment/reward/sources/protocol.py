@@ -59,7 +59,7 @@ class Episodes:
         own = ("prompt", "prompt_ids")
         return cls(
             prompts=[row["prompt"] for row in rows],
-            completions=[tokenizer.decode(ids, skip_special_tokens=True) for ids in completion_ids],
+            completions=[str(tokenizer.decode(list(ids), skip_special_tokens=True)) for ids in completion_ids],
             prompt_ids=[row["prompt_ids"] for row in rows],
             completion_ids=completion_ids,
             finished=[bool(ids) and ids[-1] == tokenizer.eos_token_id for ids in completion_ids],

@@ -71,7 +71,7 @@ class ServiceSource:
     def _columns(self, episodes: Episodes) -> dict[str, list[Any]]:
         """The request for all episodes: column -> B values."""
         prompts = [
-            turns if isinstance(turns, str) else self.tokenizer.decode(ids)
+            turns if isinstance(turns, str) else str(self.tokenizer.decode(list(ids)))
             for turns, ids in zip(episodes.prompts, episodes.prompt_ids, strict=True)
         ]
         rows = zip(prompts, episodes.completions, episodes.finished, strict=True)
@@ -117,9 +117,9 @@ def read_answer(content: bytes, n: int, source: str, first: int = 0) -> dict[str
     if not isinstance(answer, dict) or not {"rewards", "scores"} & set(answer):
         held = f"only {', '.join(map(repr, answer)) or 'nothing'}" if isinstance(answer, dict) else repr(answer)[:60]
         raise UserError(f"{source}: the answer has neither 'rewards' nor 'scores', {held}; see docs/reward_sources.md")
-    logged = answer.get("extra_logs") if isinstance(answer.get("extra_logs"), dict) else {}
-    if "rewards" in answer and "scores" in answer:
-        logged = {"scores": answer["scores"], **logged}
+    logged: dict[Any, Any] = {"scores": answer["scores"]} if {"rewards", "scores"} <= set(answer) else {}
+    if isinstance(answer.get("extra_logs"), dict):
+        logged |= answer["extra_logs"]
     rewards = answer["rewards"] if "rewards" in answer else answer["scores"]
     found = {"rewards": check_rewards(rewards, n, source, first)}
     for key, values in logged.items():

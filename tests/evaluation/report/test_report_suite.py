@@ -211,6 +211,27 @@ def test_without_inputs():
         build(ReportConfig, {}, "command line")
 
 
+def test_inputs_are_folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "file").write_text("x")
+    for name, what in (
+        ("ruins", "no such folder; did you mean 'runs'"),
+        ("file", "is a file"),
+        ("a/b", "no such folder;"),
+    ):
+        with pytest.raises(UserError, match=f"^command line: inputs: {name}: {what}"):
+            build(ReportConfig, {"inputs": [name]}, "command line")
+
+
+def test_runs_without_results(lifecycle, tmp_path):
+    assert write_report([lifecycle / "sft"], tmp_path)["evaluations"] == 0
+    page = "".join(Page((tmp_path / "index.html").read_text()).texts)
+    assert "Lineage" in page and "Every number" not in page
+    for name in ("index.html", "leaderboard.txt", "leaderboard.md", "leaderboard.json"):
+        assert "No evaluation lies in these folders" in " ".join((tmp_path / name).read_text().split()), name
+
+
 def test_results_without_stages(lifecycle, tmp_path):
     write_report([lifecycle / "text-sft"], tmp_path)
     page = Page((Path(tmp_path) / "index.html").read_text())

@@ -1,0 +1,95 @@
+"""A case of the PPO benchmark on disk: models with random weights and prompts that both sides read.
+
+Llama of hidden 256 and 4 layers. Every token's embedding shares one large direction, so the last hidden state nearly
+points along it and the end-of-text row of the head sets the probability of EOS at every step: 0 for responses of a
+fixed length, 3 / T for natural ones (geometric, mean about a third of the longest).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+PAD, EOS = 0, 1
+
+
+@dataclass(frozen=True)
+class Case:
+    """Sizes of a case; the same on both sides."""
+
+    vocabulary: int
+    natural_lengths: bool
+    batch: int = 64
+    prompt: int = 32
+    response: int = 64
+    epochs: int = 2
+    micro_batch: int = 16
+    updates: int = 6
+    warmup: int = 1
+    hidden: int = 256
+    layers: int = 4
+    precision: str = "fp32"
+    learning_rate: float = 3e-6
+    trl_defaults: bool = False
+    """TRL with its own defaults: bf16 and gradient checkpointing."""
+
+    @property
+    def name(self) -> str:
+        return f"vocabulary {self.vocabulary}, {'natural' if self.natural_lengths else 'fixed'} lengths"
+
+
+def write_case(folder: Path, case: Case) -> None:
+    """Policy, reward model (also the critic's start), tokenizer and prompts under `folder`."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
+
+    torch.manual_seed(0)
+    shape = dict(
+        vocab_size=case.vocabulary,
+        hidden_size=case.hidden,
+        intermediate_size=int(8 / 3 * case.hidden),
+        num_hidden_layers=case.layers,
+        num_attention_heads=case.hidden // 64,
+        num_key_value_heads=case.hidden // 64,
+        max_position_embeddings=case.prompt + case.response,
+        pad_token_id=PAD,
+        eos_token_id=EOS,
+        bos_token_id=None,
+        tie_word_embeddings=False,
+    )
+    policy = LlamaForCausalLM(LlamaConfig(**shape))
+    _set_eos_rate(policy, 3 / case.response if case.natural_lengths else 0.0)
+    policy.save_pretrained(folder / "policy")
+    judge = LlamaForSequenceClassification(LlamaConfig(**shape, num_labels=1))
+    judge.save_pretrained(folder / "reward")
+    words = {"<pad>": PAD, "<eos>": EOS, **{f"w{i}": i for i in range(2, case.vocabulary)}}
+    inner = Tokenizer(models.WordLevel(words, unk_token="w2"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", eos_token="<eos>", unk_token="w2")
+    for name in ("policy", "reward"):
+        tokenizer.save_pretrained(folder / name)
+    generator = torch.Generator().manual_seed(1)
+    rows = torch.randint(2, case.vocabulary, (4 * case.batch, case.prompt), generator=generator)
+    (folder / "prompts.json").write_text(json.dumps(rows.tolist()))
+    (folder / "case.json").write_text(json.dumps(asdict(case)))
+
+
+@torch.no_grad()
+def _set_eos_rate(policy: torch.nn.Module, rate: float) -> None:
+    width = policy.config.hidden_size
+    direction_D = torch.ones(width) / math.sqrt(width)
+    policy.model.embed_tokens.weight += 4 * direction_D
+    head = policy.lm_head.weight
+    head -= (head @ direction_D)[:, None] * direction_D  # no other token's logit depends on the shared direction
+    head[PAD] = -20 * direction_D / math.sqrt(width)
+    logit = math.log(rate / (1 - rate)) + math.log(policy.config.vocab_size) if rate else -20.0
+    head[EOS] = logit * direction_D / math.sqrt(width)
+
+
+def read_case(folder: Path) -> tuple[Case, list[list[int]]]:
+    """The case and its prompts (token ids)."""
+    return Case(**json.loads((folder / "case.json").read_text())), json.loads((folder / "prompts.json").read_text())
