@@ -1,12 +1,13 @@
 """Models and tokenizers from a folder or the hub, the same for training, sampling and evaluation; mistakes are named.
 
 `field` is the config field that a message begins with, `source` a folder or hub:org/name (see `locate`). Code of the
-hub never runs.
+hub never runs. An adapter's folder gives its base with the adapter merged in, so that nothing else has to know of adapters.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from evaluation.adapters import HEAD, is_adapter, merge, read_adapter
 from evaluation.scoring import check_reward_model
 from launch.errors import UserError, nearest
 
@@ -38,7 +40,7 @@ def read_tokenizer(field: str, source: str) -> PreTrainedTokenizerBase:
 def read_causal(field: str, source: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     """A causal language model in float32 (master weights; bf16 is autocast) that has an embedding for every token."""
     with named_errors(field, source, "a causal language model") as name:
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, trust_remote_code=False)
+        model, _ = load_merged(field, name, AutoModelForCausalLM, dtype=torch.float32)
     check_embeddings(field, source, model, tokenizer)
     return model
 
@@ -52,18 +54,51 @@ def read_classifier(
     would then make one at random.
     """
     with named_errors(field, source, "a reward model") as name:
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            name, dtype=dtype or torch.float32, trust_remote_code=False, output_loading_info=True
-        )
-    if info["missing_keys"]:
+        model, missing = load_merged(field, name, AutoModelForSequenceClassification, dtype=dtype or torch.float32)
+    if missing:
         raise UserError(
-            f"{field}: {source}: the weights lack {min(info['missing_keys'])}, so this is no trained reward model; "
+            f"{field}: {source}: the weights lack {min(missing)}, so this is no trained reward model; "
             "train one with `alignkit reward`"
         )
     check_reward_model(model)
     if tokenizer is not None:
         check_embeddings(field, source, model, tokenizer)
+        if model.config.get_text_config().pad_token_id is None and is_adapter(source):  # an adapter has no config
+            model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     return model
+
+
+def load_merged(field: str, name: str, auto: Any, **options: Any) -> tuple[PreTrainedModel, set[str]]:
+    """`auto.from_pretrained`, of an adapter its base with the adapter merged in; and the names of weights that are missing.
+
+    `name` is what `locate` gives. A base that is merged into is whole on every rank, also under ZeRO-3.
+    """
+    options = {"trust_remote_code": False, "output_loading_info": True, **options}
+    if not is_adapter(name):
+        model, info = auto.from_pretrained(name, **options)
+        return model, set(info["missing_keys"])
+    adapter = read_adapter(field, name)
+    if adapter.head_LD is not None:
+        options = {"num_labels": len(adapter.head_LD), **options}
+    with plain_weights(), quiet_report():
+        model, info = auto.from_pretrained(locate(field, adapter.base), **options)
+    merge(field, model, adapter)
+    return model, set(info["missing_keys"]) - ({HEAD} if adapter.head_LD is not None else set())
+
+
+@contextlib.contextmanager
+def quiet_report() -> Iterator[None]:
+    """Inside, transformers does not report which weights of a model are new: the head of a base's copy always is."""
+    logger = logging.getLogger("transformers.modeling_utils")
+
+    def is_no_report(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    logger.addFilter(is_no_report)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_no_report)
 
 
 def check_embeddings(field: str, source: str, model: Any, tokenizer: Any) -> None:
@@ -85,6 +120,8 @@ def named_errors(field: str, source: str, what: str) -> Iterator[str]:
     name = locate(field, source)
     try:
         yield name
+    except UserError:
+        raise
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         reason = str(error).strip().split("\n")[0].rstrip(". ") or type(error).__name__
         if "couldn't connect to" in reason:

@@ -148,7 +148,7 @@ class Trainer:
 
         diffusers' average must not see ZeRO-3: it would gather by itself, with a `deepspeed` that it has not imported.
         """
-        with self.learner.phases[-1].engine.gathered(self.learner.averaged), plain_weights():
+        with self.learner.phases[-1].engine.gathered(self.learner.averaged.parameters()), plain_weights():
             yield
 
     # ------------------------------------------------------------------------------------ state

@@ -169,6 +169,8 @@ def check_value(value: Any, hint: Any, key: str, where: str) -> Any:
         if type(None) in args and value in (None, "null", "none", "None"):
             return None
         for option in (a for a in args if a is not type(None)):
+            if isinstance(value, dict) and dataclasses.is_dataclass(option):
+                return check_value(value, option, key, where)  # its errors name the key within
             try:
                 return check_value(value, option, key, where)
             except UserError:

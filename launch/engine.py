@@ -8,7 +8,7 @@ ranks and micro-batches. A loop may have several engines, one for each network t
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -120,27 +120,40 @@ class Engine:
     # ------------------------------------------------------------------------------------ state
 
     def save(self, store: CheckpointStore, step: int, extra: dict[str, Any]) -> bool:
-        """Save weights, optimizer and `extra` (a tree, the same on every rank) as the checkpoint of `step`."""
+        """Save weights, optimizer and `extra` (a tree, the same on every rank) as the checkpoint of `step`.
+
+        Frozen weights are left out: they are those that the module was made with.
+        """
         return save_engines({"engine": self}, store, step, extra)
 
     def load(self, checkpoint: Checkpoint) -> dict[str, Any]:
         """Restore weights and optimizer from a verified checkpoint; returns `extra`."""
         return load_engines({"engine": self}, checkpoint)
 
+    def frozen_names(self) -> set[str]:
+        """Parameters that are not trained; tied ones by all their names."""
+        named = self.module.named_parameters(remove_duplicate=False)
+        return {name for name, parameter in named if not parameter.requires_grad}
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """The module's state dict without its frozen parameters."""
+        frozen = self.frozen_names()
+        return {name: value for name, value in self.module.state_dict().items() if name not in frozen}
+
     @contextlib.contextmanager
-    def gathered(self, module: nn.Module) -> Iterator[None]:
-        """Inside, the parameters of a submodule are whole on every rank (ZeRO-3 keeps each rank's part alone)."""
+    def gathered(self, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+        """Inside, these parameters are whole on every rank (ZeRO-3 keeps each rank's part alone)."""
         if self.zero_stage == 3:
             import deepspeed
 
-            with deepspeed.zero.GatheredParameters(list(module.parameters()), modifier_rank=None):
+            with deepspeed.zero.GatheredParameters(list(parameters), modifier_rank=None):
                 yield
         else:
             yield
 
     def state_dict_of(self, module: nn.Module) -> dict[str, Tensor]:
         """The whole state dict of a submodule, copied to the CPU. All ranks call this together."""
-        with self.gathered(module):
+        with self.gathered(module.parameters()):
             return {name: value.detach().to("cpu", copy=True) for name, value in module.state_dict().items()}
 
     def export(self, module: Any, folder: Path) -> None:
@@ -158,14 +171,12 @@ def save_engines(engines: Mapping[str, Engine], store: CheckpointStore, step: in
     for engine in engines.values():
         check_weights(engine.module.state_dict(), runtime)
     if not runtime.uses_deepspeed:
-        states = {
-            n: {"module": e.module.state_dict(), "optimizer": e.optimizer.state_dict()} for n, e in engines.items()
-        }
+        states = {n: {"module": e.trained_state(), "optimizer": e.optimizer.state_dict()} for n, e in engines.items()}
         return store.save(step, {"engines": states, "extra": extra})
 
     def write(folder: Path) -> None:
         for name, engine in engines.items():
-            engine.wrapped.save_checkpoint(str(folder), tag=name)
+            engine.wrapped.save_checkpoint(str(folder), tag=name, exclude_frozen_parameters=True)
         if runtime.is_main:
             write_tree(folder, "extra", extra)
 
@@ -181,11 +192,13 @@ def load_engines(engines: Mapping[str, Engine], checkpoint: Checkpoint) -> dict[
     _check_same_launch(checkpoint, runtime)
     if runtime.uses_deepspeed:
         for name, engine in engines.items():
-            engine.wrapped.load_checkpoint(str(checkpoint.folder), tag=name)
+            strict = not engine.frozen_names()
+            engine.wrapped.load_checkpoint(str(checkpoint.folder), tag=name, load_module_strict=strict)
         return read_tree(checkpoint.folder, "extra")
     state = checkpoint.state()
     for name, engine in engines.items():
-        engine.module.load_state_dict(state["engines"][name]["module"])
+        missing, unexpected = engine.module.load_state_dict(state["engines"][name]["module"], strict=False)
+        assert not unexpected and set(missing) <= engine.frozen_names(), (missing, unexpected)
         engine.optimizer.load_state_dict(state["engines"][name]["optimizer"])
     return state["extra"]
 

@@ -29,6 +29,7 @@ PACKAGES = [
     "torch-fidelity",
     "numpy",
 ]
+ADAPTER_TASKS = {"CAUSAL_LM": "text-generation", "SEQ_CLS": "text-classification"}
 NAMED_SOURCES = ("embedded:", "hub:", PREFIX)
 """What an input begins with that is no path."""
 
@@ -141,6 +142,8 @@ def library_and_task(folder: Path) -> tuple[str, str]:
     """The library that reads the model in a folder and the task it is for, as the hub names them; empty when unknown."""
     if (folder / "model_index.json").exists():
         return "diffusers", "unconditional-image-generation"
+    if (folder / "adapter_config.json").exists():
+        return "peft", ADAPTER_TASKS.get(read_json(folder / "adapter_config.json").get("task_type", ""), "")
     config = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
     if "_diffusers_version" in config:
         return "diffusers", "unconditional-image-generation"

@@ -95,6 +95,26 @@ def save_reward(folder: Path, seed: int = 1, **changes) -> Path:
     return folder
 
 
+def save_adapter(folder: Path, base: Path, seed: int = 2, rank: int = 4, head: bool = False, **changes) -> Path:
+    """A random LoRA adapter of all linear layers of a saved policy, made by peft; with `head`, a reward model's."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    torch.manual_seed(seed)
+    if head:
+        model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, pad_token_id=0)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(base)
+    settings = dict(r=rank, lora_alpha=3, target_modules="all-linear", task_type="SEQ_CLS" if head else "CAUSAL_LM")
+    wrapped = get_peft_model(model, LoraConfig(**{**settings, **changes}))
+    for name, parameter in wrapped.named_parameters():
+        if "lora_" in name or "modules_to_save" in name:
+            torch.nn.init.normal_(parameter.data, std=0.3)
+    wrapped.save_pretrained(folder)
+    word_tokenizer().save_pretrained(folder)
+    return folder
+
+
 def save_prompts(path: Path, n: int = 24, seed: int = 0) -> Path:
     """`n` different prompts of 2 to 6 words as JSONL."""
     generator = torch.Generator().manual_seed(seed)

@@ -60,6 +60,8 @@ class Learner:
         warming = counter[0] < config.critic_warmup
         self._set_learning_rates(counter[0], warming)
         tokens = rollout.mask_BT[minibatch].sum()
+        if hasattr(self.engine.module, "value_reaches_trunk"):
+            self.engine.module.value_reaches_trunk = not warming
         if self.ptx is not None and not warming:
             _add(sums, self._ptx_pass(self.ptx, counter), tokens)
         weights_BT = torch.zeros_like(rollout.mask_BT)

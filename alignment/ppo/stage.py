@@ -6,9 +6,9 @@ from typing import Any
 
 from alignment.ppo.config import PPOConfig
 from alignment.ppo.models import load_roles
+from alignment.ppo.rewards import build_rewards
 from alignment.ppo.trainer import Metrics, PPOTrainer
 from alignment.prompts import fitting_prompts, load_prompt_rows, prompt_limit
-from alignment.reward.sources.build import build_source
 from launch.files import read_jsonl_log
 from launch.runtime import choose_precision
 from launch.stage import Job, Stage
@@ -44,15 +44,8 @@ def make_trainer(config: PPOConfig, job: Job) -> tuple[PPOTrainer, dict[str, int
     limit = prompt_limit(roles.policy.config, config.max_prompt_tokens, config.max_new_tokens)
     rows, too_long = fitting_prompts(roles.tokenizer, load_prompt_rows(config.prompts), limit)
     job.say(f"{len(rows)} prompts, {too_long} longer than {limit} tokens left out")
-    source = build_source(
-        config.sources,
-        job.runtime.device,
-        roles.tokenizer,
-        config.seed,
-        job.watchdog.alive,
-        job.say,
-        batch_tokens=config.forward_batch_size * (limit + config.max_new_tokens),
-    )
+    batch_tokens = config.forward_batch_size * (limit + config.max_new_tokens)
+    source = build_rewards(config, roles, job.runtime.device, job.watchdog.alive, job.say, batch_tokens)
     trainer = PPOTrainer(config, roles, source, rows, job.runtime)
     return trainer, {"prompts": len(rows), "prompts_too_long": too_long}
 
@@ -66,13 +59,8 @@ def settle_precision(trainer: PPOTrainer, job: Job) -> None:
 
 
 def save_artefact(trainer: PPOTrainer, job: Job) -> None:
-    """Policy at the top of the folder, critic below it, each loadable by plain transformers."""
-    module = trainer.engine.module
-    trainer.engine.export(module.policy, job.output_dir)
-    folders = [job.output_dir]
-    if module.critic is not None:
-        trainer.engine.export(module.critic, job.output_dir / "critic")
-        folders.append(job.output_dir / "critic")
+    """Policy at the top of the folder, critic below it (and adapters below each), all loadable by plain transformers."""
+    folders = trainer.roles.save(trainer.engine, job.output_dir)
     if job.runtime.is_main:
         for folder in folders:
             trainer.roles.tokenizer.save_pretrained(folder)

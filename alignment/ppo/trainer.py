@@ -5,7 +5,6 @@ Shapes: B episodes of the global batch, T response tokens, N response tokens of 
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,12 +21,12 @@ from alignment.ppo.controllers import KLController, RewardNormaliser
 from alignment.ppo.estimators import EstimatorSettings, estimate_advantages
 from alignment.ppo.learner import Learner
 from alignment.ppo.measure import Metrics, rollout_metrics, sequence_kl
-from alignment.ppo.models import ActorCritic, Reference, Roles, place_frozen
 from alignment.ppo.ptx import load_ptx
+from alignment.ppo.roles import Roles
 from alignment.ppo.rollout import Prompt, Rollout, make_batch, make_rollout, plan_parts
+from alignment.ppo.shared import SharedRoles
 from alignment.reward.sources.protocol import Episodes, RewardSource
 from data.encoding import encode_prompts
-from evaluation.loading import plain_weights
 from launch.checkpoint import Checkpoint, CheckpointStore
 from launch.errors import UserError
 from launch.runtime import Runtime
@@ -40,7 +39,7 @@ class PPOTrainer:
     def __init__(
         self,
         config: PPOConfig,
-        roles: Roles,
+        roles: Roles | SharedRoles,
         source: RewardSource,
         prompts: Sequence[Prompt | str],
         runtime: Runtime,
@@ -62,11 +61,11 @@ class PPOTrainer:
         self.room = max(len(row["prompt_ids"]) for row in self.prompts) + config.max_new_tokens
         """Tokens of the longest episode there can be."""
         ptx = load_ptx(config, tokenizer, self.room, runtime.world)
-        module, groups = ActorCritic(roles.policy, roles.critic), parameter_groups(config, roles)
-        self.learner = Learner(config, module, groups, runtime, self.sampling.pad_id, self.room, ptx)
+        groups = roles.parameter_groups(config)
+        self.learner = Learner(config, roles.module(), groups, runtime, self.sampling.pad_id, self.room, ptx)
         self.engine = self.learner.engine
-        self.reference = place_frozen(Reference(roles.reference), runtime)
-        self._sampler = self._make_sampler()
+        self.reference = roles.place_reference(self.engine)
+        self.sampler = roles.make_sampler(self.engine)
 
     # ------------------------------------------------------------------------------------ the algorithm
 
@@ -95,7 +94,7 @@ class PPOTrainer:
         mine = range(rank * len(rows) // world, (rank + 1) * len(rows) // world)
         with self._timed() as clock, self.runtime.autocast():
             responses = generate(
-                self._sync_sampler(),
+                self.sampler.sync(),
                 [rows[i]["prompt_ids"] for i in mine],
                 self.sampling,
                 self.config.seed,
@@ -255,23 +254,6 @@ class PPOTrainer:
         encoded = iter(encode_prompts(self.roles.tokenizer, texts) if texts else [])
         return [{"prompt": p, "prompt_ids": next(encoded)} if isinstance(p, str) else p for p in prompts]
 
-    def _make_sampler(self) -> Any:
-        """The model that generates: the policy itself, or under ZeRO-3 a whole copy (its own parts are spread over the ranks)."""
-        if self.runtime.zero_stage != 3:
-            return None
-        with plain_weights():
-            copied = type(self.roles.policy)(copy.deepcopy(self.roles.policy.config))
-        return copied.to(self.runtime.device).eval().requires_grad_(False)
-
-    def _sync_sampler(self) -> Any:
-        """The sampler with the policy's present weights: one gather for a rollout, then no rank waits for another."""
-        policy = self.engine.module.policy
-        if self._sampler is None:
-            return policy
-        with self.engine.gathered(policy):
-            self._sampler.load_state_dict(policy.state_dict())
-        return self._sampler
-
     @contextmanager
     def _timed(self) -> Iterator[Callable[[], float]]:
         """A clock that waits for the device."""
@@ -283,14 +265,3 @@ class PPOTrainer:
             return time.perf_counter() - start
 
         yield seconds
-
-
-def parameter_groups(config: PPOConfig, roles: Roles) -> list[dict[str, Any]]:
-    """Parameters of policy and critic, each with a learning rate of its own."""
-    groups: list[dict[str, Any]] = [
-        {"params": list(roles.policy.parameters()), "lr": config.learning_rate, "role": "policy"}
-    ]
-    if roles.critic is not None:
-        rate = config.critic_learning_rate or config.learning_rate
-        groups.append({"params": list(roles.critic.parameters()), "lr": rate, "role": "critic"})
-    return groups
