@@ -12,7 +12,7 @@ _HOME = {
     "RewardModel": "alignment.reward.model",
     "PPOConfig": "alignment.ppo.config",
     "PPOTrainer": "alignment.ppo.trainer",
-    "Roles": "alignment.ppo.models",
+    "Roles": "alignment.ppo.roles",
     "load_roles": "alignment.ppo.models",
     "Episodes": "alignment.reward.sources.protocol",
     "Scores": "alignment.reward.sources.protocol",

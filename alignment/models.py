@@ -8,8 +8,11 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from alignment.lora.layers import sort_config
 from data.tokenizer import check_tokenizer
+from evaluation.adapters import is_adapter
 from evaluation.loading import plain_weights, read_causal, read_tokenizer
+from launch.engine import check_weights
 from launch.errors import UserError
 from launch.stage import Job
 
@@ -45,15 +48,19 @@ def context_length(config: Any, max_length: int | None) -> int:
 
 
 def save_artefact(trainer: Any, job: Job, tokenizer: Any) -> None:
-    """Write the trained model as a plain `from_pretrained` folder, gathered from any ZeRO stage. All ranks call this.
+    """Write the trained model as a plain `from_pretrained` folder, gathered from any ZeRO stage; an adapter as peft's.
 
-    `save_pretrained` with the gathered state dict keeps tied weights tied, which DeepSpeed's own converter does not.
+    All ranks call this. `save_pretrained` with the gathered state dict keeps tied weights tied, which DeepSpeed's own
+    converter does not.
     """
     accelerator = trainer.accelerator
     state = accelerator.get_state_dict(trainer.model_wrapped, unwrap=True)
+    check_weights(state or {}, job.runtime)  # under ZeRO-3 the main rank alone is given it
     if job.runtime.is_main:
         model = accelerator.unwrap_model(trainer.model_wrapped)
         model.save_pretrained(job.output_dir, state_dict=state)
+        if is_adapter(str(job.output_dir)):
+            sort_config(job.output_dir)
         tokenizer.save_pretrained(job.output_dir)
     job.runtime.barrier()
 

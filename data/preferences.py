@@ -41,6 +41,11 @@ def load_preferences(source: str | Path, invalid: Literal["error", "drop"] = "er
     return kept
 
 
+def count_invalid(source: str | Path) -> int:
+    """How many rows of a whole source `load_preferences` leaves out with `invalid="drop"`, whatever its split."""
+    return len(_read(load_rows(parse_source(str(source))[0]))[1])
+
+
 def validate_preferences(preferences: Sequence[Preference], where: str = "preferences") -> None:
     """UserError that names the first faulty row (from 1), or when there is nothing to learn: no row, or ties only."""
     for number, preference in enumerate(preferences, 1):

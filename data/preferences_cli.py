@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from data.formats import to_implicit, to_unpaired
-from data.preferences import describe_preferences, load_preferences
+from data.preferences import count_invalid, describe_preferences, load_preferences
 from launch.config import describe, load_config
 from launch.errors import UserError
 from launch.files import write_atomic
@@ -20,14 +20,14 @@ class StatsConfig:
 
     data: str = ""
     """The preferences: a file, a folder or hub:org/name."""
+    invalid: Literal["error", "drop"] = "error"
+    """What to do with faulty rows (an empty answer, chosen equal to rejected): stop and name the first, or leave them out."""
 
 
 @dataclass(kw_only=True)
-class ExportConfig:
+class ExportConfig(StatsConfig):
     """A preference file in another of TRL's formats."""
 
-    data: str = ""
-    """The preferences: a file, a folder or hub:org/name."""
     format: Literal["implicit", "unpaired"] = "implicit"
     """implicit: chosen and rejected with the prompt inside (RewardTrainer); unpaired: prompt, completion, label (KTO)."""
     output: str = ""
@@ -38,7 +38,9 @@ def stats(arguments: Sequence[str]) -> None:
     """Print counts, lengths, ties and duplicates as JSON."""
     config = _config(StatsConfig, "stats", arguments)
     if config is not None:
-        print(json.dumps(describe_preferences(load_preferences(config.data)), indent=2, default=str))
+        found = {"invalid_rows": count_invalid(config.data)} if config.invalid == "drop" else {}
+        found |= describe_preferences(load_preferences(config.data, config.invalid))
+        print(json.dumps(found, indent=2, default=str))
 
 
 def export(arguments: Sequence[str]) -> None:
@@ -48,7 +50,7 @@ def export(arguments: Sequence[str]) -> None:
         return
     if not config.output:
         raise UserError("alignkit preferences export: output is missing; add --output FILE.jsonl")
-    preferences = load_preferences(config.data)
+    preferences = load_preferences(config.data, config.invalid)
     rows = [to_implicit(p) for p in preferences] if config.format == "implicit" else to_unpaired(preferences)
     write_atomic(config.output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     print(config.output)

@@ -19,6 +19,7 @@ from evaluation.statistics import Difference, Estimate
 from launch.config import build, to_dict
 from launch.errors import UserError
 from launch.files import read_json, sha256_file, write_atomic, write_json
+from launch.provenance import check_unchanged
 
 SCHEMA_VERSION = 1
 RESULTS_FILE = "results.json"
@@ -263,9 +264,13 @@ def _first_not_finite(node: Any, key: str = "") -> str | None:
 
 
 def load(path: str | Path) -> EvaluationResult:
-    """The result in a file, or in the results.json of a folder. UserError names the file, the key and the remedy."""
+    """The result in a file, or in the results.json of a folder. UserError names the file, the key and the remedy.
+
+    Also when a file of its folder is no longer what the evaluation wrote.
+    """
     path = Path(path)
     path = path / RESULTS_FILE if path.is_dir() else path
+    check_unchanged("results", str(path.parent))
     content = read_json(path, remedy="run the evaluation that writes it again")
     if not isinstance(content, dict) or "schema_version" not in content:
         raise UserError(f"{path}: schema_version is missing, so this is no evaluation result; give a results.json")

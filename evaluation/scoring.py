@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from data.encoding import encode_completions, encode_prompts
+from data.readers import messages_of
 from data.records import Turns
 from launch.errors import UserError
 
@@ -115,6 +116,17 @@ def check_token_ids(model: PreTrainedModel, sequences: Sequence[Ids]) -> None:
 # ---------------------------------------------------------------------------------------------- rewards
 
 
+def check_turns(name: str, rows: Any) -> None:
+    """UserError unless `rows` is a list (or the like) of texts and chats: of a text alone every letter would be a row."""
+    if isinstance(rows, (str, bytes, dict)) or not hasattr(rows, "__len__"):
+        raise UserError(f"{name}: a {type(rows).__name__} is not a list of texts; give one entry for each row")
+    for number, turns in enumerate(rows):
+        if isinstance(turns, list):
+            messages_of(turns, f"{name}[{number}]")
+        elif not isinstance(turns, str):
+            raise UserError(f"{name}[{number}]: {turns!r:.60} is not text; give a text or a list of messages")
+
+
 def encode(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Turns],
@@ -125,8 +137,15 @@ def encode(
 
     Text prompts as the tokenizer does by default (with BOS where it adds one), completions without special tokens
     and with the EOS where they `ended` (all, unless given). Messages go through the chat template; what it writes
-    after the last EOS is cut. See data/encoding.py: training uses the same functions.
+    after the last EOS is cut. See data/encoding.py: training uses the same functions. UserError for anything that is
+    neither text nor messages, and for lists of different lengths.
     """
+    check_turns("prompts", prompts)
+    check_turns("completions", completions)
+    for name, other in (("completions", completions), ("ended", prompts if ended is None else ended)):
+        if len(other) != len(prompts):
+            raise UserError(f"{name}: {len(prompts)} prompts and {len(other)} {name}; give one for each")
+    prompts, completions = list(prompts), list(completions)
     heads = encode_prompts(tokenizer, prompts)
     tails = encode_completions(tokenizer, prompts, completions, ended)
     return [[*head, *tail] for head, tail in zip(heads, tails, strict=True)]
@@ -142,8 +161,6 @@ def score_sequences(
     beat: Beat | None = None,
 ) -> Tensor:
     """Rewards (n,) float32 on the CPU of prompts with their completions; see `encode` and `score_ids`."""
-    if len(prompts) != len(completions):
-        raise ValueError(f"score_sequences: {len(prompts)} prompts, {len(completions)} completions")
     ids = encode(tokenizer, prompts, completions, ended)
     return score_ids(model, ids, batch_tokens, beat)
 

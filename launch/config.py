@@ -11,10 +11,12 @@ import dataclasses
 import inspect
 import itertools
 import math
+import os
+import re
 import textwrap
 import types
 import typing
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -24,6 +26,9 @@ from launch.errors import UserError, nearest
 from launch.functions import PREFIX
 
 T = TypeVar("T")
+COMMAND_LINE = "command line"
+LIFECYCLE = "ALIGNKIT_LIFECYCLE"
+"""Set for a stage of a lifecycle: what messages call its recipe. We wrote that one, its user knows another file."""
 
 
 def artefact(default: Any = "") -> Any:
@@ -164,6 +169,8 @@ def check_value(value: Any, hint: Any, key: str, where: str) -> Any:
         if type(None) in args and value in (None, "null", "none", "None"):
             return None
         for option in (a for a in args if a is not type(None)):
+            if isinstance(value, dict) and dataclasses.is_dataclass(option):
+                return check_value(value, option, key, where)  # its errors name the key within
             try:
                 return check_value(value, option, key, where)
             except UserError:
@@ -201,11 +208,13 @@ def field_types(cls: Any) -> dict[str, Any]:
     return {f.name: hints[f.name] for f in dataclasses.fields(cls)}
 
 
-def build(cls: type[T], values: dict[str, Any], where: str, prefix: str = "") -> T:
+def build(
+    cls: type[T], values: dict[str, Any], where: str, prefix: str = "", place: Callable[[str], str] | None = None
+) -> T:
     """A `cls` from a mapping. `where` names the file (or the command line) in errors.
 
     A config may define `check(self)`, which raises ValueError("key: what is wrong and what to do") on values that
-    do not fit each other.
+    do not fit each other. `place` tells where the value of such a message was given, when that may be two places.
     """
     hints = field_types(cls)
     for key in values:
@@ -228,7 +237,7 @@ def build(cls: type[T], values: dict[str, Any], where: str, prefix: str = "") ->
         except UserError:
             raise
         except ValueError as error:
-            raise UserError(f"{where}: {prefix}{error}") from None
+            raise UserError(f"{place(str(error)) if place else where}: {prefix}{error}") from None
     return config
 
 
@@ -273,17 +282,32 @@ def load_config(cls: type[T], arguments: Sequence[str]) -> T:
     """The config of a command line: `[--config FILE.yaml] [--key value ...]`, overrides winning over the file."""
     overrides = parse_overrides(arguments)
     recipe = overrides.pop("config", None)
-    where = "command line"
+    where = COMMAND_LINE
     values: dict[str, Any] = {}
     if recipe is not None:
-        values, where = read_yaml(find_recipe(str(recipe))), str(recipe)
-    for key, value in overrides.items():  # checked first on their own, so that an error names the right place
-        hints = field_types(cls)
+        values, where = read_yaml(find_recipe(str(recipe))), os.environ.get(LIFECYCLE) or str(recipe)
+    _check_overrides(cls, overrides)
+    return build(cls, merge(values, overrides), where, place=lambda text: _place_of(text, where, overrides))
+
+
+def _check_overrides(cls: Any, overrides: dict[str, Any], prefix: str = "") -> None:
+    """The command line's values on their own, before they are laid over the recipe's: an error names the right place."""
+    hints = field_types(cls)
+    for key, value in overrides.items():
         if key not in hints:
-            raise UserError(f"command line: unknown key '--{key}'{nearest(key, hints)}")
-        if not isinstance(value, dict):
-            check_value(value, hints[key], f"--{key}", "command line")
-    return build(cls, merge(values, overrides), where)
+            raise UserError(f"{COMMAND_LINE}: unknown key '--{prefix}{key}'{nearest(key, hints)}")
+        if isinstance(value, dict) and dataclasses.is_dataclass(hints[key]):
+            _check_overrides(hints[key], value, f"{prefix}{key}.")
+        else:
+            check_value(value, hints[key], f"--{prefix}{key}", COMMAND_LINE)
+
+
+def _place_of(text: str, where: str, overrides: dict[str, Any]) -> str:
+    """Where the values that a `check` complains of were given; its message begins with the key, and may name others."""
+    first, *others = re.findall(r"\w+", text)
+    if first in overrides:
+        return COMMAND_LINE
+    return f"{where} and {COMMAND_LINE}" if set(others) & set(overrides) and where != COMMAND_LINE else where
 
 
 def find_recipe(name: str) -> Path:

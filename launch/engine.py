@@ -1,14 +1,14 @@
-"""One trained module and its optimizer, the same to use on one process, under DDP and under DeepSpeed ZeRO 1, 2, 3.
+"""A trained module and its optimizer, the same to use on one process, under DDP and under DeepSpeed ZeRO 1, 2, 3.
 
 The loop that uses it owns the batches: it gives losses that are already divided by the count of the GLOBAL batch,
 says which micro-batch is the last, and sets the learning rate. So the gradient is the same for every number of
-ranks and micro-batches.
+ranks and micro-batches. A loop may have several engines, one for each network that it trains.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,20 @@ from torch import Tensor, nn
 from launch.checkpoint import Checkpoint, CheckpointStore, read_tree, write_tree
 from launch.errors import UserError
 from launch.runtime import Runtime
+
+
+def check_weights(weights: Mapping[str, Tensor], runtime: Runtime) -> None:
+    """UserError on every rank when some rank holds a weight that is NaN or infinite. All ranks call this together.
+
+    A loss is looked at before its update, so nothing else sees what the last update did: before weights are written.
+    """
+    broken = [name for name, value in weights.items() if value.is_floating_point() and not value.isfinite().all()]
+    found = next((name for names in runtime.gather_objects(broken[:1]) for name in names), None)
+    if found is not None:
+        raise UserError(
+            f"the last update made weights that are not finite ({found}), and nothing was written; start over in another "
+            "folder with a lower learning_rate (the checkpoints before this update are intact)"
+        )
 
 
 class Engine:
@@ -30,16 +44,33 @@ class Engine:
         optimizer: torch.optim.Optimizer,
         max_grad_norm: float,
         micro_batch: int,
+        whole: bool = False,
     ) -> None:
+        """`whole`: under ZeRO-3 train this module by ZeRO-2, which splits gradients and optimizer but not the weights.
+
+        For a module that takes derivatives of itself: ZeRO-3 frees the weights after the first of two backward passes.
+        """
         self.runtime, self.max_grad_norm = runtime, max_grad_norm
-        if runtime.uses_deepspeed:
-            settings = runtime.accelerator.state.deepspeed_plugin.deepspeed_config
-            settings["train_micro_batch_size_per_gpu"] = micro_batch  # there is no DataLoader to read it from
-            settings["gradient_clipping"] = max_grad_norm
-            settings["zero_allow_untested_optimizer"] = True
-            settings["zero_force_ds_cpu_optimizer"] = False
+        self.zero_stage = min(2, runtime.zero_stage) if whole else runtime.zero_stage
         self.base_lrs = [group["lr"] for group in optimizer.param_groups]
+        if runtime.uses_deepspeed:
+            self._configure_deepspeed(micro_batch)
         self.wrapped, self.optimizer = runtime.accelerator.prepare(module, optimizer)
+
+    def _configure_deepspeed(self, micro_batch: int) -> None:
+        """What accelerate gives to the DeepSpeed engine that it makes next."""
+        accelerator = self.runtime.accelerator
+        accelerator.deepspeed_engine_wrapped = None  # it keeps one for its own `backward`, which is not used here
+        settings = accelerator.state.deepspeed_plugin.deepspeed_config
+        settings["train_micro_batch_size_per_gpu"] = micro_batch  # there is no DataLoader to read it from
+        settings["train_batch_size"] = "auto"
+        settings["gradient_accumulation_steps"] = (
+            1  # the loop says which micro-batch is the last, and scales its losses
+        )
+        settings["gradient_clipping"] = self.max_grad_norm
+        settings["zero_allow_untested_optimizer"] = True
+        settings["zero_force_ds_cpu_optimizer"] = False
+        settings["zero_optimization"]["stage"] = self.zero_stage
 
     @property
     def module(self) -> Any:
@@ -55,9 +86,12 @@ class Engine:
 
         Gradients are exchanged on the `last` micro-batch of a step only, where the ZeRO stage allows that.
         """
-        accelerator = self.runtime.accelerator
-        accelerator.gradient_state._set_sync_gradients(last)
-        accelerator.backward(loss * self.runtime.world)  # DDP and DeepSpeed average over ranks
+        loss = loss * self.runtime.world  # DDP and DeepSpeed average over ranks
+        if self.runtime.uses_deepspeed:
+            self.wrapped.set_gradient_accumulation_boundary(last)
+            self.wrapped.backward(loss)
+        else:
+            loss.backward()  # accelerate's would divide by the gradient accumulation steps of the launcher
 
     @contextlib.contextmanager
     def accumulating(self, last: bool) -> Iterator[None]:
@@ -67,17 +101,15 @@ class Engine:
             yield
 
     def set_lr(self, *factors: float) -> None:
-        """Learning rates of the next step: the base rates times one factor, or times one for each parameter group.
-
-        Call it before the step's first `backward`: DeepSpeed makes the optimizer step inside the last one.
-        """
+        """Learning rates of the next step: the base rates times one factor, or times one for each parameter group."""
         each = factors * len(self.base_lrs) if len(factors) == 1 else factors
         for group, base, factor in zip(self.optimizer.param_groups, self.base_lrs, each, strict=True):
             group["lr"] = base * factor
 
     def step(self) -> float:
         """Clip, make the optimizer step and clear the gradients. Returns the gradient norm before clipping."""
-        if self.runtime.uses_deepspeed:  # the step itself was made inside the last `backward`
+        if self.runtime.uses_deepspeed:
+            self.wrapped.step()
             norm = self.wrapped.get_global_grad_norm()
             return float(norm) if norm is not None else float("nan")
         norm = torch.nn.utils.clip_grad_norm_(self.wrapped.parameters(), self.max_grad_norm)
@@ -88,61 +120,99 @@ class Engine:
     # ------------------------------------------------------------------------------------ state
 
     def save(self, store: CheckpointStore, step: int, extra: dict[str, Any]) -> bool:
-        """Save weights, optimizer and `extra` (a tree, the same on every rank) as the checkpoint of `step`."""
-        if not self.runtime.uses_deepspeed:
-            state = {"module": self.module.state_dict(), "optimizer": self.optimizer.state_dict(), "extra": extra}
-            return store.save(step, state)
+        """Save weights, optimizer and `extra` (a tree, the same on every rank) as the checkpoint of `step`.
 
-        def write(folder: Path) -> None:
-            self.wrapped.save_checkpoint(str(folder), tag="engine")
-            if self.runtime.is_main:
-                write_tree(folder, "extra", extra)
-
-        return store.save_with(step, write, {"zero_stage": self.runtime.zero_stage})
+        Frozen weights are left out: they are those that the module was made with.
+        """
+        return save_engines({"engine": self}, store, step, extra)
 
     def load(self, checkpoint: Checkpoint) -> dict[str, Any]:
-        """Restore weights and optimizer from a verified checkpoint; returns `extra`.
+        """Restore weights and optimizer from a verified checkpoint; returns `extra`."""
+        return load_engines({"engine": self}, checkpoint)
 
-        A checkpoint of DeepSpeed can be resumed with the same number of processes and ZeRO stage only.
-        """
-        meta = checkpoint.meta
-        if meta.get("zero_stage", 0) != self.runtime.zero_stage:
-            raise UserError(
-                f"{checkpoint.folder}: saved under ZeRO stage {meta.get('zero_stage', 0)}, this job runs stage {self.runtime.zero_stage}; "
-                "resume with the launcher configuration that the run was started with"
-            )
-        if not self.runtime.uses_deepspeed:
-            state = checkpoint.state()
-            self.module.load_state_dict(state["module"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            return state["extra"]
-        if meta["world"] != self.runtime.world:
-            raise UserError(
-                f"{checkpoint.folder}: saved by {meta['world']} processes under DeepSpeed, this job has {self.runtime.world}; "
-                "resume with the same number of processes"
-            )
-        self.wrapped.load_checkpoint(str(checkpoint.folder), tag="engine")
-        return read_tree(checkpoint.folder, "extra")
+    def frozen_names(self) -> set[str]:
+        """Parameters that are not trained; tied ones by all their names."""
+        named = self.module.named_parameters(remove_duplicate=False)
+        return {name for name, parameter in named if not parameter.requires_grad}
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """The module's state dict without its frozen parameters."""
+        frozen = self.frozen_names()
+        return {name: value for name, value in self.module.state_dict().items() if name not in frozen}
 
     @contextlib.contextmanager
-    def gathered(self, module: nn.Module) -> Iterator[None]:
-        """Inside, the parameters of a submodule are whole on every rank (ZeRO-3 keeps each rank's part alone)."""
-        if self.runtime.zero_stage == 3:
+    def gathered(self, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+        """Inside, these parameters are whole on every rank (ZeRO-3 keeps each rank's part alone)."""
+        if self.zero_stage == 3:
             import deepspeed
 
-            with deepspeed.zero.GatheredParameters(list(module.parameters()), modifier_rank=None):
+            with deepspeed.zero.GatheredParameters(list(parameters), modifier_rank=None):
                 yield
         else:
             yield
 
     def state_dict_of(self, module: nn.Module) -> dict[str, Tensor]:
         """The whole state dict of a submodule, copied to the CPU. All ranks call this together."""
-        with self.gathered(module):
+        with self.gathered(module.parameters()):
             return {name: value.detach().to("cpu", copy=True) for name, value in module.state_dict().items()}
 
     def export(self, module: Any, folder: Path) -> None:
         """Write a submodule that is a Hugging Face model as a plain `from_pretrained` folder, from any ZeRO stage."""
         state = self.state_dict_of(module)
+        check_weights(state, self.runtime)
         if self.runtime.is_main:
             module.save_pretrained(folder, state_dict=state)
         self.runtime.barrier()
+
+
+def save_engines(engines: Mapping[str, Engine], store: CheckpointStore, step: int, extra: dict[str, Any]) -> bool:
+    """Save weights and optimizers of all engines and `extra` (a tree, the same on every rank) as one checkpoint."""
+    runtime = store.runtime
+    for engine in engines.values():
+        check_weights(engine.module.state_dict(), runtime)
+    if not runtime.uses_deepspeed:
+        states = {n: {"module": e.trained_state(), "optimizer": e.optimizer.state_dict()} for n, e in engines.items()}
+        return store.save(step, {"engines": states, "extra": extra})
+
+    def write(folder: Path) -> None:
+        for name, engine in engines.items():
+            engine.wrapped.save_checkpoint(str(folder), tag=name, exclude_frozen_parameters=True)
+        if runtime.is_main:
+            write_tree(folder, "extra", extra)
+
+    return store.save_with(step, write, {"zero_stage": runtime.zero_stage})
+
+
+def load_engines(engines: Mapping[str, Engine], checkpoint: Checkpoint) -> dict[str, Any]:
+    """Restore what `save_engines` saved from a verified checkpoint; returns `extra`.
+
+    A checkpoint of DeepSpeed can be resumed with the same number of processes and ZeRO stage only.
+    """
+    runtime = next(iter(engines.values())).runtime
+    _check_same_launch(checkpoint, runtime)
+    if runtime.uses_deepspeed:
+        for name, engine in engines.items():
+            strict = not engine.frozen_names()
+            engine.wrapped.load_checkpoint(str(checkpoint.folder), tag=name, load_module_strict=strict)
+        return read_tree(checkpoint.folder, "extra")
+    state = checkpoint.state()
+    for name, engine in engines.items():
+        missing, unexpected = engine.module.load_state_dict(state["engines"][name]["module"], strict=False)
+        assert not unexpected and set(missing) <= engine.frozen_names(), (missing, unexpected)
+        engine.optimizer.load_state_dict(state["engines"][name]["optimizer"])
+    return state["extra"]
+
+
+def _check_same_launch(checkpoint: Checkpoint, runtime: Runtime) -> None:
+    """UserError when this job's launcher configuration cannot read the checkpoint."""
+    meta = checkpoint.meta
+    if meta.get("zero_stage", 0) != runtime.zero_stage:
+        raise UserError(
+            f"{checkpoint.folder}: saved under ZeRO stage {meta.get('zero_stage', 0)}, this job runs stage {runtime.zero_stage}; "
+            "resume with the launcher configuration that the run was started with"
+        )
+    if runtime.uses_deepspeed and meta["world"] != runtime.world:
+        raise UserError(
+            f"{checkpoint.folder}: saved by {meta['world']} processes under DeepSpeed, this job has {runtime.world}; "
+            "resume with the same number of processes"
+        )

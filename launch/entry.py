@@ -9,9 +9,10 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from launch.errors import EXIT_RESUMABLE, EXIT_USER_ERROR, UserError, errno_of
+from launch.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError, errno_of, leave_reason
+from launch.stopping import Stopped
 
 FLOORS = ("launch", "data", "evaluation", "generative", "alignment")
 
@@ -31,9 +32,7 @@ def check_shadows() -> None:
 
 
 def guarded(action: Callable[[], Any]) -> int:
-    """Run an action: 0, or 2 and one sentence for the user's mistakes, or 75 for a job that was asked to stop."""
-    from launch.stage import Stopped
-
+    """Run an action: 0, or 2 and one sentence for the user's mistakes, or 75 (130 by Ctrl-C) for a job that was stopped."""
     try:
         check_shadows()
         _settle_environment()
@@ -41,24 +40,25 @@ def guarded(action: Callable[[], Any]) -> int:
         return 0
     except UserError as error:
         text = str(error)
-    except Stopped:
-        return EXIT_RESUMABLE
+    except Stopped as stopped:
+        return stopped.code
     except BrokenPipeError:  # the reader of our output has gone (`alignkit ... | head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except KeyboardInterrupt:
-        print(
-            "alignkit: interrupted; run the same command again to go on from its last checkpoint (SIGTERM saves one first)",
-            file=sys.stderr,
-        )
-        return 130
+    except KeyboardInterrupt:  # while there is no job to end in order: at its start, at its end, in other commands
+        if os.environ.get("RANK", "0") == "0":
+            print("alignkit: interrupted; run the same command again to go on", file=sys.stderr, flush=True)
+        return EXIT_INTERRUPTED
     except Exception as error:  # any: safetensors and torch have errors of their own for a full disk
         code = errno_of(error)
         if code not in _USER_ERRNOS:
+            leave_reason(f"{type(error).__name__}: {error} (its traceback is above)")
             raise
         text = f"{getattr(error, 'filename', None) or 'output'}: {os.strerror(code)}; {_USER_ERRNOS[code]}"
     rank = os.environ.get("RANK", "0")
-    print(f"alignkit: error: {f'rank {rank}: ' if rank != '0' else ''}{text}", file=sys.stderr, flush=True)
+    text = f"rank {rank}: {text}" if rank != "0" else text
+    if not leave_reason(text):
+        print(f"alignkit: error: {text}", file=sys.stderr, flush=True)
     return EXIT_USER_ERROR
 
 
@@ -91,9 +91,22 @@ def run_stage_command(stage: Any, arguments: Sequence[str]) -> None:
     run_stage(stage, load_config(stage.config, arguments))
 
 
-def run_module(name: str) -> None:
+def run_target(module: str, attribute: str, arguments: Sequence[str]) -> None:
+    """Run one command: the attribute STAGE of a module through the stage runner, a function with the arguments."""
+    target = getattr(importlib.import_module(module), attribute)
+    if attribute == "STAGE":
+        run_stage_command(target, arguments)
+    else:
+        target(arguments)
+
+
+def run_module(name: str, attribute: str = "STAGE") -> NoReturn:
     """The body of a stage's `__main__`: `run_module("alignment.ppo")` runs the STAGE of that package."""
-    code = guarded(lambda: run_stage_command(importlib.import_module(name).STAGE, sys.argv[1:]))
+    leave(guarded(lambda: run_target(name, attribute, sys.argv[1:])))
+
+
+def leave(code: int) -> NoReturn:
+    """End this process, be it a command of its own or a rank of a launched job."""
     if "LOCAL_RANK" in os.environ:
         _leave_rank(code)
     sys.exit(code)

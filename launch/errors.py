@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import difflib
 import errno
+import os
 from collections.abc import Iterable
 
 EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130  # as shells give it: Ctrl-C, saved where there was something to save
 EXIT_RESUMABLE = 75  # EX_TEMPFAIL, stopped or stuck: the same command resumes, so the scheduler may requeue the job
 
 
@@ -25,6 +27,21 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     if close:
         return f"; did you mean '{close[0]}'?"
     return f"; valid names: {', '.join(names)}" if names else ""
+
+
+REASON_FILE = "ALIGNKIT_REASON_FILE"
+"""Where a stage of a lifecycle writes why it failed: the lifecycle says it, at once and as its last words."""
+
+
+def leave_reason(text: str) -> bool:
+    """Write why this process fails where a lifecycle asked for it; False when none did, or the first rank has done so."""
+    path = os.environ.get(REASON_FILE)
+    try:
+        with open(path or "", "x", encoding="utf-8") as stream:
+            stream.write(text)
+    except OSError:
+        return path is not None and os.path.exists(path)
+    return True
 
 
 def errno_of(error: BaseException) -> int | None:

@@ -91,9 +91,17 @@ SIDE_FOLDERS = {"checkpoints", "trackers"}
 def sha256_tree(root: str | Path) -> str:
     """Content hash of an artefact: of a file, or of every file of a folder by name, less what runs write beside it."""
     root = Path(root)
-    if root.is_file():
-        return sha256_file(root)
-    return sha256_text("\n".join(f"{sha256_file(root / name)}  {name}" for name in artefact_files(root)))
+    return sha256_file(root) if root.is_file() else join_hashes(hash_files(root))
+
+
+def hash_files(root: Path) -> dict[str, str]:
+    """Name -> SHA-256 of the files of an artefact's folder."""
+    return {name: sha256_file(root / name) for name in artefact_files(root)}
+
+
+def join_hashes(hashes: dict[str, str]) -> str:
+    """The content hash of a folder from those of its files, in the order of `hash_files`."""
+    return sha256_text("\n".join(f"{value}  {name}" for name, value in hashes.items()))
 
 
 def artefact_files(root: Path) -> dict[str, int]:
@@ -115,6 +123,18 @@ def damaged_file(root: Path, provenance: dict[str, Any]) -> str | None:
         if not path.is_file() or path.stat().st_size != size:
             return name
     return None
+
+
+def changed_file(root: Path, provenance: dict[str, Any], below: str = "") -> str | None:
+    """The first file of a complete artefact that is gone, cut or has other content: every file is read and hashed.
+
+    `below` names a file or folder of the artefact to look at alone.
+    """
+    hashes, sizes = provenance.get("files_sha256", {}), provenance.get("files", {})
+    names = [name for name in sizes if below in ("", name) or name.startswith(f"{below}/")]
+    if lost := damaged_file(root, {"files": {name: sizes[name] for name in names}}):
+        return lost
+    return next((name for name in names if name in hashes and sha256_file(root / name) != hashes[name]), None)
 
 
 def append_jsonl(path: str | Path, row: dict[str, Any]) -> None:

@@ -5,7 +5,8 @@ as `@stage` (or `@stage/file`). Stages whose config and inputs are unchanged are
 one that was interrupted is resumed. Each stage runs in a process of its own, forked from a server that has
 imported the libraries once: the import costs more than some stages. With `jobs: N` (or `--jobs N`) up to N stages
 that do not need one another run at a time, each on its share of the cores; an entry with `alone: true` gets the whole
-machine. SIGTERM and SIGUSR1 stop the stages that run, which save, and no further one is started; the code is 75 then.
+machine. SIGTERM, SIGUSR1 and Ctrl-C stop the stages that run, which save, and no further one is started; the code is
+75 then, or 130 by Ctrl-C. A second Ctrl-C ends everything at once.
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ from pathlib import Path
 from typing import Any
 
 from launch.cli import COMMANDS, NOT_STAGES, find_command
-from launch.config import find_recipe, merge, parse_overrides, read_yaml
-from launch.errors import EXIT_RESUMABLE, UserError, nearest
-from launch.files import canonical_json, damaged_file, read_json, sha256_text, write_json
+from launch.config import LIFECYCLE, find_recipe, merge, parse_overrides, read_yaml
+from launch.errors import EXIT_INTERRUPTED, EXIT_RESUMABLE, REASON_FILE, UserError, nearest
+from launch.files import canonical_json, changed_file, damaged_file, read_json, sha256_text, write_json
 from launch.progress import LABEL
 from launch.provenance import fingerprint_input, package_versions
+from launch.stopping import listening
 
 STAGE_KEYS = ("command", "launcher", "alone", "config")
 RECIPE_KEYS = ("name", "description", "jobs", "stages", "show")
@@ -52,6 +54,8 @@ class PlannedStage:
     launcher: list[str]
     """Arguments of `accelerate launch`; empty for a single process."""
     config: dict[str, Any]
+    origin: str
+    """Where the user wrote the config."""
     needs: frozenset[str] = frozenset()
     """The stages that the config refers to."""
     alone: bool = False
@@ -148,7 +152,8 @@ def _plan_stage(
         raise UserError(f"{here}: alone: '{alone}' is not true or false")
     config = merge(config, overrides)
     needs = frozenset(_find_reference(text, known, at) for at, text in _references(config, here))
-    return PlannedStage(name, command, root / name, launcher.split(), _resolve(config, root), needs, alone)
+    origin = f"{here}.config{' and command line' if overrides else ''}"
+    return PlannedStage(name, command, root / name, launcher.split(), _resolve(config, root), origin, needs, alone)
 
 
 def _references(value: Any, where: str) -> Iterator[tuple[str, str]]:
@@ -186,7 +191,10 @@ def _resolve(value: Any, root: Path) -> Any:
 
 
 def is_up_to_date(stage: PlannedStage) -> bool:
-    """Whether a stage is complete, its recipe entry unchanged and its inputs the same; no torch is needed to tell."""
+    """Whether a stage is complete, its recipe entry unchanged and its inputs the same; no torch is needed to tell.
+
+    Its own files are looked at by name and size. What they hold is read when another stage is about to use them.
+    """
     try:
         provenance = read_json(stage.folder / "provenance.json")
         if read_json(stage.folder / ".recipe.json")["fingerprint"] != stage.fingerprint:
@@ -211,19 +219,16 @@ def run_plan(plan: Sequence[PlannedStage], root: Path, jobs: int = 1) -> None:
     """
     root.mkdir(parents=True, exist_ok=True)
     schedule = Schedule(plan, jobs)
-    try:
-        with schedule.passing_signals_on():
-            while schedule.running or (schedule.waiting and schedule.goes_on):
-                schedule.skip_finished()
-                schedule.start_next()
-                schedule.wait()
-    except KeyboardInterrupt:  # the stages were interrupted too: let them end
-        for started in schedule.running.values():
-            started.process.join()
-        raise
-    if schedule.asked_to_stop and (schedule.waiting or schedule.code):
+    with listening(schedule.stop):
+        while schedule.running or (schedule.waiting and schedule.goes_on):
+            schedule.skip_finished()
+            schedule.start_next()
+            schedule.wait()
+    for words in schedule.last_words:
+        print(words, file=sys.stderr, flush=True)
+    if schedule.stop_code and (schedule.waiting or schedule.code):
         print("alignkit: stopped as asked; run the same command again to resume", file=sys.stderr, flush=True)
-        schedule.code = schedule.code or EXIT_RESUMABLE
+        schedule.code = schedule.code or schedule.stop_code
     if schedule.code:
         raise StageFailed(schedule.code)
 
@@ -235,12 +240,18 @@ class Schedule:
         self.plan, self.jobs = plan, jobs
         self.waiting = list(plan)
         self.running: dict[int, RunningStage] = {}
-        self.code, self.asked_to_stop = 0, False
+        self.code = self.stop_code = 0
+        """The code of a stage that failed, and the one that we end with when we are asked to stop."""
+        self.last_words: list[str] = []
+        """Why stages failed, as far as others ran on and may have said more since."""
         self._stale: set[str] = set()
+        self._skipped: set[str] = set()
+        self._verified: set[str] = set()
+        """Of those that were skipped, the ones whose files were read and are as their stage wrote them."""
 
     @property
     def goes_on(self) -> bool:
-        return self.code == 0 and not self.asked_to_stop
+        return self.code == 0 == self.stop_code
 
     def _ready(self) -> list[PlannedStage]:
         """The stages that wait for no other one, in order."""
@@ -253,6 +264,7 @@ class Schedule:
             for stage in unseen:
                 if is_up_to_date(stage):
                     self.waiting.remove(stage)
+                    self._skipped.add(stage.name)
                     print(f"{self._head(stage)}: up to date", file=sys.stderr, flush=True)
                 else:
                     self._stale.add(stage.name)  # its inputs are made: asking again would hash them again
@@ -263,45 +275,62 @@ class Schedule:
             crowd = [r.stage for r in self.running.values()]
             if len(crowd) == self.jobs or any(s.alone for s in crowd) or (stage.alone and crowd):
                 return
+            if self._call_back_makers(stage):
+                return
             self.waiting.remove(stage)
-            started = RunningStage(stage, self._head(stage), _share(stage, self.jobs))
+            started = RunningStage(stage, self._head(stage), _environment_of(stage, self.jobs))
             self.running[started.process.sentinel] = started
-            if self.asked_to_stop:  # between the two lines above
+            if self.stop_code:  # between the two lines above
                 started.stop()
                 return
+
+    def _call_back_makers(self, stage: PlannedStage) -> bool:
+        """Whether an artefact that a stage needs has changed since it was made: it is made again first.
+
+        What was skipped after it is judged anew then.
+        """
+        unread = stage.needs & (self._skipped - self._verified)
+        makers = [s for s in self.plan if s.name in unread]
+        damaged = {s.name for s in makers if changed_file(s.folder, read_json(s.folder / "provenance.json"))}
+        self._verified |= unread - damaged
+        again = set(damaged)
+        for later in self.plan:  # in order: a stage comes after those that it needs
+            if later.name in self._skipped and later.needs & again:
+                again.add(later.name)
+        self._skipped -= again
+        self._verified -= again
+        self._stale |= damaged
+        self.waiting = [s for s in self.plan if s in self.waiting or s.name in again]
+        return bool(damaged)
 
     def wait(self) -> None:
         """Wait until a stage ends."""
         for sentinel in multiprocessing.connection.wait(list(self.running)) if self.running else []:
-            code = self.running.pop(sentinel).finish(self.asked_to_stop)  # type: ignore[arg-type]
-            self.code = code or self.code
+            ended = self.running.pop(sentinel)  # type: ignore[arg-type]
+            self.code = ended.finish(self.stop_code) or self.code
+            if ended.failure and self.running:
+                self.last_words.append(ended.failure)
 
     def _head(self, stage: PlannedStage) -> str:
         return f"[{self.plan.index(stage) + 1}/{len(self.plan)}] {stage.name}"
 
-    @contextlib.contextmanager
-    def passing_signals_on(self) -> Iterator[None]:
-        """SIGTERM and SIGUSR1, as schedulers send them, go to the stages that run: they save and end."""
-
-        def request(_number: int, _frame: Any) -> None:
-            self.asked_to_stop = True
-            for started in list(self.running.values()):
-                started.stop()
-
-        before = {s: signal.signal(s, request) for s in (signal.SIGTERM, signal.SIGUSR1)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def stop(self, code: int) -> None:
+        """Start nothing more and ask the stages that run to save and to end; `code` is what we end with."""
+        self.stop_code = self.stop_code or code
+        for started in list(self.running.values()):
+            started.stop()
 
 
-def _share(stage: PlannedStage, jobs: int) -> dict[str, str]:
-    """The environment of a stage beside which others run: its share of the cores, and its name before its lines."""
+def _environment_of(stage: PlannedStage, jobs: int) -> dict[str, str]:
+    """What its messages call the recipe; where others run beside it, its share of the cores and a name for its lines."""
     if jobs == 1 or stage.alone:
-        return {}
-    threads = max(1, len(os.sched_getaffinity(0)) // jobs)
-    return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)), LABEL: stage.name}
+        return {LIFECYCLE: stage.origin, REASON_FILE: str(_reason_file(stage))}
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, len(os.sched_getaffinity(0)) // jobs))
+    return {**_environment_of(stage, 1), "OMP_NUM_THREADS": threads, LABEL: stage.name}
+
+
+def _reason_file(stage: PlannedStage) -> Path:
+    return stage.folder.parent / ".recipes" / f"{stage.name}.reason"
 
 
 class RunningStage:
@@ -310,6 +339,9 @@ class RunningStage:
     def __init__(self, stage: PlannedStage, head: str, environment: dict[str, str]) -> None:
         print(f"{head}: alignkit {stage.command}", file=sys.stderr, flush=True)
         self.stage, self.head, self.start = stage, head, time.monotonic()
+        self.failure = ""
+        """Why it failed, in one line."""
+        _reason_file(stage).unlink(missing_ok=True)
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOAD)
         words = _launched(stage) if stage.launcher else _arguments(stage)
@@ -325,22 +357,30 @@ class RunningStage:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(number, signal.SIGTERM)
 
-    def finish(self, asked_to_stop: bool = False) -> int:
-        """Wait for its end, record it, say it; its exit code as a shell would give it."""
+    def finish(self, stop_code: int) -> int:
+        """Wait for its end, record it, say it; its exit code as a shell would give it.
+
+        `stop_code` (0 if it was not asked to stop) is what one that was stopped counts as.
+        """
         self.process.join()
         code = self.process.exitcode or 0
         if code == 0:
             write_json(self.stage.folder / ".recipe.json", {"fingerprint": self.stage.fingerprint})
             print(f"{self.head}: done in {time.monotonic() - self.start:.1f} s", file=sys.stderr, flush=True)
         # It may not have listened yet; and a launcher turns the code of its ranks into 1.
-        if asked_to_stop and (code == -signal.SIGTERM or (code == 1 and self.stage.launcher)):
-            return EXIT_RESUMABLE
-        if code < 0:
-            print(
-                f"alignkit: stage {self.stage.name} was killed by signal {-code}; run the same command again to resume",
-                file=sys.stderr,
-            )
+        stopped = (EXIT_RESUMABLE, EXIT_INTERRUPTED, -signal.SIGTERM, *([1] if self.stage.launcher else []))
+        if stop_code and code in stopped:
+            return stop_code
+        if code != 0:
+            self.failure = f"{self.head}: failed: {self._reason(code)}"
+            print(self.failure, file=sys.stderr, flush=True)
         return code if code >= 0 else 128 - code
+
+    def _reason(self, code: int) -> str:
+        with contextlib.suppress(OSError):
+            return _reason_file(self.stage).read_text(encoding="utf-8")
+        what = f"killed by signal {-code}" if code < 0 else f"it ended with code {code}, see above"
+        return f"{what}; run the same command again to resume"
 
 
 def _children(pid: int) -> list[int]:
@@ -385,6 +425,8 @@ def _become(words: list[str], environment: dict[str, str]) -> None:
     from launch.processes import die_with_parent
 
     die_with_parent()  # lasts across exec
+    # Out of the terminal's group: by Ctrl-C the launcher would give its ranks half a minute. We ask them ourselves.
+    os.setpgid(0, 0)
     os.execve(words[0], words, {**os.environ, **environment})
 
 

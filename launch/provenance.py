@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from launch.errors import UserError, nearest
-from launch.files import read_json, sha256_text, sha256_tree, write_atomic
+from launch.files import changed_file, read_json, sha256_text, sha256_tree, write_atomic
 from launch.functions import PREFIX, fingerprint
 
 PACKAGES = [
@@ -29,6 +29,7 @@ PACKAGES = [
     "torch-fidelity",
     "numpy",
 ]
+ADAPTER_TASKS = {"CAUSAL_LM": "text-generation", "SEQ_CLS": "text-classification"}
 NAMED_SOURCES = ("embedded:", "hub:", PREFIX)
 """What an input begins with that is no path."""
 
@@ -112,6 +113,25 @@ def fingerprint_input(field: str, value: str) -> dict[str, Any]:
     return {"path": value, "sha256": sha256_tree(path)}
 
 
+def check_unchanged(field: str, value: str) -> None:
+    """UserError when an input is, or lies in, a complete artefact and is not what the stage wrote: every file is hashed."""
+    if value.startswith(NAMED_SOURCES):
+        return
+    path = Path(value.split("::")[0])
+    real = path.resolve()
+    folder = next((f for f in (real, *real.parents) if (f / "provenance.json").is_file()), None)
+    if folder is None:
+        return
+    provenance = read_json(folder / "provenance.json")
+    below = "" if folder == real else real.relative_to(folder).as_posix()
+    if name := changed_file(folder, provenance, below):
+        shown = path if folder == real else folder
+        raise UserError(
+            f"{field}: {shown / name} is gone or has changed since `alignkit {provenance['stage']}` made {shown}; "
+            "run that stage again with the same --output_dir, which makes it again, or restore the file"
+        )
+
+
 def content_of(entry: dict[str, Any]) -> str:
     """What an input contributes to a run's identity: its hash and, for a path, the split (a source's hash holds it)."""
     split = entry.get("path", "").partition("::")[2]
@@ -122,6 +142,8 @@ def library_and_task(folder: Path) -> tuple[str, str]:
     """The library that reads the model in a folder and the task it is for, as the hub names them; empty when unknown."""
     if (folder / "model_index.json").exists():
         return "diffusers", "unconditional-image-generation"
+    if (folder / "adapter_config.json").exists():
+        return "peft", ADAPTER_TASKS.get(read_json(folder / "adapter_config.json").get("task_type", ""), "")
     config = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
     if "_diffusers_version" in config:
         return "diffusers", "unconditional-image-generation"

@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import shutil
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -18,23 +17,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from launch.config import artefact_paths, identity_dict, operational, to_dict
-from launch.errors import UserError
+from launch.config import LIFECYCLE, artefact_paths, identity_dict, operational, to_dict
+from launch.errors import EXIT_INTERRUPTED, EXIT_RESUMABLE, UserError
 from launch.files import (
     append_jsonl,
     artefact_files,
     canonical_json,
-    damaged_file,
+    changed_file,
     fsync_path,
+    hash_files,
+    join_hashes,
     lock_folder,
     read_json,
     read_jsonl_log,
     sha256_text,
-    sha256_tree,
     write_atomic,
     write_json,
 )
 from launch.provenance import (
+    check_unchanged,
     code_version,
     content_of,
     fingerprint_input,
@@ -42,6 +43,7 @@ from launch.provenance import (
     package_versions,
     write_model_card,
 )
+from launch.stopping import Stopped, listening
 
 
 @dataclass(kw_only=True)
@@ -81,13 +83,6 @@ class Stage:
     """The model card's task; None reads it from the model in the folder."""
 
 
-class Stopped(BaseException):
-    """The job was asked to stop (SIGTERM, SIGUSR1) and has saved; the same command resumes it.
-
-    No Exception, as KeyboardInterrupt is none: it may be raised anywhere, and libraries swallow Exceptions.
-    """
-
-
 class Job:
     """One running stage on one rank: its folder, runtime, checkpoints, log, progress and watchdog."""
 
@@ -103,6 +98,7 @@ class Job:
             self.output_dir / "checkpoints", runtime, config.keep_checkpoints, self._note_progress
         )
         self._stop_requested = self._polls = False
+        self._stop_code = EXIT_RESUMABLE
         self._last_save = self._start = time.monotonic()
         record = self.output_dir / "run.json"
         self._seconds_before = float(read_json(record).get("seconds", 0.0)) if record.exists() else 0.0
@@ -129,10 +125,13 @@ class Job:
 
     def say(self, text: str) -> None:
         """One line for the user, from the main rank."""
+        if self.runtime.is_main:
+            print(f"{self._head()} {text}", file=sys.stderr, flush=True)
+
+    def _head(self) -> str:
         from launch.progress import label
 
-        if self.runtime.is_main:
-            print(f"[{label() or self.stage.name}] {text}", file=sys.stderr, flush=True)
+        return f"[{label() or self.stage.name}]"
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Append metrics to metrics.jsonl and the trackers. Names that begin with `perf/` depend on the machine."""
@@ -191,7 +190,7 @@ class Job:
             self.say(
                 f"stopped as asked, but step {step} could not be saved; the same command starts from the beginning"
             )
-        raise Stopped
+        raise Stopped(self._stop_code)
 
     def decide(self, name: str, compute: Callable[[], Any]) -> Any:
         """A choice that this machine made (such as the precision): computed once, kept for every resume."""
@@ -209,28 +208,29 @@ class Job:
 
     @contextlib.contextmanager
     def _listening(self) -> Iterator[None]:
-        """SIGTERM and SIGUSR1 ask for a checkpoint and an orderly end.
+        """SIGTERM, SIGUSR1 and the first Ctrl-C ask for a checkpoint and an orderly end.
 
         A job that has not asked yet whether it must stop (many never do: evaluations, reports) has nothing to save
         and ends at once.
         """
-        owner = os.getpid()
 
-        def request(number: int, _frame: Any) -> None:
-            if os.getpid() != owner:  # a worker that a library forked from us: the signal is meant for it alone
-                os._exit(128 + number)
-            self._stop_requested = True
+        def request(code: int) -> None:
+            if not self._stop_requested:
+                self._stop_requested, self._stop_code = True, code
+                if code == EXIT_INTERRUPTED and self._polls and self.runtime.is_main:
+                    # print() must not be called here: the signal may have come in the middle of another one
+                    os.write(
+                        2, f"{self._head()} ends in order after this step; Ctrl-C again ends it at once\n".encode()
+                    )
             if not self._polls:
-                raise Stopped
+                raise Stopped(code)
 
-        before = {s: signal.signal(s, request) for s in (signal.SIGTERM, signal.SIGUSR1)}
         self.watchdog.start()
         try:
-            yield
+            with listening(request):
+                yield
         finally:
             self.watchdog.stop()
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 def _cut_log(path: Path, step: int, size: int | None) -> None:
@@ -261,34 +261,39 @@ def describe_run(stage: Stage, config: StageConfig) -> dict[str, Any]:
 
 
 def prepare_folder(stage: Stage, config: StageConfig, run: dict[str, Any]) -> dict[str, Any] | None:
-    """Check the output folder before anything is written. Returns the provenance when the run is complete already."""
+    """Check output folder and inputs before anything is written. Returns the provenance of a run that is complete."""
     folder = Path(config.output_dir)
     known = read_json(folder / "run.json") if (folder / "run.json").exists() else None
-    if known and known["identity"] == run["identity"]:
-        return _complete_artefact(folder)
+    same = known is not None and known["identity"] == run["identity"]
+    if same and (complete := _complete_artefact(folder)):
+        return complete
     if known is None and (stranger := _find_stranger(folder)):
         raise UserError(
             f"output_dir: {folder} holds files that are not of an alignkit run ({stranger}), which are not ours to move; choose another --output_dir"
         )
-    if known and not config.overwrite:
+    if known and not same and not config.overwrite:
         raise UserError(
             f"output_dir: {folder} holds another run ({_first_difference(known, run)}); choose another --output_dir, or --overwrite to start over there"
         )
-    if known:
+    for name, value in artefact_paths(config).items():
+        check_unchanged(name, value)
+    if same:
+        (folder / "provenance.json").unlink(missing_ok=True)
+    elif known:
         _move_aside(folder)
     return None
 
 
 def _complete_artefact(folder: Path) -> dict[str, Any] | None:
-    """The provenance of a run that is complete; one whose files are not all there any more is made again."""
+    """The provenance of a run that is complete; one whose files are not what it wrote is made again."""
     path = folder / "provenance.json"
     provenance = read_json(path) if path.exists() else None
-    if provenance and (lost := damaged_file(folder, provenance)):
+    if provenance and (name := changed_file(folder, provenance)):
         print(
-            f"alignkit: warning: {folder / lost} is gone or has another size since the run was complete; it is made again",
+            f"alignkit: warning: {folder / name} is gone or has changed since the run was complete; it is made again",
             file=sys.stderr,
+            flush=True,
         )
-        path.unlink()
         return None
     return provenance
 
@@ -392,6 +397,8 @@ def _run_on_all_ranks(
         provenance = runtime.broadcast(provenance)
         if config.trackers:
             runtime.accelerator.end_training()
+        if LIFECYCLE not in os.environ:  # which has a line of its own
+            job.say(f"done in {job.seconds:.1f} s: {folder}")
         return provenance
 
 
@@ -410,7 +417,7 @@ def _finish(
 ) -> dict[str, Any]:
     folder = job.output_dir
     record = read_json(folder / "run.json")
-    files = artefact_files(folder)
+    files, hashes = artefact_files(folder), hash_files(folder)
     for path in {folder / name for name in files} | {(folder / name).parent for name in files}:
         fsync_path(path)  # the provenance vouches for them: it must not outlive them in a power cut
     provenance = {
@@ -420,8 +427,9 @@ def _finish(
         "choices": record["choices"],
         "identity": run["identity"],
         "inputs": run["inputs"],
-        "content_sha256": sha256_tree(folder),
+        "content_sha256": join_hashes(hashes),
         "files": files,
+        "files_sha256": hashes,
         "summary": summary,
         "started": record["started"],
         "seconds": round(job.seconds, 3),

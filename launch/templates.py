@@ -5,6 +5,8 @@ It prints; it starts nothing. What is printed is complete: copy it, or write it 
 
 from __future__ import annotations
 
+import json
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,8 +15,8 @@ from string import Template
 from typing import Literal
 
 from launch.cli import COMMANDS, find_command
-from launch.config import build, describe, parse_overrides
-from launch.errors import UserError
+from launch.config import build, describe, field_types, parse_overrides
+from launch.errors import UserError, nearest
 from launch.files import write_atomic
 
 HOME = Path(__file__).resolve().parent
@@ -41,7 +43,7 @@ class LaunchConfig:
     image: str = "alignkit:latest"
     """Container image under Kubernetes; it has alignkit installed."""
     volume: str = "alignkit-runs"
-    """Persistent volume claim under Kubernetes, mounted at /runs: output_dir must lie there, all ranks write to it."""
+    """Persistent volume claim under Kubernetes, mounted at /runs: recipe and output_dir must lie there, all ranks see it."""
     port: int = 29500
     """Port of the rendezvous on the first machine."""
     write: str | None = None
@@ -51,8 +53,12 @@ class LaunchConfig:
         for name in ("nodes", "processes_per_node", "hours", "cpus_per_process"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} is below 1; give a positive integer")
-        if not self.job_name.replace("-", "").isalnum() or self.job_name != self.job_name.lower():
-            raise ValueError(f"job_name: {self.job_name!r} may hold lower-case letters, digits and dashes only")
+        if not re.fullmatch(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?", self.job_name):  # with what JobSet adds: a host name
+            raise ValueError(
+                f"job_name: {self.job_name!r}: give up to 40 lower-case letters, digits and dashes, a letter first and no dash last"
+            )
+        if not 0 < self.port < 65536:
+            raise ValueError(f"port: {self.port} is no TCP port; give one from 1 to 65535")
 
 
 def accelerate_words(config: LaunchConfig, module: str, stage_words: Sequence[str], rank: str, address: str) -> str:
@@ -82,7 +88,9 @@ def render(config: LaunchConfig, command: str, stage_words: Sequence[str]) -> st
         lines = [
             accelerate_words(config, module, stage_words, str(node), "FIRST_MACHINE") for node in range(config.nodes)
         ]
-        return "\n".join(f"# machine {n}\n{line}" for n, line in enumerate(lines)) if config.nodes > 1 else lines[0]
+        heads = [f"# machine {n}{'' if n else '; put its address for FIRST_MACHINE'}" for n in range(config.nodes)]
+        pairs = [f"{head}\n{line}" for head, line in zip(heads, lines, strict=True)]
+        return "\n".join(pairs) if config.nodes > 1 else lines[0]
     if config.on == "slurm":
         line = accelerate_words(config, module, stage_words, '"$SLURM_NODEID"', '"$HEAD"')
         line = line.replace("'", "'\\''")  # it stands in single quotes
@@ -91,6 +99,7 @@ def render(config: LaunchConfig, command: str, stage_words: Sequence[str]) -> st
         line = accelerate_words(
             config, module, stage_words, '"$JOB_COMPLETION_INDEX"', f"{config.job_name}-worker-0-0.{config.job_name}"
         )
+        line = line.replace("$(", "$$(")  # Kubernetes has variables of this form
         template = (HOME / "k8s" / "jobset.yaml").read_text()
     values = {
         "name": config.job_name,
@@ -98,8 +107,8 @@ def render(config: LaunchConfig, command: str, stage_words: Sequence[str]) -> st
         "processes": config.processes_per_node,
         "cpus": config.processes_per_node * config.cpus_per_process,
         "hours": config.hours,
-        "image": config.image,
-        "volume": config.volume,
+        "image": json.dumps(config.image),  # JSON is YAML
+        "volume": json.dumps(config.volume),
         "port": config.port,
         "line": line,
     }
@@ -109,17 +118,31 @@ def render(config: LaunchConfig, command: str, stage_words: Sequence[str]) -> st
 def main(arguments: Sequence[str]) -> None:
     """Entry point of `alignkit launch`."""
     words = list(arguments)
-    if not words or words[0] in ("-h", "--help"):
+    cut = words.index("--") if "--" in words else len(words)
+    own, stage_words = words[:cut], words[cut + 1 :]
+    if not own or "-h" in own or "--help" in own:
         print(
             f"alignkit launch COMMAND [--on slurm] [--nodes 4] ... -- STAGE ARGUMENTS\n\n{__doc__}\n\n{describe(LaunchConfig)}"
         )
         return
-    cut = words.index("--") if "--" in words else len(words)
-    own, stage_words = words[:cut], words[cut + 1 :]
+    if own[0].startswith("-"):
+        raise UserError(f"alignkit launch: '{own[0]}': name the stage first, as in `alignkit launch ppo --on slurm`")
     command, rest = find_command(own)
     if COMMANDS[command][1] != "STAGE":
         raise UserError(f"alignkit launch: '{command}' is not a stage; name one such as ppo, sft or pretrain")
-    config = build(LaunchConfig, parse_overrides(rest), "command line")
+    overrides = parse_overrides(rest)
+    if strangers := [key for key in overrides if key not in field_types(LaunchConfig)]:
+        raise UserError(
+            f"alignkit launch: no option '--{strangers[0]}'{nearest(strangers[0], field_types(LaunchConfig))}; "
+            f"the options of {command} itself come after ` -- `"
+        )
+    if not stage_words:
+        raise UserError(
+            f"alignkit launch: no options for {command}; give them after ` -- `, as in -- --config FILE.yaml --output_dir DIR"
+        )
+    if any(not word.isprintable() for word in stage_words):
+        raise UserError("alignkit launch: an option holds a line break or the like; write that value into the recipe")
+    config = build(LaunchConfig, overrides, "command line")
     text = render(config, command, stage_words)
     if config.write:
         write_atomic(config.write, text + "\n")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -93,6 +95,26 @@ def save_reward(folder: Path, seed: int = 1, **changes) -> Path:
     return folder
 
 
+def save_adapter(folder: Path, base: Path, seed: int = 2, rank: int = 4, head: bool = False, **changes) -> Path:
+    """A random LoRA adapter of all linear layers of a saved policy, made by peft; with `head`, a reward model's."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    torch.manual_seed(seed)
+    if head:
+        model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, pad_token_id=0)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(base)
+    settings = dict(r=rank, lora_alpha=3, target_modules="all-linear", task_type="SEQ_CLS" if head else "CAUSAL_LM")
+    wrapped = get_peft_model(model, LoraConfig(**{**settings, **changes}))
+    for name, parameter in wrapped.named_parameters():
+        if "lora_" in name or "modules_to_save" in name:
+            torch.nn.init.normal_(parameter.data, std=0.3)
+    wrapped.save_pretrained(folder)
+    word_tokenizer().save_pretrained(folder)
+    return folder
+
+
 def save_prompts(path: Path, n: int = 24, seed: int = 0) -> Path:
     """`n` different prompts of 2 to 6 words as JSONL."""
     generator = torch.Generator().manual_seed(seed)
@@ -120,6 +142,34 @@ def alignkit(
     """Run the `alignkit` command of this environment."""
     command = [str(Path(sys.executable).parent / "alignkit"), *map(str, words)]
     return subprocess.run(command, cwd=cwd, env=environment(**env), capture_output=True, text=True, timeout=timeout)
+
+
+def start(command: list[str], log: Path, rows: int) -> subprocess.Popen[str]:
+    """Start a command in a process group of its own, as a terminal does, and wait until its log has so many rows.
+
+    Ctrl-C is switched on: a test run that a script started in the background has it off, and children inherit that.
+    """
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment(PYTHONPATH=str(ROOT), DS_ACCELERATOR="cpu"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    while process.poll() is None and not (log.exists() and log.read_text().count("\n") >= rows):
+        time.sleep(0.05)
+    return process
+
+
+def last_words(process: subprocess.Popen[str], patience_s: float = 100) -> str:
+    """What a process says until it ends."""
+    try:
+        return process.communicate(timeout=patience_s)[1]
+    finally:
+        process.kill()
 
 
 def free_port() -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from alignment.lora.config import LoraOptions
 from alignment.ppo.estimators import ESTIMATORS, EstimatorName, check_samples
 from alignment.ppo.options import EvaluationOptions, MonitorsOptions
 from alignment.reward.sources.config import SourceConfig, named_rewards
@@ -26,10 +27,14 @@ class PPOConfig(StageConfig):
     rewards: dict[str, SourceConfig] = field(default_factory=dict)
     """Sources of reward by name, added up by their weights: models, ensembles, functions, services, rules."""
     critic: str | None = artefact(None)
-    """A one-label sequence-classification model that the critic starts from, instead of what `critic_from` says."""
+    """A saved critic or reward model that the critic starts from, instead of what `critic_from` says; with trunk its
+    head is taken."""
     critic_from: Literal["reward", "policy", "trunk"] = "reward"
     """What the critic starts from: the (first) reward model; a copy of the policy with a new head; or it is no model of
     its own but a head on the policy's trunk."""
+    lora: LoraOptions | None = None
+    """Train adapters: policy, critic, reference and reward model on one base (lora.rank, lora.alpha, lora.targets,
+    lora.merged_sampler); all weights when not given."""
     prompts: str = artefact()
     """Where the prompts come from: a file, a folder, embedded:... or hub:...; `::train` picks a split."""
 

@@ -54,7 +54,7 @@ def rollout_metrics(rollout: Rollout) -> Metrics:
 
 def evaluation_metrics(row: dict[str, Any]) -> Metrics:
     """The numbers of a row of evaluations.jsonl as `eval/NAME`; their intervals stay there."""
-    names = [name for name in row if name != "step" and not name.endswith(("_ci_low", "_ci_high"))]
+    names = [name for name in row if name not in ("step", "n") and not name.endswith(("_ci_low", "_ci_high"))]
     return {f"eval/{name}": float(row[name]) for name in names if isinstance(row[name], (int, float))}
 
 

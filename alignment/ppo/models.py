@@ -1,107 +1,40 @@
-"""The four roles of PPO: policy and critic, trained as one module; reference and reward model, frozen.
-
-Shapes: b episodes of S right-padded tokens, N response tokens of all of them, D hidden, V vocabulary (rollout.Batch).
-"""
+"""The roles of PPO, loaded as a config names them: each a model of its own, or all on one base (LoRA)."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from alignment.lora.adapted import AdaptedModel
+from alignment.lora.config import LoraOptions
 from alignment.models import load_causal, load_tokenizer, switch_off_dropout
 from alignment.ppo.config import PPOConfig
-from alignment.ppo.logprobs import give_logprob_head
-from alignment.reward.head import load_scorer
-from evaluation.loading import read_classifier
+from alignment.ppo.modules import (  # noqa: F401
+    ActorCritic,
+    Reference,
+    place_frozen,
+    response_logprobs,
+    response_values,
+)
+from alignment.ppo.rewards import models_of
+from alignment.ppo.roles import Roles, value_head
+from alignment.ppo.shared import CRITIC, POLICY, REFERENCE, SharedRoles, reward_names
+from alignment.reward.head import init_head, load_scorer
+from evaluation.adapters import Adapter, adapter_folder, read_adapter, same_base, split_adapter
+from evaluation.loading import locate, read_classifier
 from launch.errors import UserError
-from launch.runtime import Runtime
 
 
-class ActorCritic(nn.Module):
-    """Policy and critic side by side, so that one engine (and one ZeRO partition) trains both.
-
-    They share no weights; each has its own learning rate.
-    """
-
-    def __init__(self, policy: PreTrainedModel, critic: PreTrainedModel | None) -> None:
-        super().__init__()
-        self.policy, self.critic = policy, critic
-
-    def forward(
-        self, tokens_bS: Tensor, before_N: Tensor, targets_N: Tensor, temperature: float, values: bool = True
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Log-probabilities, entropies (nats) and values of the response tokens, (N,) each; no values without a critic."""
-        logprobs_N, entropy_N = response_logprobs(self.policy, tokens_bS, before_N, targets_N, temperature)
-        critic = self.critic if values else None
-        return logprobs_N, entropy_N, None if critic is None else response_values(critic, tokens_bS, before_N)
-
-
-class Reference(nn.Module):
-    """A frozen policy that gives log-probabilities."""
-
-    def __init__(self, policy: PreTrainedModel) -> None:
-        super().__init__()
-        self.policy = policy.eval().requires_grad_(False)
-
-    def forward(self, tokens_bS: Tensor, before_N: Tensor, targets_N: Tensor, temperature: float) -> Tensor:
-        """Log-probabilities of the response tokens, (N,) nats."""
-        return response_logprobs(self.policy, tokens_bS, before_N, targets_N, temperature)[0]
-
-
-def response_logprobs(
-    policy: Any, tokens_bS: Tensor, before_N: Tensor, targets_N: Tensor, temperature: float
-) -> tuple[Tensor, Tensor]:
-    """Log-probability and entropy, in nats, of each response token under softmax(logits / temperature): (N,) each.
-
-    The head runs at the response's positions alone, in chunks. Models whose logits are more than a linear head pay
-    the full (b, S, V).
-    """
-    if give_logprob_head(policy):
-        hidden_ND = _hidden(policy, tokens_bS, before_N)
-        return policy.get_output_embeddings()(hidden_ND, targets_N, temperature)
-    logits_NV = policy(tokens_bS, use_cache=False).logits.flatten(0, 1)[before_N].float() / temperature
-    logprobs_NV = torch.log_softmax(logits_NV, -1)
-    entropy_N = -(logprobs_NV.exp() * logprobs_NV).sum(-1)
-    return logprobs_NV.gather(-1, targets_N.unsqueeze(-1)).squeeze(-1), entropy_N
-
-
-def response_values(critic: Any, tokens_bS: Tensor, before_N: Tensor) -> Tensor:
-    """V(state before token t) of each response token: the critic's head on the hidden state of the token before, (N,)."""
-    hidden_ND = _hidden(critic, tokens_bS, before_N)
-    with torch.autocast(hidden_ND.device.type, enabled=False):  # in bf16 a value would have 8 bits, as a reward would
-        return critic.score(hidden_ND.to(critic.score.weight.dtype)).squeeze(-1).float()
-
-
-def _hidden(model: Any, tokens_bS: Tensor, before_N: Tensor) -> Tensor:
-    """Last hidden states before the response tokens, (N, D).
-
-    Padding stands on the right, where a causal model's real tokens do not see it: no mask, so the attention kernel
-    takes its causal path, and positions count from 0 (checklist item 3).
-    """
-    body = getattr(model, model.base_model_prefix)
-    return body(tokens_bS, use_cache=False).last_hidden_state.flatten(0, 1)[before_N]
-
-
-@dataclass
-class Roles:
-    """The models of a PPO run that read the policy's token ids, and its tokenizer. Sources of reward are apart."""
-
-    policy: PreTrainedModel
-    critic: PreTrainedModel | None
-    reference: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-
-
-def load_roles(config: PPOConfig) -> Roles:
+def load_roles(config: PPOConfig) -> Roles | SharedRoles:
     """Load policy, critic (where the estimator needs one) and reference in float32; under ZeRO-3 partitioned."""
     tokenizer = load_tokenizer(config.policy, "policy")
+    if config.lora is not None:
+        return load_shared(config, config.lora, tokenizer)
     actor = load_causal(config.policy, tokenizer, partitioned=True, field="policy")
     frozen = load_causal(config.reference or config.policy, tokenizer, partitioned=True, field="reference")
-    critic = load_critic(config, tokenizer) if config.needs_critic else None
+    on_trunk = config.needs_critic and config.critic_from == "trunk"
+    critic = load_critic(config, tokenizer) if config.needs_critic and not on_trunk else None
     models = {"reference": frozen, **({"critic": critic} if critic is not None else {})}
     for role, model in models.items():
         size = model.config.get_text_config().vocab_size
@@ -112,14 +45,18 @@ def load_roles(config: PPOConfig) -> Roles:
             )
     for model in (actor, *models.values()):
         switch_off_dropout(model)  # the ratio is 1 at the first step only without it (checklist item 10)
-    return Roles(actor, critic, frozen, tokenizer)
+    return Roles(actor, critic, frozen, tokenizer, make_trunk_head(config, actor) if on_trunk else None)
 
 
 def load_critic(config: PPOConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     """A one-label sequence-classification model whose head `score` gives a value at every token."""
     if not config.critic and config.critic_from == "policy":
         return load_scorer(config.policy, tokenizer, config.seed)
-    name = config.critic or next(source.model for source in config.sources.values() if source.model)
+    return read_critic(config.critic or first_reward_model(config))
+
+
+def read_critic(name: str) -> PreTrainedModel:
+    """A critic that was saved, or a reward model to start one from."""
     critic = read_classifier("critic", name, None)
     if not isinstance(getattr(critic, "score", None), nn.Module):
         raise UserError(
@@ -128,17 +65,122 @@ def load_critic(config: PPOConfig, tokenizer: PreTrainedTokenizerBase) -> PreTra
     return critic
 
 
-def place_frozen(module: nn.Module, runtime: Runtime) -> Any:
-    """A frozen module ready to run: on its device, or under ZeRO-3 as an inference-only engine with partitioned weights."""
-    if runtime.zero_stage != 3:
-        return module.to(runtime.device)
-    import deepspeed
+def first_reward_model(config: PPOConfig) -> str:
+    """The reward model that `critic_from: reward` means."""
+    return next(source.model for source in config.sources.values() if source.model)
 
-    settings = {
-        k: v
-        for k, v in runtime.accelerator.state.deepspeed_plugin.deepspeed_config.items()
-        if k not in ("optimizer", "scheduler")
-    }
-    engine, *_ = deepspeed.initialize(model=module, config=settings)
-    engine.eval()  # returns None
-    return engine
+
+def make_trunk_head(config: PPOConfig, policy: PreTrainedModel) -> nn.Linear:
+    """A value head on the policy's trunk: of zeros, or that of a saved critic."""
+    head = value_head(policy)
+    if config.critic:
+        folder = adapter_folder(config.critic)
+        saved = read_adapter("critic", folder).head_LD if folder else read_critic(config.critic).score.weight
+        set_head(head, config.critic, saved)
+    return head
+
+
+@torch.no_grad()
+def set_head(head: nn.Linear, source: str, saved_LD: Tensor | None) -> None:
+    """Copy a saved head. UserError unless it is one label on states of the same width."""
+    if saved_LD is None or saved_LD.shape != head.weight.shape:
+        found = "no head" if saved_LD is None else f"a head of shape {tuple(saved_LD.shape)}"
+        raise UserError(
+            f"critic: {source} has {found}, the policy needs one of shape {tuple(head.weight.shape)}; give a reward "
+            "model or critic of the policy's kind"
+        )
+    head.weight.copy_(saved_LD)
+
+
+# ---------------------------------------------------------------------------------------------- on one base
+
+
+def load_shared(config: PPOConfig, options: LoraOptions, tokenizer: PreTrainedTokenizerBase) -> SharedRoles:
+    """All roles as adapters of the base that the policy is an adapter of, or that it is itself.
+
+    A reward model on the same base shares it; another one is loaded by itself, as a source of reward.
+    """
+    base, start = split_adapter("policy", config.policy)
+    rewards = rewards_on(config, base)
+    trained = _load_base(base, tokenizer, partitioned=True)
+    reference = reference_on(config, base, start)
+    if reference is not None:
+        trained.add_frozen(REFERENCE, reference, "reference")
+    trained.add_trained(POLICY, options, config.seed, start)
+    score = _add_critic(config, options, trained, start, rewards) if config.needs_critic else None
+    local = trained
+    if any(hasattr(parameter, "ds_id") for parameter in trained.model.parameters()):
+        local = _load_base(base, tokenizer, partitioned=False)
+        local.add_trained(POLICY, options, config.seed, start)
+    for name, adapter in zip(reward_names(rewards), rewards.values(), strict=True):
+        local.add_frozen(name, adapter, "rewards")
+    return SharedRoles(trained, local, score, rewards, tokenizer, options.merged_sampler)
+
+
+def _load_base(base: str, tokenizer: PreTrainedTokenizerBase, partitioned: bool) -> AdaptedModel:
+    model = load_causal(base, tokenizer, partitioned, field="policy")
+    switch_off_dropout(model)
+    return AdaptedModel(model, base, default=POLICY)
+
+
+def rewards_on(config: PPOConfig, base: str) -> dict[str, Adapter]:
+    """The config's reward models that are adapters of a base, by their names in the config."""
+    found: dict[str, Adapter] = {}
+    for source in config.sources.values():
+        for name in models_of(source):
+            root, adapter = split_adapter("rewards", name)
+            if adapter is not None and same_base(root, base):
+                found[name] = check_judge("rewards", adapter)
+    return found
+
+
+def check_judge(field: str, adapter: Adapter) -> Adapter:
+    """UserError unless an adapter is a classifier's with one label."""
+    labels = 0 if adapter.head_LD is None else len(adapter.head_LD)
+    if labels != 1:
+        raise UserError(
+            f"{field}: {adapter.source}: an adapter with {labels} labels, a reward model or critic has one; train one with "
+            "`alignkit reward --lora.rank`"
+        )
+    return adapter
+
+
+def reference_on(config: PPOConfig, base: str, start: Adapter | None) -> Adapter | None:
+    """The reference's adapter, None for the bare base. It is the SFT model that the policy starts from, unless given."""
+    if not config.reference:
+        return start
+    root, adapter = split_adapter("reference", locate("reference", config.reference))
+    if not same_base(root, base):
+        raise UserError(
+            f"reference: {config.reference} is not on the policy's base {base}, which all roles share with lora; give an "
+            "adapter of that base or the base itself, or leave reference out"
+        )
+    return adapter
+
+
+def _add_critic(
+    config: PPOConfig,
+    options: LoraOptions,
+    trained: AdaptedModel,
+    start: Adapter | None,
+    rewards: dict[str, Adapter],
+) -> nn.Linear:
+    """The value head; and, unless it reads the policy's trunk, the critic's adapter."""
+    if config.critic_from == "trunk":
+        return make_trunk_head(config, trained.model)
+    head = value_head(trained.model)
+    if not config.critic and config.critic_from == "policy":
+        init_head(head.weight, config.seed)
+        trained.add_trained(CRITIC, options, config.seed, start)
+        return head
+    source = config.critic or first_reward_model(config)
+    root, adapter = split_adapter("critic", locate("critic", source))
+    if adapter is None or not same_base(root, trained.base):
+        raise UserError(
+            f"{'critic' if config.critic else 'critic_from'}: {source} is no adapter of the policy's base {trained.base}, "
+            "which the critic shares with lora; choose --critic_from policy or trunk, or train the reward model with "
+            "--lora.rank on that base"
+        )
+    set_head(head, source, check_judge("critic", adapter).head_LD)
+    trained.add_trained(CRITIC, options, config.seed, adapter)
+    return head

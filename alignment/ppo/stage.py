@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,10 @@ from alignment.ppo.config import PPOConfig
 from alignment.ppo.evaluation import load_held_out, sample_rows
 from alignment.ppo.guard import Guard
 from alignment.ppo.models import load_roles
+from alignment.ppo.rewards import build_rewards
 from alignment.ppo.trainer import Metrics, PPOTrainer
 from alignment.prompts import fitting_prompts, load_prompt_rows, prompt_limit
 from alignment.reward.sources.build import build_source
-from alignment.reward.sources.config import SourceConfig
-from alignment.reward.sources.protocol import RewardSource
 from launch.files import read_jsonl_log, write_atomic
 from launch.runtime import choose_precision
 from launch.stage import Job, Stage
@@ -92,24 +92,22 @@ def make_trainer(config: PPOConfig, job: Job) -> tuple[PPOTrainer, dict[str, int
     rows, too_long = fitting_prompts(roles.tokenizer, load_prompt_rows(config.prompts), limit)
     job.say(f"{len(rows)} prompts, {too_long} longer than {limit} tokens left out")
     counts = {"prompts": len(rows), "prompts_too_long": too_long}
-
-    def build(sources: Mapping[str, SourceConfig]) -> RewardSource:
-        return build_source(
-            sources,
-            job.runtime.device,
-            roles.tokenizer,
-            config.seed,
-            job.watchdog.alive,
-            job.say,
-            batch_tokens=config.forward_batch_size * (limit + config.max_new_tokens),
-        )
-
+    batch_tokens = config.forward_batch_size * (limit + config.max_new_tokens)
+    source = build_rewards(config, roles, job.runtime.device, job.watchdog.alive, job.say, batch_tokens)
     held_out = None
     if config.evaluation.every:
+        build = partial(
+            build_source,
+            device=job.runtime.device,
+            policy_tokenizer=roles.tokenizer,
+            seed=config.seed,
+            beat=job.watchdog.alive,
+            say=job.say,
+            batch_tokens=batch_tokens,
+        )
         held_out = load_held_out(config.evaluation, roles.tokenizer, limit, rows, build, job.say)
         counts["prompts_held_out"] = len(held_out.rows)
-    trainer = PPOTrainer(config, roles, build(config.sources), rows, job.runtime, held_out=held_out)
-    return trainer, counts
+    return PPOTrainer(config, roles, source, rows, job.runtime, held_out=held_out), counts
 
 
 def settle_precision(trainer: PPOTrainer, job: Job) -> None:
@@ -121,13 +119,8 @@ def settle_precision(trainer: PPOTrainer, job: Job) -> None:
 
 
 def save_artefact(trainer: PPOTrainer, folder: Path) -> None:
-    """Policy at the top of the folder, critic below it, each loadable by plain transformers."""
-    module = trainer.engine.module
-    trainer.engine.export(module.policy, folder)
-    folders = [folder]
-    if module.critic is not None:
-        trainer.engine.export(module.critic, folder / "critic")
-        folders.append(folder / "critic")
+    """Policy at the top of the folder, critic below it (and adapters below each), all loadable by plain transformers."""
+    folders = trainer.roles.save(trainer.engine, folder)
     if trainer.runtime.is_main:
         for each in folders:
             trainer.roles.tokenizer.save_pretrained(each)

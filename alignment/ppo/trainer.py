@@ -5,7 +5,6 @@ Shapes: B episodes of the global batch, T response tokens, N response tokens of 
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,18 +17,18 @@ from torch import Tensor
 from alignment.generation import Sampling, generate
 from alignment.ppo import objectives as ppo
 from alignment.ppo.config import PPOConfig
-from alignment.ppo.controllers import KLController, RewardNormaliser, clip_symmetric
+from alignment.ppo.controllers import KLController, RewardNormaliser
 from alignment.ppo.estimators import EstimatorSettings, estimate_advantages
 from alignment.ppo.evaluation import PURPOSE, Evaluation, HeldOut, History
 from alignment.ppo.learner import Learner
 from alignment.ppo.measure import Metrics, evaluation_metrics, make_samples, rollout_metrics, sequence_kl
-from alignment.ppo.models import ActorCritic, Reference, Roles, place_frozen
 from alignment.ppo.monitors import Alarm, Monitors
 from alignment.ppo.ptx import load_ptx
+from alignment.ppo.roles import Roles
 from alignment.ppo.rollout import Prompt, Rollout, make_batch, make_rollout, plan_parts
+from alignment.ppo.shared import SharedRoles
 from alignment.reward.sources.protocol import Episodes, RewardSource
 from data.encoding import encode_prompts
-from evaluation.loading import plain_weights
 from launch.checkpoint import Checkpoint, CheckpointStore
 from launch.errors import UserError
 from launch.runtime import Runtime
@@ -42,7 +41,7 @@ class PPOTrainer:
     def __init__(
         self,
         config: PPOConfig,
-        roles: Roles,
+        roles: Roles | SharedRoles,
         source: RewardSource,
         prompts: Sequence[Prompt | str],
         runtime: Runtime,
@@ -65,11 +64,11 @@ class PPOTrainer:
         self.room = max(len(row["prompt_ids"]) for row in self.prompts) + config.max_new_tokens
         """Tokens of the longest episode there can be."""
         ptx = load_ptx(config, tokenizer, self.room, runtime.world)
-        module, groups = ActorCritic(roles.policy, roles.critic), parameter_groups(config, roles)
-        self.learner = Learner(config, module, groups, runtime, self.sampling.pad_id, self.room, ptx)
+        groups = roles.parameter_groups(config)
+        self.learner = Learner(config, roles.module(), groups, runtime, self.sampling.pad_id, self.room, ptx)
         self.engine = self.learner.engine
-        self.reference = place_frozen(Reference(roles.reference), runtime)
-        self._sampler = self._make_sampler()
+        self.reference = roles.place_reference(self.engine)
+        self.sampler = roles.make_sampler(self.engine)
         self.held_out, self.history = held_out, History()
         self.evaluation: Evaluation | None = None
         """The newest one that `log` asked for."""
@@ -110,7 +109,7 @@ class PPOTrainer:
         mine = range(rank * len(rows) // world, (rank + 1) * len(rows) // world)
         with self._timed() as clock, self.runtime.autocast():
             responses = generate(
-                self._sync_sampler(),
+                self.sampler.sync(),
                 [rows[i]["prompt_ids"] for i in mine],
                 self.sampling,
                 self.config.seed,
@@ -176,7 +175,7 @@ class PPOTrainer:
         if config.normalise_scores:
             self.normaliser.update(scores_B)
             scores_B = self.normaliser.normalise(scores_B, shift_mean=True)
-        scores_B = clip_symmetric(scores_B, config.score_clip)
+        scores_B = ppo.clip_symmetric(scores_B, config.score_clip)
         scores_B = ppo.apply_missing_eos(scores_B, rollout.finished_B, config.missing_eos, config.missing_eos_penalty)
         rewards_BT = ppo.token_rewards(scores_B, self._penalty(rollout), mask_BT, self.kl.coef)
         if rollout.token_scores_BT is not None:
@@ -191,7 +190,7 @@ class PPOTrainer:
             config.estimator, rewards_BT, rollout.values_BT, mask_BT, groups_B, settings
         )
         rollout.rewards_BT = rewards_BT
-        rollout.advantages_BT = clip_symmetric(advantages_BT, config.advantage_clip)
+        rollout.advantages_BT = ppo.clip_symmetric(advantages_BT, config.advantage_clip)
         return rollout
 
     def _penalty(self, rollout: Rollout) -> Tensor:
@@ -273,7 +272,7 @@ class PPOTrainer:
         rows = [held_out.rows[i] for i in mine]
         with runtime.autocast():
             responses = generate(
-                self._sync_sampler(),
+                self.sampler.sync(),
                 [row["prompt_ids"] for row in rows],
                 self.sampling,
                 self.config.seed,
@@ -328,23 +327,6 @@ class PPOTrainer:
         encoded = iter(encode_prompts(self.roles.tokenizer, texts) if texts else [])
         return [{"prompt": p, "prompt_ids": next(encoded)} if isinstance(p, str) else p for p in prompts]
 
-    def _make_sampler(self) -> Any:
-        """The model that generates: the policy itself, or under ZeRO-3 a whole copy (its own parts are spread over the ranks)."""
-        if self.runtime.zero_stage != 3:
-            return None
-        with plain_weights():
-            copied = type(self.roles.policy)(copy.deepcopy(self.roles.policy.config))
-        return copied.to(self.runtime.device).eval().requires_grad_(False)
-
-    def _sync_sampler(self) -> Any:
-        """The sampler with the policy's present weights: one gather for a rollout, then no rank waits for another."""
-        policy = self.engine.module.policy
-        if self._sampler is None:
-            return policy
-        with self.engine.gathered(policy):
-            self._sampler.load_state_dict(policy.state_dict())
-        return self._sampler
-
     @contextmanager
     def _timed(self) -> Iterator[Callable[[], float]]:
         """A clock that waits for the device."""
@@ -356,14 +338,3 @@ class PPOTrainer:
             return time.perf_counter() - start
 
         yield seconds
-
-
-def parameter_groups(config: PPOConfig, roles: Roles) -> list[dict[str, Any]]:
-    """Parameters of policy and critic, each with a learning rate of its own."""
-    groups: list[dict[str, Any]] = [
-        {"params": list(roles.policy.parameters()), "lr": config.learning_rate, "role": "policy"}
-    ]
-    if roles.critic is not None:
-        rate = config.critic_learning_rate or config.learning_rate
-        groups.append({"params": list(roles.critic.parameters()), "lr": rate, "role": "critic"})
-    return groups

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from alignment.lora.config import LoraOptions
 from alignment.trl_stage.preferences import PreferenceConfig
 from launch.config import artefact
 from launch.stage import Job, Stage
@@ -17,6 +18,8 @@ class RewardConfig(PreferenceConfig):
     Rows of `data` have `prompt`, `chosen` and `rejected`, and may have `strength` and `tie`.
     """
 
+    lora: LoraOptions | None = None
+    """Train an adapter of `model` and a head (lora.rank, lora.alpha, lora.targets); all weights when not given."""
     learning_rate: float = 1e-4
     """Peak learning rate."""
     margin_per_strength: float = 0.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import types
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +14,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from transformers.utils import logging
 
 from alignment.models import switch_off_dropout
-from evaluation.loading import check_embeddings, named_errors
+from evaluation.loading import check_embeddings, load_merged, named_errors
 from launch.seeding import torch_generator
 
 
@@ -23,10 +24,9 @@ def load_scorer(name: str, tokenizer: Any, seed: int) -> PreTrainedModel:
     pad_token_id is set, since it tells transformers where a row ends. Dropout is off: the pair's difference must come
     from the texts.
     """
-    with named_errors("model", name, "a causal language model"), _no_word_of_new_head():
-        model = AutoModelForSequenceClassification.from_pretrained(
-            name.removeprefix("hub:"), num_labels=1, dtype=torch.float32, trust_remote_code=False
-        )
+    with named_errors("model", name, "a causal language model") as located, _no_word_of_new_head():
+        model: Any
+        model, _ = load_merged("model", located, AutoModelForSequenceClassification, num_labels=1, dtype=torch.float32)
     check_embeddings("model", name, model, tokenizer)
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     switch_off_dropout(model)
@@ -51,12 +51,12 @@ def keep_head_in_fp32(head: Any) -> None:
 
     In bf16 a reward has 8 bits: close answers would tie, and a margin of 0.01 between rewards of 5 would be lost.
     """
+    head.forward = types.MethodType(_forward_in_fp32, head)  # a method follows its head into peft's deep copy of it
 
-    def forward(hidden: Tensor) -> Tensor:
-        with torch.autocast(hidden.device.type, enabled=False):
-            return nn.functional.linear(hidden.float(), head.weight.float())
 
-    head.forward = forward
+def _forward_in_fp32(head: Any, hidden: Tensor) -> Tensor:
+    with torch.autocast(hidden.device.type, enabled=False):
+        return nn.functional.linear(hidden.float(), head.weight.float())
 
 
 def init_head(weight: nn.Parameter, seed: int) -> None:

@@ -63,8 +63,6 @@ class RewardModel:
         tokenizer's chat template."""
         from evaluation.scoring import encode
 
-        if len(prompts) != len(completions):
-            raise ValueError(f"{len(prompts)} prompts and {len(completions)} completions; give one for each")
         return encode(self.tokenizer, prompts, completions, ended)
 
     def score(
@@ -77,7 +75,8 @@ class RewardModel:
         """Rewards of completions, read at their EOS; they do not depend on what else is scored with them.
 
         `batch_tokens`: padded size of a batch. `ended`: False for a completion that was cut off before its EOS; it is
-        read at its last token. All have ended unless given. UserError names the first row that is longer than the context.
+        read at its last token. All have ended unless given. UserError names the first row that is neither text nor
+        messages, or longer than the context.
         """
         from evaluation.scoring import score_ids
 

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from trl import RewardConfig as Arguments
 
+from alignment.lora.layers import CLASSIFIER
+from alignment.lora.training import with_adapter
 from alignment.models import context_length, load_tokenizer, save_artefact
 from alignment.reward import RewardConfig
 from alignment.reward.head import load_scorer
@@ -28,6 +30,7 @@ from alignment.trl_stage.config import training_arguments
 from alignment.trl_stage.preferences import count_contaminated, load_preference_split
 from alignment.trl_stage.trainer import settle_precision, train
 from data import plain_text
+from evaluation.adapters import is_adapter, split_adapter, write_head
 from evaluation.completions import load_completions
 from evaluation.scoring import inference, plan_batches, right_pad
 from launch.errors import UserError
@@ -41,7 +44,7 @@ BATCH_TOKENS = 8192
 def run(config: RewardConfig, job: Job) -> dict[str, Any]:
     """Train, save, normalise, evaluate."""
     tokenizer = load_tokenizer(config.model)
-    model = load_scorer(config.model, tokenizer, config.seed)
+    model = load_model(config, tokenizer)
     limit = context_length(model.config, config.max_length)
     train_pairs, eval_pairs = load_preference_split(config)
     seen = count_contaminated(job, train_pairs, eval_pairs)
@@ -69,6 +72,15 @@ def run(config: RewardConfig, job: Job) -> dict[str, Any]:
     del trainer, model
     counts = {"pairs": len(rows), "pairs_too_long": too_long, "eval_pairs_too_long": eval_too_long}
     return {**counts, **seen, **summary, **finish(config, job, rows, eval_rows)}
+
+
+def load_model(config: RewardConfig, tokenizer: Any) -> Any:
+    """The scorer to train: whole, or with LoRA its base with an adapter, which starts from the model's own if it has one."""
+    if config.lora is None:
+        return load_scorer(config.model, tokenizer, config.seed)
+    base, start = split_adapter("model", config.model)
+    model = load_scorer(base, tokenizer, config.seed)
+    return with_adapter(model, base, config.lora, CLASSIFIER, config.seed, start)
 
 
 def finish(config: RewardConfig, job: Job, rows: Sequence[Row], eval_rows: Sequence[Row]) -> dict[str, Any]:
@@ -100,7 +112,10 @@ def _normalise(config: RewardConfig, job: Job, scorer: RewardModel, rows: Sequen
     with torch.no_grad():
         scorer.model.score.weight.copy_(torch.from_numpy(update.weight_D)[None])
     if job.runtime.is_main:
-        scorer.model.save_pretrained(job.output_dir)
+        if is_adapter(str(job.output_dir)):
+            write_head(job.output_dir, scorer.model.score.weight)
+        else:
+            scorer.model.save_pretrained(job.output_dir)
     job.runtime.barrier()
     return update
 

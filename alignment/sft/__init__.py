@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from alignment.lora.config import LoraOptions
 from alignment.trl_stage.config import TrainerConfig
 from launch.stage import Job, Stage
 
@@ -15,6 +16,9 @@ class SFTConfig(TrainerConfig):
 
     Rows of `data` have `prompt` and `completion` (text or messages), or `messages`.
     """
+
+    lora: LoraOptions | None = None
+    """Train an adapter of `model` (lora.rank, lora.alpha, lora.targets); all weights when not given."""
 
 
 def run(config: SFTConfig, job: Job) -> dict[str, Any]:

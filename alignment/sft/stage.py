@@ -11,12 +11,15 @@ from torch import Tensor
 from trl import SFTConfig as Arguments
 from trl import SFTTrainer
 
+from alignment.lora.layers import CAUSAL
+from alignment.lora.training import with_adapter
 from alignment.models import context_length, load_causal, load_tokenizer, save_artefact
 from alignment.sft import SFTConfig
 from alignment.sft.rows import Row, audit_mask, make_rows
 from alignment.trl_stage.config import hold_out, training_arguments
 from alignment.trl_stage.trainer import Batch, StageTrainer, settle_precision, train
 from data import Pair, load_pairs
+from evaluation.adapters import split_adapter
 from launch.stage import Job
 
 
@@ -49,10 +52,19 @@ def tokenised(rows: list[Row]) -> Dataset:
     return Dataset.from_list([{"input_ids": row["input_ids"], "labels": row["labels"]} for row in rows])
 
 
+def load_model(config: SFTConfig, tokenizer: Any) -> Any:
+    """The model to train: whole, or with LoRA its base with an adapter, which starts from the model's own if it has one."""
+    if config.lora is None:
+        return load_causal(config.model, tokenizer, partitioned=True)
+    base, start = split_adapter("model", config.model)
+    model = load_causal(base, tokenizer, partitioned=True)
+    return with_adapter(model, base, config.lora, CAUSAL, config.seed, start)
+
+
 def run(config: SFTConfig, job: Job) -> dict[str, Any]:
     """Tokenise, audit, train, evaluate, save."""
     tokenizer = load_tokenizer(config.model)
-    model = load_causal(config.model, tokenizer, partitioned=True)
+    model = load_model(config, tokenizer)
     limit = context_length(model.config, config.max_length)
     train_pairs, eval_pairs = load_split(config)
     rows, too_long = make_rows(tokenizer, train_pairs, limit)

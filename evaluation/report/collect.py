@@ -64,9 +64,7 @@ def collect(folders: Sequence[str | Path], leave_out: Path | None = None) -> Col
     runs: dict[Path, dict[str, Any]] = {}
     for root in map(Path, folders):
         if not root.is_dir():
-            raise UserError(
-                f"inputs: {root}: no such folder; give folders with results.json or provenance.json in them"
-            )
+            raise UserError(f"inputs: {root}: no such folder; give folders that hold runs of alignkit, at any depth")
         for folder in _folders(root.resolve(), leave_out.resolve() if leave_out else None):
             if (folder / RESULTS_FILE).is_file():
                 results[folder] = FoundResult(folder, with_short_names(load(folder)))
@@ -75,12 +73,19 @@ def collect(folders: Sequence[str | Path], leave_out: Path | None = None) -> Col
                 if provenance["stage"] != "report":
                     runs[folder] = provenance
     if not results and not runs:
-        listed = ", ".join(str(f) for f in folders)
-        raise UserError(f"inputs: {listed}: no {RESULTS_FILE} and no {PROVENANCE_FILE} there; run an evaluation first")
+        raise UserError(f"inputs: {', '.join(map(str, folders))}: {_nothing_found(folders)}")
     _add_ancestors(runs)
     stages = _in_order(runs)
     ordered = sorted(results.values(), key=lambda r: (r.result.created, str(r.folder)))
     return Collection(ordered, stages, _code_warnings(stages))
+
+
+def _nothing_found(folders: Sequence[str | Path]) -> str:
+    """Why there is nothing to report, and what to do."""
+    begun = next((p.parent for f in folders for p in sorted(Path(f).rglob("run.json"))), None)
+    if begun is None:
+        return "no run of alignkit is there; run an evaluation first, such as `alignkit evaluate text`"
+    return f"no run there is finished, {begun} for one is not; give its command again, which resumes it"
 
 
 def with_short_names(result: EvaluationResult) -> EvaluationResult:

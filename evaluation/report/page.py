@@ -105,10 +105,15 @@ def contents(context: dict[str, Any], views: Sequence[BoardView]) -> list[tuple[
     entries += [("pictures", "Generated images")] if context["pictures"] else []
     entries += [(m.anchor, m.title) for m in context["matrices"]]
     entries += [("comparisons", "Paired comparisons")] if context["comparisons"] else []
-    for key, name in (("samples", "Samples"), ("curves", "Training"), ("stages", "Lineage")):
+    for key, name in (
+        ("samples", "Samples"),
+        ("curves", "Training"),
+        ("stages", "Lineage"),
+        ("evaluations", "Every number"),
+    ):
         if context[key]:
-            entries.append(("lineage" if key == "stages" else key, name))
-    return [*entries, ("numbers", "Every number")]
+            entries.append(({"stages": "lineage", "evaluations": "numbers"}.get(key, key), name))
+    return entries
 
 
 # ---------------------------------------------------------------------------------------------- facts

@@ -26,6 +26,7 @@ from evaluation.images.sets import EMBEDDED, ImageSet, load_images
 from evaluation.schema import EvaluationResult, Metric, Protocol, Slice, Subject, metric, write_samples
 from evaluation.statistics import Estimate
 from evaluation.suites.images import check_names, folder_name
+from launch.entry import run_module
 from launch.errors import UserError
 from launch.provenance import hardware, package_versions
 from launch.stage import Job, Stage, StageConfig
@@ -208,3 +209,6 @@ def _matrix_metric(column: str, estimate: Estimate) -> Metric:
 
 
 STAGE = Stage(name="evaluate deepfake", config=DeepfakeConfig, run=run)
+
+if __name__ == "__main__":
+    run_module("evaluation.suites.deepfake")

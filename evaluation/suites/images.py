@@ -30,6 +30,7 @@ from evaluation.images.metrics import Manifold, precision_recall_density_coverag
 from evaluation.images.sets import EMBEDDED, ImageSet, content_fractions, image_set, load_images
 from evaluation.schema import EvaluationResult, Metric, Protocol, Subject, metric, write_samples
 from evaluation.statistics import Estimate, mean, proportion
+from launch.entry import run_module
 from launch.errors import UserError
 from launch.provenance import hardware, package_versions
 from launch.seeding import numpy_generator
@@ -286,3 +287,6 @@ def _notes(images: ImageSet, reference: ImageSet, found: Features, metrics: list
 
 
 STAGE = Stage(name="evaluate images", config=ImagesConfig, run=run)
+
+if __name__ == "__main__":
+    run_module("evaluation.suites.images")

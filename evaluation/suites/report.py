@@ -18,7 +18,8 @@ from evaluation.report.page import render_page
 from evaluation.report.samples import sample_section
 from evaluation.report.terminal import print_leaderboard, to_text
 from launch.config import artefact, operational
-from launch.errors import UserError
+from launch.entry import run_module, run_stage_command
+from launch.errors import UserError, nearest
 from launch.files import read_json, write_atomic, write_json
 from launch.stage import Job, Stage, StageConfig
 
@@ -40,6 +41,11 @@ class ReportConfig(StageConfig):
     def check(self) -> None:
         if not self.inputs:
             raise ValueError("inputs: is empty; name folders, as in `alignkit report DIR... --output_dir OUT`")
+        for folder in map(Path, self.inputs):
+            if not folder.is_dir():
+                near = [p.name for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else []
+                what = "is a file" if folder.exists() else f"no such folder{nearest(folder.name, near)}"
+                raise ValueError(f"inputs: {folder}: {what}; give folders that hold runs of alignkit, at any depth")
 
 
 def run(config: ReportConfig, job: Job) -> dict[str, Any]:
@@ -75,13 +81,12 @@ def all_warnings(found: Collection, boards: Sequence[Leaderboard]) -> list[str]:
         for note in entry.result.notes:
             about.setdefault(note, {})[entry.result.subject.name] = None
     notes = [f"{', '.join(names)}: {note}" for note, names in about.items()]
-    return list(dict.fromkeys([*(line for board in boards for line in board.warnings), *notes, *found.warnings]))
+    empty = [] if found.results else ["No evaluation lies in these folders: there are runs, but no numbers to compare."]
+    return list(dict.fromkeys([*empty, *(line for b in boards for line in b.warnings), *notes, *found.warnings]))
 
 
 def main(arguments: Sequence[str]) -> None:
     """The command line: folders first, then the options of the stage. An earlier report in OUT is replaced."""
-    from launch.entry import run_stage_command
-
     words = list(arguments)
     folders: list[str] = []
     while words and not words[0].startswith("-"):
@@ -104,3 +109,6 @@ def _holds_a_report(words: Sequence[str]) -> bool:
 
 
 STAGE = Stage(name="report", config=ReportConfig, run=run)
+
+if __name__ == "__main__":
+    run_module("evaluation.suites.report", "main")

@@ -12,7 +12,7 @@ from generative.learners import DiffusionLearner, GANLearner, VAELearner
 from generative.train.config import TrainConfig
 from generative.training import Learner, Trainer
 from generative.vae import VAE
-from launch.errors import UserError
+from launch.engine import check_weights
 from launch.runtime import Runtime
 from launch.seeding import seed_libraries
 from launch.stage import Job, Stage
@@ -20,8 +20,6 @@ from launch.stage import Job, Stage
 
 def run(config: TrainConfig, job: Job) -> dict[str, Any]:
     """Train; the artefact is the model with its averaged weights."""
-    if job.runtime.uses_deepspeed and config.kind == "gan":  # accelerate has one DeepSpeed engine for each job
-        raise UserError("kind: a GAN trains two networks, DeepSpeed one; launch it with launch/accelerate/ddp.yaml")
     dials = config.dials
     images = load_training_images(config.data, config.image_size)
     learner = build_learner(config, images.shape[2], images.shape[1], job.runtime)
@@ -42,6 +40,7 @@ def run(config: TrainConfig, job: Job) -> dict[str, Any]:
                 trainer.save(job.checkpoints)
                 job.stop_if_requested(trainer.step)
     with trainer.finished() as model:
+        check_weights(model.state_dict(), job.runtime)
         if job.runtime.is_main:
             model.save_pretrained(job.output_dir)
         job.runtime.barrier()

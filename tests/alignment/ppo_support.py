@@ -5,8 +5,8 @@ import torch
 
 from alignment.ppo.config import PPOConfig
 from alignment.ppo.models import load_roles
+from alignment.ppo.rewards import build_rewards
 from alignment.ppo.trainer import PPOTrainer
-from alignment.reward.sources.build import build_source
 from alignment.reward.sources.protocol import single
 from launch.runtime import start_runtime
 from tests.support import save_policy, save_reward, word_tokenizer
@@ -54,7 +54,7 @@ def make(folders, runtime):
         config = PPOConfig(**{**settings, **changes})
         config.check()
         roles = load_roles(config)
-        source = source or build_source(config.sources, runtime.device, roles.tokenizer, config.seed)
+        source = source or build_rewards(config, roles, runtime.device)
         return PPOTrainer(config, roles, source, prompts or prompt_rows(), runtime, held_out=held_out)
 
     return build

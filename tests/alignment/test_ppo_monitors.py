@@ -238,7 +238,7 @@ def test_samples_of_another_model_make_the_kl_negative(make, tmp_path):
     """The bug: responses are drawn by the reference (say, weights that were not synchronised), not by the policy."""
     other = save_policy(tmp_path / "other", seed=7)
     trainer = make(TokenReward(), reference=str(other), **LEARNS | {"updates": 2}, monitors=options(kl_negative={}))
-    trainer._sync_sampler = lambda: trainer.reference.policy
+    trainer.sampler.sync = lambda: trainer.reference.policy
     found, history = alarms_of(trainer)
     assert found["kl_negative"].update == 2 and history[1]["kl/k1"] < -0.1
     honest = make(TokenReward(), reference=str(other), **LEARNS | {"updates": 2}, monitors=options(kl_negative={}))

@@ -4,6 +4,7 @@ import random
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from transformers import (
@@ -99,12 +100,38 @@ def test_mistakes_are_named(folder, tmp_path):
         RewardModel.from_pretrained(save_reward(tmp_path / "small", vocab_size=20))
     with pytest.raises(UserError, match="no pad_token_id"):
         RewardModel.from_pretrained(save_reward(tmp_path / "no_pad", pad_token_id=None))
-    with pytest.raises(UserError, match="nowhere: could not be loaded"):
+    with pytest.raises(UserError, match="nowhere: no such folder"):
         RewardModel.from_pretrained(tmp_path / "nowhere")
     with pytest.raises(UserError, match="row 2 has 71 tokens"):
         RewardModel.from_pretrained(folder).score(["the", "the " * 69], ["of", "of"])
-    with pytest.raises(ValueError, match="2 prompts and 1 completions"):
-        RewardModel.from_pretrained(folder).score(["a", "b"], ["c"])
+
+
+@pytest.mark.parametrize(
+    ("prompts", "completions", "ended", "message"),
+    [
+        (["a", "b"], ["c"], None, "completions: 2 prompts and 1 completions; give one for each"),
+        ("the of", "and to", None, "prompts: a str is not a list of texts"),
+        (["the"], "o", None, "completions: a str is not a list of texts"),
+        ((p for p in ["the"]), ["of"], None, "prompts: a generator is not a list"),
+        ({"prompt": "the"}, ["of"], None, "prompts: a dict is not a list"),
+        (["the", None], ["of", "of"], None, r"prompts\[1\]: None is not text"),
+        (["the"], [3], None, r"completions\[0\]: 3 is not text"),
+        ([{"role": "user", "content": "x"}], ["of"], None, r"prompts\[0\]: .* is not text; give a text or a list"),
+        ([[{"role": "user"}]], ["of"], None, r"prompts\[0\], message 1 has no 'content'"),
+        ([["the"]], ["of"], None, r"prompts\[0\], message 1 is"),
+        (["the", "of"], ["of", "of"], [True], "ended: 2 prompts and 1 ended; give one for each"),
+    ],
+)
+def test_what_is_no_list_of_texts_is_refused(folder, prompts, completions, ended, message):
+    with pytest.raises(UserError, match=message):
+        RewardModel.from_pretrained(folder).score(prompts, completions, ended=ended)
+
+
+def test_lists_of_other_kinds_are_read(folder):
+    model = RewardModel.from_pretrained(folder)
+    expected = model.score(["the", "of"], ["and", "to"])
+    assert model.score(("the", "of"), np.array(["and", "to"])) == pytest.approx(expected, abs=1e-6)
+    assert model.score([], []) == []
 
 
 def test_same_tokenizer(folder):

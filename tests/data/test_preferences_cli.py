@@ -31,6 +31,19 @@ def test_stats_reports_duplicates(file, capsys):
     assert (found["n"], found["duplicates"], found["exact_duplicates"]) == (6, 2, 1)
 
 
+def test_faulty_rows_are_named_or_left_out_and_counted(file, tmp_path, capsys):
+    fault = {"prompt": "p", "chosen": "same", "rejected": "same"}
+    file.write_text(file.read_text() + json.dumps(fault) + "\n")
+    out = tmp_path / "out.jsonl"
+    for command in (stats, lambda words: export([*words, "--output", str(out)])):
+        with pytest.raises(UserError, match="chosen and rejected are the same text"):
+            command(["--data", str(file)])
+        command(["--data", str(file), "--invalid", "drop"])
+    found = json.loads(capsys.readouterr().out.rpartition("}")[0] + "}")
+    assert (found["n"], found["invalid_rows"]) == (3, 1)
+    assert out.read_text().count("\n") == 3
+
+
 @pytest.mark.parametrize(("form", "rows"), [("implicit", 3), ("unpaired", 6)])
 def test_export(file, tmp_path, form, rows):
     out = tmp_path / "out.jsonl"

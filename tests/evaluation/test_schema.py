@@ -6,6 +6,7 @@ import pytest
 from evaluation import schema
 from evaluation import statistics as s
 from launch.errors import UserError
+from launch.files import artefact_files, hash_files
 
 
 def result(**changes):
@@ -128,6 +129,23 @@ def test_load_of_something_else(tmp_path):
         schema.load(tmp_path)
     with pytest.raises(UserError, match="no such file"):
         schema.load(tmp_path / "nowhere.json")
+
+
+def test_a_result_that_was_edited_after_its_stage_wrote_it_is_refused(tmp_path):
+    sibling = tmp_path / "run" / "vae"  # evaluate images writes one folder for each generator, below its own
+    sibling.mkdir(parents=True)
+    result().save(sibling)
+    hashes = hash_files(tmp_path / "run")
+    record = {"stage": "evaluate images", "files": artefact_files(tmp_path / "run"), "files_sha256": hashes}
+    (tmp_path / "run" / "provenance.json").write_text(json.dumps(record))
+    assert schema.load(sibling) == schema.load(sibling / "results.json")
+    text = (sibling / "results.json").read_text()
+    (sibling / "results.json").write_text(text.replace("ppo", "dpo", 1))
+    for path in (sibling, sibling / "results.json"):
+        with pytest.raises(
+            UserError, match=r"vae/results\.json is gone or has changed since `alignkit evaluate images`"
+        ):
+            schema.load(path)
 
 
 def test_changed_samples_are_noticed(tmp_path):

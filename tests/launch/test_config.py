@@ -43,6 +43,10 @@ class Example:
     def check(self):
         if self.steps < 1:
             raise ValueError(f"steps: {self.steps} is below 1; give a positive integer")
+        if self.limit and self.steps > self.limit:
+            raise ValueError(f"steps: {self.steps} is above limit {self.limit}")
+        if self.kind == "b" and not self.names:
+            raise ValueError("names is missing; add --names a,b")
 
 
 def recipe(tmp_path, text):
@@ -108,6 +112,26 @@ def test_faults_in_a_recipe(tmp_path, text, message):
 def test_faults_on_the_command_line(words, message):
     with pytest.raises(UserError, match=message):
         load_config(Example, words)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--steps", "0"], r"^command line: steps: 0 is below 1"),
+        (["--inner.depth", "x"], r"^command line: --inner\.depth: 'x' is not an integer"),
+        (["--inner.dept", "1"], r"^command line: unknown key '--inner\.dept'; did you mean 'depth'"),
+        (["--weights.a", "x"], r"^command line: --weights\.a: 'x' is not a number"),
+        (["--weights", "{b: x}"], r"^command line: --weights\.b: 'x' is not a number"),
+        (["--inner", "3"], r"^command line: --inner: '3' is not Inner"),
+        (["--limit", "3"], r"^.*r\.yaml and command line: steps: 5 is above limit 3"),
+        (["--steps", "9", "--limit", "8"], r"^command line: steps: 9 is above limit 8"),
+        (["--kind", "b"], r"^\S*r\.yaml: names is missing"),
+    ],
+)
+def test_a_fault_of_the_command_line_is_not_blamed_on_the_recipe(tmp_path, words, message):
+    path = recipe(tmp_path, "steps: 5\ninner: {depth: 1}\nweights: {a: 1}\n")
+    with pytest.raises(UserError, match=message):
+        load_config(Example, ["--config", path, *words])
 
 
 def test_recipe_that_is_not_text(tmp_path):

@@ -2,20 +2,27 @@
 
 import datetime
 import json
+import multiprocessing
+import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from launch import lifecycle
+from launch.cli import COMMANDS
+from launch.config import load_config
 from launch.errors import UserError
-from launch.files import read_json, write_json
-from launch.lifecycle import Schedule, is_up_to_date, plan_stages
-from tests.support import ROOT, alignkit, environment
+from launch.files import read_json, sha256_text, write_json
+from launch.lifecycle import Schedule, _arguments, _environment_of, is_up_to_date, plan_stages
+from tests.launch.toy import ToyConfig
+from tests.support import ROOT, alignkit, environment, last_words, start
 
+LAUNCHER = "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no"
 STAGES = {
     "a": {"command": "generate", "config": {"prompts": "p"}},
     "b": {"command": "ppo", "config": {"policy": "@a", "prompts": ["@a/x::train"]}},
@@ -81,6 +88,8 @@ def test_what_is_up_to_date_needs_no_place_and_holds_nobody_up(tmp_path, monkeyp
         "f": {"command": "ppo", "config": {"policy": "@d"}},
     }
     seen = []
+    for name in "bde":
+        write_json(tmp_path / name / "provenance.json", {})
     monkeypatch.setattr(lifecycle, "RunningStage", Started)
     monkeypatch.setattr(lifecycle, "is_up_to_date", lambda stage: seen.append(stage.name) or stage.name in "bde")
     schedule = Schedule(plan_stages({"stages": stages}, "r.yaml", tmp_path, {}), jobs=2)
@@ -107,51 +116,107 @@ def test_a_stage_whose_artefact_lost_a_file_is_not_up_to_date(tmp_path):
     assert not is_up_to_date(plan[0])
 
 
-def start_toys(tmp_path, **entry):
+def test_a_damaged_artefact_is_made_again_before_it_is_used(tmp_path, monkeypatch):
+    """Names and sizes are what they were: only reading the files tells. What was skipped after it is judged anew."""
+    stages = {
+        "base": {"command": "generate"},
+        "other": {"command": "generate"},
+        "mid": {"command": "ppo", "config": {"policy": "@base"}},
+        "top": {"command": "ppo", "config": {"policy": "@mid"}},
+        "new": {"command": "ppo", "config": {"policy": "@mid", "reward": "@base", "prompts": "@other"}},
+    }
+    judged = []
+    for name in ("base", "mid", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model").write_text("abc")
+        record = {"files": {"model": 3}, "files_sha256": {"model": sha256_text("abd" if name == "base" else "abc")}}
+        write_json(tmp_path / name / "provenance.json", record)
+    monkeypatch.setattr(lifecycle, "RunningStage", Started)
+    monkeypatch.setattr(lifecycle, "is_up_to_date", lambda stage: judged.append(stage.name) or stage.name != "new")
+    schedule = Schedule(plan_stages({"stages": stages}, "r.yaml", tmp_path, {}), jobs=1)
+    for _ in range(2):
+        schedule.skip_finished()
+        schedule.start_next()
+    assert set(schedule.running) == {"base"} and [s.name for s in schedule.waiting] == ["mid", "top", "new"]
+    del schedule.running["base"]
+    schedule.skip_finished()
+    schedule.start_next()
+    assert set(schedule.running) == {"new"} and not schedule.waiting
+    assert sorted(judged) == ["base", "mid", "mid", "new", "other", "top", "top"]
+
+
+def test_an_edited_artefact_of_a_lifecycle_is_made_again_when_a_stage_uses_it(tmp_path):
+    completions(tmp_path / "c.jsonl", 4)
+    one = {"command": "preferences build", "config": {"completions": [str(tmp_path / "c.jsonl")]}}
+    two = {"command": "report", "config": {"inputs": ["@one"], "show": False}}
+    recipe = tmp_path / "life.yaml"
+    recipe.write_text(json.dumps({"stages": {"one": one, "two": two}}))
+    words = ["run", recipe, "--output_dir", tmp_path / "out"]
+    first = alignkit(*words)
+    assert first.returncode == 0, first.stderr
+    edited = tmp_path / "out" / "one" / "preferences.jsonl"
+    text = edited.read_text()
+    edited.write_text(text.replace("human", "humin"))
+    again = alignkit(*words, "--two.title", "Other")
+    assert again.returncode == 0, again.stderr
+    assert f"{edited} is gone or has changed" in again.stderr and edited.read_text() == text
+    said = [line for line in again.stderr.splitlines() if line.startswith("[1/2]")]
+    assert [line.split(": ")[1].split()[0] for line in said] == ["up", "alignkit", "done"], said
+
+
+def start_toys(tmp_path, launcher="", **config):
     """A lifecycle of two toys, the second after the first, and its first toy at work."""
-    config = {"steps": 6, "pause": 0.5}
+    config = {"steps": 6, "pause": 0.5, **config}
     recipe = tmp_path / "life.yaml"
     stages = {
-        "one": {"command": "toy", "config": config, **entry},
+        "one": {"command": "toy", "config": config, "launcher": launcher},
         "two": {"command": "toy", "config": {"source": "@one"}},
     }
     recipe.write_text(json.dumps({"stages": stages}))
     command = [sys.executable, "-m", "tests.launch.toy_run", str(recipe), "--output_dir", str(tmp_path / "out")]
-    pipes = dict(stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    process = subprocess.Popen(command, cwd=ROOT, env=environment(PYTHONPATH=str(ROOT)), **pipes)
-    log = tmp_path / "out" / "one" / "metrics.jsonl"
-    while process.poll() is None and not (log.exists() and log.read_text().count("\n") > 1):
-        time.sleep(0.05)
-    return process, command
+    return start(command, tmp_path / "out" / "one" / "metrics.jsonl", 2), command
 
 
-def last_words(process):
-    try:
-        return process.communicate(timeout=100)[1]
-    finally:
-        process.kill()
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_stops_the_stages_that_run_and_the_same_command_resumes(tmp_path, number):
+@pytest.mark.parametrize(
+    ("number", "group", "code"),
+    [(signal.SIGTERM, False, 75), (signal.SIGUSR1, False, 75), (signal.SIGINT, False, 130), (signal.SIGINT, True, 130)],
+)
+def test_a_signal_stops_the_stages_that_run_and_the_same_command_resumes(tmp_path, number, group, code):
+    """Ctrl-C on a terminal goes to the whole group, `kill` and schedulers to one process."""
     process, command = start_toys(tmp_path)
-    process.send_signal(number)
+    os.killpg(process.pid, number) if group else process.send_signal(number)
     said = last_words(process)
-    assert process.returncode == 75, said
+    assert process.returncode == code, said
     assert "stopped after step" in said and "stopped as asked" in said and "[2/2]" not in said
-    if number == signal.SIGTERM:
+    assert "Traceback" not in said
+    if number == signal.SIGTERM or group:
         again = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=100)
         assert again.returncode == 0, again.stderr
         assert "resuming after step" in again.stderr and "two: done in" in again.stderr
+        assert again.stderr.count("done in") == 2  # the stages leave it to the lifecycle
+
+
+def test_a_second_interrupt_ends_a_lifecycle_and_its_stages_at_once(tmp_path):
+    process, _ = start_toys(tmp_path, long_step=2)
+    worker = read_json(tmp_path / "out" / "one" / ".watchdog" / "heartbeat-0.json")["pid"]
+    os.killpg(process.pid, signal.SIGINT)
+    while "Ctrl-C again" not in process.stderr.readline():
+        assert process.poll() is None
+    os.killpg(process.pid, signal.SIGINT)
+    said = last_words(process, 40)  # less than the step takes
+    assert process.returncode == -signal.SIGINT, said
+    while Path(f"/proc/{worker}").exists():  # killed when its parent died: in a moment
+        time.sleep(0.05)
 
 
 @pytest.mark.distributed
-def test_a_signal_reaches_the_ranks_of_a_launched_stage(tmp_path):
-    process, _ = start_toys(tmp_path, launcher="--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no")
-    process.send_signal(signal.SIGTERM)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_reaches_the_ranks_of_a_launched_stage(tmp_path, number):
+    process, _ = start_toys(tmp_path, launcher=LAUNCHER)
+    os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
     said = last_words(process)
-    assert process.returncode == 75, said
-    assert "stopped after step" in said
+    assert process.returncode == (130 if number == signal.SIGINT else 75), said
+    assert "stopped after step" in said and "SignalException" not in said  # the launcher gives its ranks half a minute
     assert len(list((tmp_path / "out" / "one" / "checkpoints").glob("step-*"))) == 1
 
 
@@ -225,6 +290,53 @@ def test_a_stage_that_is_alone_has_nothing_beside_it(tmp_path):
     assert [what for _, what in order[4:]] == ["alignkit", "alignkit", "done", "done"]
 
 
+def run_toys(tmp_path, jobs, stages):
+    recipe = {"jobs": jobs, "stages": {name: {"command": "toy", **entry} for name, entry in stages.items()}}
+    (tmp_path / "life.yaml").write_text(json.dumps(recipe))
+    command = [sys.executable, "-m", "tests.launch.toy_run", str(tmp_path / "life.yaml"), "--output_dir", "out"]
+    env = environment(PYTHONPATH=str(ROOT))
+    return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=200)
+
+
+def test_the_last_words_are_the_stages_that_failed_and_why(tmp_path):
+    stages = {
+        "wrong": {"config": {"source": "nowhere"}},
+        "killed": {"config": {"die_at": 1}},
+        "broken": {"config": {"crash_at": 1}},
+        "slow": {"config": {"steps": 4, "pause": 1}},
+        "later": {"config": {"source": "@wrong"}},
+    }
+    result = run_toys(tmp_path, 4, stages)
+    assert result.returncode in (1, 2, 137) and "[5/5]" not in result.stderr, result.stderr
+    failed = [line for line in result.stderr.splitlines() if ": failed: " in line]
+    expected = [
+        "[1/5] wrong: failed: source: nowhere: no such file or folder",
+        "[2/5] killed: failed: killed by signal 9; run the same command again to resume",
+        "[3/5] broken: failed: ZeroDivisionError: a bug of the stage (its traceback is above)",
+    ]
+    assert all(any(line.startswith(words) for line in failed) for words in expected), result.stderr
+    assert ": failed: " in result.stderr.splitlines()[-1]
+
+
+@pytest.mark.distributed
+def test_the_last_words_are_those_of_a_rank_not_of_the_launcher(tmp_path):
+    result = run_toys(tmp_path, 1, {"bad": {"config": {"source": "nowhere"}, "launcher": LAUNCHER}})
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("[1/1] bad: failed: ") and "source: nowhere: no such file or folder" in last, result.stderr
+
+
+def test_why_a_stage_failed_is_said_again_when_others_ran_on(tmp_path):
+    stages = {name: {"command": "ppo"} for name in "abc"}
+    schedule = Schedule(plan_stages({"stages": stages}, "r.yaml", tmp_path, {}), jobs=3)
+    pipes = [multiprocessing.Pipe() for _ in range(3)]
+    for (reader, _), failure in zip(pipes, ("first", "", "last"), strict=True):
+        schedule.running[reader] = SimpleNamespace(failure=failure, finish=lambda _, code=len(failure): code)
+    for _, writer in pipes:
+        writer.close()
+        schedule.wait()
+    assert schedule.code and schedule.last_words == ["first"]  # nothing was said after the other one
+
+
 @pytest.mark.parametrize("jobs", ["0", "two", "-1", "1.5"])
 def test_jobs_is_a_positive_integer(tmp_path, jobs):
     recipe = tmp_path / "life.yaml"
@@ -234,6 +346,19 @@ def test_jobs_is_a_positive_integer(tmp_path, jobs):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_fault_in_a_config_names_the_users_recipe(tmp_path, monkeypatch):
+    monkeypatch.setitem(COMMANDS, "toy", ("tests.launch.toy", "STAGE", "count"))
+    recipe = {"stages": {"one": {"command": "toy", "config": {"rate": "x"}}}}
+    for overrides, place in ({}, "config"), ({"one": {"seed": "2"}}, "config and command line"):
+        (stage,) = plan_stages(recipe, "life.yaml", tmp_path, overrides)
+        words = _arguments(stage)[1:]
+        with monkeypatch.context() as patch:
+            for name, value in _environment_of(stage, 1).items():
+                patch.setenv(name, value)
+            with pytest.raises(UserError, match=f"^life.yaml: stages.one.{place}: rate: 'x' is not a number"):
+                load_config(ToyConfig, words)
+
+
 def test_a_failing_stage_ends_the_lifecycle_with_its_code(tmp_path):
     completions(tmp_path / "c.jsonl", 1, reference="sample {}")
     recipe = tmp_path / "life.yaml"
@@ -241,7 +366,10 @@ def test_a_failing_stage_ends_the_lifecycle_with_its_code(tmp_path):
     recipe.write_text(json.dumps({"stages": {"one": entry, "two": entry}}))
     result = alignkit("run", recipe, "--output_dir", tmp_path / "out")
     assert result.returncode == 2
-    assert "no row has a reference that differs" in result.stderr and "Traceback" not in result.stderr
+    assert result.stderr.splitlines()[-1].startswith(
+        "[1/2] one: failed: completions: no row has a reference that differs"
+    )
+    assert result.stderr.count("no row has") == 1 and "Traceback" not in result.stderr
     assert not (tmp_path / "out" / "two").exists()
     plan = plan_stages({"stages": {"one": entry}}, "r", tmp_path / "out", {})
     assert not is_up_to_date(plan[0])

@@ -1,10 +1,13 @@
 """The stage runner, seen from outside: folders, exit codes, resume."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 import yaml
@@ -15,9 +18,10 @@ from launch.errors import UserError
 from launch.files import read_json, sha256_tree, write_json
 from launch.provenance import write_model_card
 from launch.runtime import start_runtime
-from launch.stage import Job, Stage, StageConfig, Stopped, describe_run, run_stage
+from launch.stage import Job, Stage, StageConfig, describe_run, run_stage
+from launch.stopping import Stopped, listening
 from tests.launch.toy import STAGE, ToyConfig
-from tests.support import ROOT, alignkit, environment, read_metrics
+from tests.support import ROOT, alignkit, environment, free_port, last_words, read_metrics, start
 
 
 def toy(*words, **kwargs):
@@ -92,21 +96,74 @@ def test_sigterm_saves_and_the_same_command_resumes(tmp_path):
     again = toy(*words)
     assert again.returncode == 0
     assert "resuming after step 3" in again.stderr
+    assert again.stderr.splitlines()[-1].startswith("[toy] done in 100") and str(tmp_path / "out") in again.stderr
     assert before > 0 and read_json(tmp_path / "out" / "provenance.json")["seconds"] > before + 1000  # they add up
 
 
-def test_a_stage_that_never_asks_whether_to_stop_ends_at_once(tmp_path):
-    command = [sys.executable, "-m", "tests.launch.toy", "--output_dir", str(tmp_path / "out"), "--pause", "60"]
-    process = subprocess.Popen(command, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True)
-    while process.poll() is None and not (tmp_path / "out" / "metrics.jsonl").exists():
-        time.sleep(0.1)
-    process.terminate()
-    try:
-        said = process.communicate(timeout=40)[1]  # less than the step takes
-    finally:
-        process.kill()
-    assert process.returncode == 75 and "stopped as asked, before there was anything to save" in said, said
+def start_toy(tmp_path, rows, *words):
+    command = [sys.executable, "-m", "tests.launch.toy", "--output_dir", str(tmp_path / "out"), *words]
+    return start(command, tmp_path / "out" / "metrics.jsonl", rows)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_stage_that_never_asks_whether_to_stop_ends_at_once(tmp_path, number, code):
+    process = start_toy(tmp_path, 1, "--long_step", "1")
+    process.send_signal(number)
+    said = last_words(process, 40)  # less than the step takes
+    assert process.returncode == code and "stopped as asked, before there was anything to save" in said, said
     assert "Traceback" not in said
+
+
+def test_the_first_interrupt_saves_and_the_same_command_resumes(tmp_path):
+    process = start_toy(tmp_path, 2, "--pause", "0.5")
+    process.send_signal(signal.SIGINT)
+    said = last_words(process)
+    assert process.returncode == 130, said
+    assert "Ctrl-C again ends it at once" in said and "Traceback" not in said
+    assert "as asked; run the same command again to resume" in said
+    again = toy("--output_dir", tmp_path / "out", "--pause", 0.5)
+    assert again.returncode == 0 and "resuming after step" in again.stderr
+
+
+def test_the_second_interrupt_ends_a_stage_at_once(tmp_path):
+    process = start_toy(tmp_path, 2, "--long_step", "2")
+    process.send_signal(signal.SIGINT)
+    assert "Ctrl-C again" in process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    said = last_words(process, 40)  # less than the step takes
+    assert process.returncode == -signal.SIGINT, said
+
+
+def test_a_stage_that_was_started_with_interrupts_off_leaves_them_off(monkeypatch):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with listening(lambda code: pytest.fail(str(code))):
+            os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.distributed
+def test_an_interrupt_of_the_launcher_saves_and_a_second_one_ends_its_ranks(tmp_path):
+    accelerate = [str(Path(sys.executable).parent / "accelerate"), "launch", "--multi_gpu", "--num_processes", "2"]
+    flags = ["--num_machines", "1", "--mixed_precision", "no", "--main_process_port", str(free_port())]
+    words = ["-m", "tests.launch.toy", "--output_dir", str(tmp_path / "out"), "--pause", "0.5", "--long_step", "6"]
+    process = start([*accelerate, *flags, *words], tmp_path / "out" / "metrics.jsonl", 2)
+    os.killpg(process.pid, signal.SIGINT)
+    said = last_words(process)
+    assert "as asked; run the same command again to resume" in said, said
+    saved = list((tmp_path / "out" / "checkpoints").glob("step-*"))
+    assert len(saved) == 1
+
+    process = start([*accelerate, *flags, *words], tmp_path / "out" / "metrics.jsonl", 6)
+    ranks = [read_json(path)["pid"] for path in (tmp_path / "out" / ".watchdog").glob("heartbeat-*.json")]
+    os.killpg(process.pid, signal.SIGINT)
+    while "Ctrl-C again" not in process.stderr.readline():
+        assert process.poll() is None
+    os.killpg(process.pid, signal.SIGINT)
+    last_words(process, 25)  # less than the half minute that the launcher gives to ranks that do not end
+    while any(Path(f"/proc/{pid}").exists() for pid in ranks):  # killed when the launcher died: in a moment
+        time.sleep(0.05)
 
 
 def test_a_stop_names_the_step_that_was_really_saved(tmp_path, capsys):
@@ -200,22 +257,47 @@ def test_a_lifecycle_sees_that_a_function_has_changed(tmp_path):
     source.write_text("def f(): ...\n")
     folder = tmp_path / "out"
     run_stage(PARTS, PartsConfig(output_dir=str(folder), parts={"a": Part(function=f"{source}:f")}))
-    planned = PlannedStage("parts", "parts", folder, [], {})
+    planned = PlannedStage("parts", "parts", folder, [], {}, "recipe.yaml")
     write_json(folder / ".recipe.json", {"fingerprint": planned.fingerprint})
     assert is_up_to_date(planned)
     source.write_text("def f(): return 1\n")
     assert not is_up_to_date(planned)
 
 
-def test_an_artefact_that_lost_a_file_is_made_again(tmp_path, capsys):
+def flip_a_byte(path):
+    content = bytearray(path.read_bytes())
+    content[0] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_text("[10"), flip_a_byte])
+def test_an_artefact_that_is_not_what_was_written_is_made_again(tmp_path, capsys, damage):
     config = ToyConfig(output_dir=str(tmp_path / "out"))
     run_stage(STAGE, config)
-    (tmp_path / "out" / "result.txt").unlink()
+    before = (tmp_path / "out" / "result.txt").read_text()
+    damage(tmp_path / "out" / "result.txt")
     run_stage(STAGE, config)
-    assert "result.txt is gone or has another size" in capsys.readouterr().err
-    assert (tmp_path / "out" / "result.txt").exists()
+    assert "result.txt is gone or has changed since the run was complete" in capsys.readouterr().err
+    assert (tmp_path / "out" / "result.txt").read_text() == before
     run_stage(STAGE, config)
     assert "up to date" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("source", ["a", "a/result.txt", "a/../a", "a/result.txt::eval"])
+@pytest.mark.parametrize("damage", [Path.unlink, flip_a_byte])
+def test_an_input_that_is_not_what_its_stage_wrote_is_refused(tmp_path, monkeypatch, damage, source):
+    monkeypatch.chdir(tmp_path)
+    run_stage(STAGE, ToyConfig(output_dir="a"))
+    run_stage(STAGE, ToyConfig(output_dir="b", source=source))
+    damage(tmp_path / "a" / "result.txt")
+    changed = ToyConfig(output_dir="b", source=source, rate=0.25, overwrite=True)
+    with pytest.raises(UserError, match=r"source: .*result\.txt.*(alignkit toy|no such file)"):
+        run_stage(STAGE, changed)
+    assert (tmp_path / "b" / "result.txt").exists() and not (tmp_path / "b.previous").exists()  # nothing was moved
+    run_stage(STAGE, ToyConfig(output_dir="a"))
+    run_stage(STAGE, changed)
+    (tmp_path / "a" / "note.txt").write_text("a file that the stage did not write harms nobody")
+    run_stage(STAGE, ToyConfig(output_dir="c", source=source))
 
 
 def test_the_artefact_is_on_the_disk_before_the_provenance_vouches_for_it(tmp_path, monkeypatch):
@@ -331,8 +413,6 @@ def test_a_wedged_job_ends_with_a_reason(tmp_path):
 
 def test_full_disk_while_finishing_is_one_sentence(tmp_path):
     """A folder on a file system of 1 MiB: the stage cannot write, says so, and leaves no torn record."""
-    import os
-
     if os.geteuid() != 0:
         pytest.skip("mounting a small file system needs root")
     small = tmp_path / "small"

@@ -25,8 +25,12 @@ class ToyConfig(StageConfig):
     """An input."""
     pause: float = 0.0
     """Seconds of each step."""
+    long_step: int = 0
+    """This step takes a minute."""
     die_at: int = 0
     """Kill this process by SIGKILL after so many steps, once."""
+    crash_at: int = 0
+    """An exception, as a bug of ours would raise it, in this step."""
     die_late: bool = False
     """Kill this process by SIGKILL after the last row, which is logged after the last checkpoint, once."""
     stop_at: int = 0
@@ -42,7 +46,9 @@ def run(config, job):
         total += config.rate * step
         job.log(step, {"total": float(total[0]), "perf/when": time.time()})
         job.beat(step)
-        time.sleep(config.pause)
+        time.sleep(60 if step == config.long_step else config.pause)
+        if step == config.crash_at:
+            raise ZeroDivisionError("a bug of the stage")
         once = Path(config.output_dir) / ".once"
         if step in (config.die_at, config.stop_at) and not once.exists():
             once.touch()

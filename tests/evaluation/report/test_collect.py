@@ -73,7 +73,11 @@ def test_records_that_point_in_a_circle_do_not_hang(tmp_path, lifecycle):
 def test_faults_are_named(tmp_path):
     with pytest.raises(UserError, match="no such folder"):
         collect([tmp_path / "absent"])
-    with pytest.raises(UserError, match=r"no results\.json and no provenance\.json there"):
+    with pytest.raises(UserError, match="no run of alignkit is there; run an evaluation first"):
+        collect([tmp_path])
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "run.json").write_text("{}")
+    with pytest.raises(UserError, match=r"no run there is finished, .*begun for one is not"):
         collect([tmp_path])
     (tmp_path / "results.json").write_text('{"schema_version": 99}')
     with pytest.raises(UserError, match="schema_version 99 is not 1"):

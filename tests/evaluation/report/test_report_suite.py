@@ -185,7 +185,7 @@ def test_terminal(lifecycle):
 @pytest.fixture
 def commands(monkeypatch):
     seen = []
-    monkeypatch.setattr("launch.entry.run_stage_command", lambda stage, words: seen.append(words))
+    monkeypatch.setattr("evaluation.suites.report.run_stage_command", lambda stage, words: seen.append(words))
     return seen
 
 
@@ -209,6 +209,27 @@ def test_an_earlier_report_is_replaced_and_nothing_else(commands, tmp_path):
 def test_without_inputs():
     with pytest.raises(UserError, match="inputs: is empty"):
         build(ReportConfig, {}, "command line")
+
+
+def test_inputs_are_folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "file").write_text("x")
+    for name, what in (
+        ("ruins", "no such folder; did you mean 'runs'"),
+        ("file", "is a file"),
+        ("a/b", "no such folder;"),
+    ):
+        with pytest.raises(UserError, match=f"^command line: inputs: {name}: {what}"):
+            build(ReportConfig, {"inputs": [name]}, "command line")
+
+
+def test_runs_without_results(lifecycle, tmp_path):
+    assert write_report([lifecycle / "sft"], tmp_path)["evaluations"] == 0
+    page = "".join(Page((tmp_path / "index.html").read_text()).texts)
+    assert "Lineage" in page and "Every number" not in page
+    for name in ("index.html", "leaderboard.txt", "leaderboard.md", "leaderboard.json"):
+        assert "No evaluation lies in these folders" in " ".join((tmp_path / name).read_text().split()), name
 
 
 def test_results_without_stages(lifecycle, tmp_path):
