@@ -73,6 +73,21 @@ def test_the_one_resumed_from_is_kept(tmp_path, runtime):
     assert store.steps() == [1, 3, 4]
 
 
+def test_a_pinned_one_outlives_rotation_and_a_run_may_return_to_it(tmp_path, runtime, capsys):
+    store = CheckpointStore(tmp_path / "c", runtime, keep=2)
+    for step in range(1, 8):
+        store.pinned = 3 if step > 3 else None
+        assert store.save(step, tree(step))
+    assert store.steps() == [3, 6, 7]
+    (tmp_path / "c" / "step-00000006" / "MANIFEST.json").unlink()
+    assert store.latest(lambda step: step < 7).step == 3
+    assert "step-00000006: it has no manifest" in capsys.readouterr().err
+    assert store.latest(lambda step: step < 3) is None
+    store.discard_after(3)
+    assert store.steps() == [3] and store.latest().step == 3
+    assert store.save(4, tree(4)) and store.steps() == [3, 4]
+
+
 def test_every_flipped_bit_is_found_and_the_one_before_is_used(tmp_path, runtime, capsys):
     store = CheckpointStore(tmp_path, runtime)
     store.save(1, tree(1))

@@ -155,6 +155,39 @@ def test_identity_leaves_out_operational_fields_and_help_shows_documentation():
     assert "Step size." in text
 
 
+@dataclass(kw_only=True)
+class Limit:
+    """How far."""
+
+    low: int = 1
+    """Inclusive."""
+    high: int = 2
+    """Inclusive."""
+
+
+@dataclass(kw_only=True)
+class Grouped:
+    """A config with groups."""
+
+    first: Limit = field(default_factory=Limit)
+    second: Limit = field(default_factory=Limit)
+    """Limits of the second."""
+
+
+def test_help_lists_the_fields_of_groups_and_says_nothing_twice():
+    assert [line.strip() for line in describe(Grouped).splitlines()] == [
+        "--first.*",
+        "How far.",
+        "--first.low  (an integer; default 1)",
+        "Inclusive.",
+        "--first.high  (an integer; default 2)",
+        "--second.*",
+        "Limits of the second.",
+        "--second.low  (an integer; default 1)",
+        "--second.high  (an integer; default 2)",
+    ]
+
+
 def test_a_folder_of_a_recipes_name_does_not_hide_the_recipe(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "demo").mkdir()
