@@ -8,9 +8,9 @@ import sys
 def main() -> None:
     """Run one suite from the command line."""
     from launch.cli import run_command
-    from launch.entry import guarded
+    from launch.entry import guarded, leave
 
-    sys.exit(guarded(lambda: run_command(["evaluate", *sys.argv[1:]])))
+    leave(guarded(lambda: run_command(["evaluate", *sys.argv[1:]])))
 
 
 if __name__ == "__main__":

@@ -46,6 +46,23 @@ class Generator(nn.Module):
         return torch.tanh(self.decoder(noise_BZ))
 
 
+class Judge(nn.Module):
+    """The discriminator as it is trained: R1, itself a gradient, is taken inside the forward pass.
+
+    Outside, DDP and DeepSpeed would see a backward pass that is not the step's.
+    """
+
+    def __init__(self, discriminator: nn.Module) -> None:
+        super().__init__()
+        self.discriminator = discriminator
+
+    def forward(self, real_BCHW: Tensor, fake_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits of real and of generated images, and R1 at the real ones: each (B,)."""
+        real_BCHW = real_BCHW.detach().requires_grad_()
+        real_B, fake_B = self.discriminator(torch.cat([real_BCHW, fake_BCHW])).squeeze(1).chunk(2)
+        return real_B, fake_B, r1_penalty(real_B, real_BCHW)
+
+
 class GAN(ModelMixin, ConfigMixin):
     """A generator and its discriminator, which gives one logit for each image: above 0 for real."""
 

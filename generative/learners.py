@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from generative.diffusion import DiffusionModel, min_snr_weight, signal_to_noise, stratified_timesteps
-from generative.gan import GAN, discriminator_nll, generator_nll, r1_penalty
+from generative.gan import GAN, Judge, discriminator_nll, generator_nll
 from generative.training import Batch, Phase, Terms
 from generative.vae import VAE, negative_elbo
 from launch.engine import Engine
@@ -22,11 +22,9 @@ ADAM_BETAS = (0.9, 0.99)
 GAN_BETAS = (0.0, 0.99)  # momentum lets the two players overshoot each other (Karras et al. 2018)
 
 
-def make_engine(runtime: Runtime, module: nn.Module, rate: float, batch: int, adversarial: bool = False) -> Engine:
-    """An engine with Adam; a GAN's gradients are not clipped, since R1 holds them."""
-    betas = GAN_BETAS if adversarial else ADAM_BETAS
-    optimizer = torch.optim.Adam(module.parameters(), lr=rate, betas=betas, fused=True)  # else a quarter of a step
-    return Engine(runtime, module, optimizer, math.inf if adversarial else MAX_GRAD_NORM, batch)
+def make_adam(module: nn.Module, rate: float, betas: tuple[float, float] = ADAM_BETAS) -> torch.optim.Adam:
+    """Adam in one kernel: in the plain loop it is a quarter of a step."""
+    return torch.optim.Adam(module.parameters(), lr=rate, betas=betas, fused=True)
 
 
 class VAELearner:
@@ -34,7 +32,7 @@ class VAELearner:
 
     def __init__(self, model: VAE, rate: float, batch_size: int, runtime: Runtime) -> None:
         self.model = self.averaged = model
-        self.engine = make_engine(runtime, model, rate, batch_size)
+        self.engine = Engine(runtime, model, make_adam(model, rate), MAX_GRAD_NORM, batch_size)
         self.phases = [Phase("vae", self.engine, self.terms)]
 
     def terms(self, batch: Batch) -> Terms:
@@ -56,8 +54,10 @@ class GANLearner:
 
     def __init__(self, model: GAN, rate: float, r1_weight: float, batch_size: int, runtime: Runtime) -> None:
         self.model, self.averaged, self.r1_weight = model, model.generator, r1_weight
-        self.discriminator = make_engine(runtime, model.discriminator, rate, batch_size, adversarial=True)
-        self.generator = make_engine(runtime, model.generator, rate, batch_size, adversarial=True)
+        judge, generator = Judge(model.discriminator), model.generator
+        # not clipped, since R1 holds the gradients
+        self.discriminator = Engine(runtime, judge, make_adam(judge, rate, GAN_BETAS), math.inf, batch_size, whole=True)
+        self.generator = Engine(runtime, generator, make_adam(generator, rate, GAN_BETAS), math.inf, batch_size)
         self.phases = [
             Phase("discriminator", self.discriminator, self.discriminator_terms),
             Phase("generator", self.generator, self.generator_terms),
@@ -67,10 +67,8 @@ class GANLearner:
         """Cross-entropy of telling real from generated, plus r1_weight / 2 times R1; mean probability of "real" on each."""
         with torch.no_grad():
             fake_BCHW = self.model.generator(batch.normal("latent of discriminator", *self.model.noise_shape))
-        real_BCHW = batch.images.clone().requires_grad_()
-        logits = self.discriminator.wrapped(torch.cat([real_BCHW, fake_BCHW])).squeeze(1)
-        real_B, fake_B = logits.chunk(2)
-        r1 = batch.mean(r1_penalty(real_B, real_BCHW))
+        real_B, fake_B, r1_B = self.discriminator.wrapped(batch.images, fake_BCHW)
+        r1 = batch.mean(r1_B)
         return {
             "loss": batch.mean(discriminator_nll(real_B, fake_B)) + 0.5 * self.r1_weight * r1,
             "r1": r1,
@@ -80,11 +78,10 @@ class GANLearner:
 
     def generator_terms(self, batch: Batch) -> Terms:
         """The non-saturating loss; the discriminator's weights take no part in this graph."""
-        judge = self.model.discriminator.requires_grad_(False)
-        logits_B = judge(self.generator.wrapped(batch.normal("latent of generator", *self.model.noise_shape))).squeeze(
-            1
-        )
-        judge.requires_grad_(True)
+        discriminator = self.model.discriminator.requires_grad_(False)
+        fake_BCHW = self.generator.wrapped(batch.normal("latent of generator", *self.model.noise_shape))
+        logits_B = discriminator(fake_BCHW).squeeze(1)
+        discriminator.requires_grad_(True)
         return {"loss": batch.mean(generator_nll(logits_B))}
 
 
@@ -95,7 +92,7 @@ class DiffusionLearner:
         self, model: DiffusionModel, rate: float, min_snr_gamma: float | None, batch_size: int, runtime: Runtime
     ) -> None:
         self.model, self.averaged, self.gamma = model, model.unet, min_snr_gamma
-        self.engine = make_engine(runtime, model.unet, rate, batch_size)
+        self.engine = Engine(runtime, model.unet, make_adam(model.unet, rate), MAX_GRAD_NORM, batch_size)
         self.snr_T = signal_to_noise(model.scheduler.alphas_cumprod)
         self.phases = [Phase("unet", self.engine, self.terms)]
 

@@ -23,7 +23,7 @@ from data.order import batch_rows
 from evaluation.loading import plain_weights
 from generative.images import to_signed
 from launch.checkpoint import Checkpoint, CheckpointStore
-from launch.engine import Engine, check_weights
+from launch.engine import Engine, load_engines, save_engines
 from launch.errors import UserError
 from launch.runtime import Runtime
 from launch.seeding import numpy_generator
@@ -155,32 +155,16 @@ class Trainer:
 
     def save(self, store: CheckpointStore) -> None:
         """A checkpoint of weights, optimizers and average; batches, noise and learning rate follow from the step."""
-        for phase in self.learner.phases:
-            check_weights(phase.engine.module.state_dict(), self.runtime)
-        if self.runtime.uses_deepspeed:  # one engine, see GANLearner
-            self.learner.phases[0].engine.save(store, self.step, {"ema": self.ema.state_dict()})
-            return
-        engines = {
-            p.name: {"module": p.engine.module.state_dict(), "optimizer": p.engine.optimizer.state_dict()}
-            for p in self.learner.phases
-        }
-        store.save(self.step, {"engines": engines, "ema": self.ema.state_dict()})
+        save_engines(self._engines(), store, self.step, {"ema": self.ema.state_dict()})
 
     def load(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint."""
         self.step = checkpoint.step
-        if self.runtime.uses_deepspeed:
-            self._load_average(self.learner.phases[0].engine.load(checkpoint)["ema"])
-            return
-        state = checkpoint.state()
-        for phase in self.learner.phases:
-            phase.engine.module.load_state_dict(state["engines"][phase.name]["module"])
-            phase.engine.optimizer.load_state_dict(state["engines"][phase.name]["optimizer"])
-        self._load_average(state["ema"])
-
-    def _load_average(self, state: dict[str, Any]) -> None:
-        self.ema.load_state_dict(state)
+        self.ema.load_state_dict(load_engines(self._engines(), checkpoint)["ema"])
         self.ema.to(self.runtime.device)
+
+    def _engines(self) -> dict[str, Engine]:
+        return {phase.name: phase.engine for phase in self.learner.phases}
 
     @contextlib.contextmanager
     def finished(self) -> Iterator[Any]:

@@ -5,10 +5,9 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 
-from launch.entry import guarded, run_stage_command
+from launch.entry import guarded, leave, run_target
 from launch.errors import UserError, nearest
 
 # command -> (module, attribute, one line). A Stage is run through the stage runner, a function is called with the arguments.
@@ -109,16 +108,12 @@ def run_command(words: list[str]) -> None:
         return
     name, arguments = find_command(words)
     module, attribute, _ = COMMANDS[name]
-    target = getattr(importlib.import_module(module), attribute)
-    if attribute == "STAGE":
-        run_stage_command(target, arguments)
-    else:
-        target(arguments)
+    run_target(module, attribute, arguments)
 
 
 def main() -> None:
     """Entry point of the `alignkit` script."""
-    sys.exit(guarded(lambda: run_command(sys.argv[1:])))
+    leave(guarded(lambda: run_command(sys.argv[1:])))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""One trained module and its optimizer, the same to use on one process, under DDP and under DeepSpeed ZeRO 1, 2, 3.
+"""A trained module and its optimizer, the same to use on one process, under DDP and under DeepSpeed ZeRO 1, 2, 3.
 
 The loop that uses it owns the batches: it gives losses that are already divided by the count of the GLOBAL batch,
 says which micro-batch is the last, and sets the learning rate. So the gradient is the same for every number of
-ranks and micro-batches.
+ranks and micro-batches. A loop may have several engines, one for each network that it trains.
 """
 
 from __future__ import annotations
@@ -44,16 +44,33 @@ class Engine:
         optimizer: torch.optim.Optimizer,
         max_grad_norm: float,
         micro_batch: int,
+        whole: bool = False,
     ) -> None:
+        """`whole`: under ZeRO-3 train this module by ZeRO-2, which splits gradients and optimizer but not the weights.
+
+        For a module that takes derivatives of itself: ZeRO-3 frees the weights after the first of two backward passes.
+        """
         self.runtime, self.max_grad_norm = runtime, max_grad_norm
-        if runtime.uses_deepspeed:
-            settings = runtime.accelerator.state.deepspeed_plugin.deepspeed_config
-            settings["train_micro_batch_size_per_gpu"] = micro_batch  # there is no DataLoader to read it from
-            settings["gradient_clipping"] = max_grad_norm
-            settings["zero_allow_untested_optimizer"] = True
-            settings["zero_force_ds_cpu_optimizer"] = False
+        self.zero_stage = min(2, runtime.zero_stage) if whole else runtime.zero_stage
         self.base_lrs = [group["lr"] for group in optimizer.param_groups]
+        if runtime.uses_deepspeed:
+            self._configure_deepspeed(micro_batch)
         self.wrapped, self.optimizer = runtime.accelerator.prepare(module, optimizer)
+
+    def _configure_deepspeed(self, micro_batch: int) -> None:
+        """What accelerate gives to the DeepSpeed engine that it makes next."""
+        accelerator = self.runtime.accelerator
+        accelerator.deepspeed_engine_wrapped = None  # it keeps one for its own `backward`, which is not used here
+        settings = accelerator.state.deepspeed_plugin.deepspeed_config
+        settings["train_micro_batch_size_per_gpu"] = micro_batch  # there is no DataLoader to read it from
+        settings["train_batch_size"] = "auto"
+        settings["gradient_accumulation_steps"] = (
+            1  # the loop says which micro-batch is the last, and scales its losses
+        )
+        settings["gradient_clipping"] = self.max_grad_norm
+        settings["zero_allow_untested_optimizer"] = True
+        settings["zero_force_ds_cpu_optimizer"] = False
+        settings["zero_optimization"]["stage"] = self.zero_stage
 
     @property
     def module(self) -> Any:
@@ -69,9 +86,12 @@ class Engine:
 
         Gradients are exchanged on the `last` micro-batch of a step only, where the ZeRO stage allows that.
         """
-        accelerator = self.runtime.accelerator
-        accelerator.gradient_state._set_sync_gradients(last)
-        accelerator.backward(loss * self.runtime.world)  # DDP and DeepSpeed average over ranks
+        loss = loss * self.runtime.world  # DDP and DeepSpeed average over ranks
+        if self.runtime.uses_deepspeed:
+            self.wrapped.set_gradient_accumulation_boundary(last)
+            self.wrapped.backward(loss)
+        else:
+            loss.backward()  # accelerate's would divide by the gradient accumulation steps of the launcher
 
     @contextlib.contextmanager
     def accumulating(self, last: bool) -> Iterator[None]:
@@ -81,17 +101,15 @@ class Engine:
             yield
 
     def set_lr(self, *factors: float) -> None:
-        """Learning rates of the next step: the base rates times one factor, or times one for each parameter group.
-
-        Call it before the step's first `backward`: DeepSpeed makes the optimizer step inside the last one.
-        """
+        """Learning rates of the next step: the base rates times one factor, or times one for each parameter group."""
         each = factors * len(self.base_lrs) if len(factors) == 1 else factors
         for group, base, factor in zip(self.optimizer.param_groups, self.base_lrs, each, strict=True):
             group["lr"] = base * factor
 
     def step(self) -> float:
         """Clip, make the optimizer step and clear the gradients. Returns the gradient norm before clipping."""
-        if self.runtime.uses_deepspeed:  # the step itself was made inside the last `backward`
+        if self.runtime.uses_deepspeed:
+            self.wrapped.step()
             norm = self.wrapped.get_global_grad_norm()
             return float(norm) if norm is not None else float("nan")
         norm = torch.nn.utils.clip_grad_norm_(self.wrapped.parameters(), self.max_grad_norm)
@@ -106,54 +124,26 @@ class Engine:
 
         Frozen weights are left out: they are those that the module was made with.
         """
-        check_weights(self.module.state_dict(), self.runtime)
-        if not self.runtime.uses_deepspeed:
-            frozen = self._frozen_names()
-            module = {name: value for name, value in self.module.state_dict().items() if name not in frozen}
-            return store.save(step, {"module": module, "optimizer": self.optimizer.state_dict(), "extra": extra})
-
-        def write(folder: Path) -> None:
-            self.wrapped.save_checkpoint(str(folder), tag="engine", exclude_frozen_parameters=True)
-            if self.runtime.is_main:
-                write_tree(folder, "extra", extra)
-
-        return store.save_with(step, write, {"zero_stage": self.runtime.zero_stage})
+        return save_engines({"engine": self}, store, step, extra)
 
     def load(self, checkpoint: Checkpoint) -> dict[str, Any]:
-        """Restore weights and optimizer from a verified checkpoint; returns `extra`.
+        """Restore weights and optimizer from a verified checkpoint; returns `extra`."""
+        return load_engines({"engine": self}, checkpoint)
 
-        A checkpoint of DeepSpeed can be resumed with the same number of processes and ZeRO stage only.
-        """
-        meta = checkpoint.meta
-        if meta.get("zero_stage", 0) != self.runtime.zero_stage:
-            raise UserError(
-                f"{checkpoint.folder}: saved under ZeRO stage {meta.get('zero_stage', 0)}, this job runs stage {self.runtime.zero_stage}; "
-                "resume with the launcher configuration that the run was started with"
-            )
-        if not self.runtime.uses_deepspeed:
-            state = checkpoint.state()
-            missing, unexpected = self.module.load_state_dict(state["module"], strict=False)
-            assert not unexpected and set(missing) <= self._frozen_names(), (missing, unexpected)
-            self.optimizer.load_state_dict(state["optimizer"])
-            return state["extra"]
-        if meta["world"] != self.runtime.world:
-            raise UserError(
-                f"{checkpoint.folder}: saved by {meta['world']} processes under DeepSpeed, this job has {self.runtime.world}; "
-                "resume with the same number of processes"
-            )
-        strict = not self._frozen_names()
-        self.wrapped.load_checkpoint(str(checkpoint.folder), tag="engine", load_module_strict=strict)
-        return read_tree(checkpoint.folder, "extra")
-
-    def _frozen_names(self) -> set[str]:
+    def frozen_names(self) -> set[str]:
         """Parameters that are not trained; tied ones by all their names."""
         named = self.module.named_parameters(remove_duplicate=False)
         return {name for name, parameter in named if not parameter.requires_grad}
 
+    def trained_state(self) -> dict[str, Tensor]:
+        """The module's state dict without its frozen parameters."""
+        frozen = self.frozen_names()
+        return {name: value for name, value in self.module.state_dict().items() if name not in frozen}
+
     @contextlib.contextmanager
     def gathered(self, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
         """Inside, these parameters are whole on every rank (ZeRO-3 keeps each rank's part alone)."""
-        if self.runtime.zero_stage == 3:
+        if self.zero_stage == 3:
             import deepspeed
 
             with deepspeed.zero.GatheredParameters(list(parameters), modifier_rank=None):
@@ -173,3 +163,56 @@ class Engine:
         if self.runtime.is_main:
             module.save_pretrained(folder, state_dict=state)
         self.runtime.barrier()
+
+
+def save_engines(engines: Mapping[str, Engine], store: CheckpointStore, step: int, extra: dict[str, Any]) -> bool:
+    """Save weights and optimizers of all engines and `extra` (a tree, the same on every rank) as one checkpoint."""
+    runtime = store.runtime
+    for engine in engines.values():
+        check_weights(engine.module.state_dict(), runtime)
+    if not runtime.uses_deepspeed:
+        states = {n: {"module": e.trained_state(), "optimizer": e.optimizer.state_dict()} for n, e in engines.items()}
+        return store.save(step, {"engines": states, "extra": extra})
+
+    def write(folder: Path) -> None:
+        for name, engine in engines.items():
+            engine.wrapped.save_checkpoint(str(folder), tag=name, exclude_frozen_parameters=True)
+        if runtime.is_main:
+            write_tree(folder, "extra", extra)
+
+    return store.save_with(step, write, {"zero_stage": runtime.zero_stage})
+
+
+def load_engines(engines: Mapping[str, Engine], checkpoint: Checkpoint) -> dict[str, Any]:
+    """Restore what `save_engines` saved from a verified checkpoint; returns `extra`.
+
+    A checkpoint of DeepSpeed can be resumed with the same number of processes and ZeRO stage only.
+    """
+    runtime = next(iter(engines.values())).runtime
+    _check_same_launch(checkpoint, runtime)
+    if runtime.uses_deepspeed:
+        for name, engine in engines.items():
+            strict = not engine.frozen_names()
+            engine.wrapped.load_checkpoint(str(checkpoint.folder), tag=name, load_module_strict=strict)
+        return read_tree(checkpoint.folder, "extra")
+    state = checkpoint.state()
+    for name, engine in engines.items():
+        missing, unexpected = engine.module.load_state_dict(state["engines"][name]["module"], strict=False)
+        assert not unexpected and set(missing) <= engine.frozen_names(), (missing, unexpected)
+        engine.optimizer.load_state_dict(state["engines"][name]["optimizer"])
+    return state["extra"]
+
+
+def _check_same_launch(checkpoint: Checkpoint, runtime: Runtime) -> None:
+    """UserError when this job's launcher configuration cannot read the checkpoint."""
+    meta = checkpoint.meta
+    if meta.get("zero_stage", 0) != runtime.zero_stage:
+        raise UserError(
+            f"{checkpoint.folder}: saved under ZeRO stage {meta.get('zero_stage', 0)}, this job runs stage {runtime.zero_stage}; "
+            "resume with the launcher configuration that the run was started with"
+        )
+    if runtime.uses_deepspeed and meta["world"] != runtime.world:
+        raise UserError(
+            f"{checkpoint.folder}: saved by {meta['world']} processes under DeepSpeed, this job has {runtime.world}; "
+            "resume with the same number of processes"
+        )

@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from launch.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError, errno_of, leave_reason
 from launch.stopping import Stopped
@@ -91,9 +91,22 @@ def run_stage_command(stage: Any, arguments: Sequence[str]) -> None:
     run_stage(stage, load_config(stage.config, arguments))
 
 
-def run_module(name: str) -> None:
+def run_target(module: str, attribute: str, arguments: Sequence[str]) -> None:
+    """Run one command: the attribute STAGE of a module through the stage runner, a function with the arguments."""
+    target = getattr(importlib.import_module(module), attribute)
+    if attribute == "STAGE":
+        run_stage_command(target, arguments)
+    else:
+        target(arguments)
+
+
+def run_module(name: str, attribute: str = "STAGE") -> NoReturn:
     """The body of a stage's `__main__`: `run_module("alignment.ppo")` runs the STAGE of that package."""
-    code = guarded(lambda: run_stage_command(importlib.import_module(name).STAGE, sys.argv[1:]))
+    leave(guarded(lambda: run_target(name, attribute, sys.argv[1:])))
+
+
+def leave(code: int) -> NoReturn:
+    """End this process, be it a command of its own or a rank of a launched job."""
     if "LOCAL_RANK" in os.environ:
         _leave_rank(code)
     sys.exit(code)

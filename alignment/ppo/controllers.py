@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 
@@ -87,8 +86,3 @@ class RewardNormaliser:
 
     def load_state_dict(self, state: dict[str, float]) -> None:
         self.count, self.mean, self.deviations = int(state["count"]), state["mean"], state["deviations"]
-
-
-def clip_symmetric(values: Tensor, bound: float | None) -> Tensor:
-    """Values (any shape) held within [-bound, bound]: scores or advantages; None leaves them as they are."""
-    return values if bound is None else torch.clamp(values, -bound, bound)

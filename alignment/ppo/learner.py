@@ -41,10 +41,7 @@ class Learner:
         self.engine = Engine(runtime, module, optimizer, config.max_grad_norm, config.micro_batch_size)
 
     def update(self, rollout: Rollout, number: int, kl_coef: float) -> Metrics:
-        """`epochs` passes over the rollout in `minibatches` optimizer steps each.
-
-        Losses are means over the steps, other numbers token-weighted means over all of them.
-        """
+        """`epochs` passes over the rollout in `minibatches` optimizer steps each. Returns token-weighted means over all of them."""
         config = self.config
         sums: dict[str, Tensor] = {}
         norms: list[float] = []
@@ -62,10 +59,11 @@ class Learner:
         config, runtime = self.config, self.runtime
         warming = counter[0] < config.critic_warmup
         self._set_learning_rates(counter[0], warming)
+        tokens = rollout.mask_BT[minibatch].sum()
         if hasattr(self.engine.module, "value_reaches_trunk"):
             self.engine.module.value_reaches_trunk = not warming
         if self.ptx is not None and not warming:
-            _add(sums, self._ptx_pass(self.ptx, counter))
+            _add(sums, self._ptx_pass(self.ptx, counter), tokens)
         weights_BT = torch.zeros_like(rollout.mask_BT)
         weights_BT[minibatch] = ppo.token_weights(rollout.mask_BT[minibatch], config.loss_mean, config.max_new_tokens)
         parts = plan_parts(minibatch, rollout.lengths, self.room, runtime.world)[runtime.rank]
@@ -76,7 +74,7 @@ class Learner:
                 rows, idle = (part, False) if part else (minibatch[:1], True)
                 loss, measured = self._losses(rollout, rows, weights_BT, kl_coef, idle, warming)
                 self.engine.backward(loss, last)
-            _add(sums, measured)
+            _add(sums, measured, tokens)
         return self.engine.step()
 
     def _losses(
@@ -98,13 +96,13 @@ class Learner:
         if rollout.importance_BT is not None:
             losses_N = losses_N * rollout.flat(rollout.importance_BT, rows)
         policy = (weights_N * losses_N).sum()
-        measured = {"steps/policy/loss": policy}
+        measured = {"step/policy/loss": policy}
         loss = policy - config.entropy_coef * (weights_N * entropy_N).sum()
         if config.kl_in == "loss":
             assert rollout.ref_logprobs_BT is not None
             kl_N = ppo.kl_losses(logprobs_N - rollout.flat(rollout.ref_logprobs_BT, rows), config.kl_kind)
-            measured["steps/kl/loss"] = (weights_N * kl_N).sum()
-            loss = loss + kl_coef * measured["steps/kl/loss"]
+            measured["step/kl/loss"] = (weights_N * kl_N).sum()
+            loss = loss + kl_coef * measured["step/kl/loss"]
         loss = loss * (0.0 if warming else 1.0)
         real_N = (weights_N > 0).to(weights_N)
         ratio_sum, square_sum, ratio_max = ppo.ratio_sums(log_ratio_N, real_N)
@@ -133,7 +131,7 @@ class Learner:
             self.config.value_clip,
         )
         loss = (weights_N * losses_N).sum()
-        return loss, {"steps/critic/loss": loss, "critic/clip_fraction": (clipped_N * real_N).sum()}
+        return loss, {"step/critic/loss": loss, "critic/clip_fraction": (clipped_N * real_N).sum()}
 
     def _ptx_pass(self, ptx: PTXData, counter: tuple[int, int]) -> dict[str, Tensor]:
         """The gradient of the PTX loss, before those of the rollout: mean nats per token of the step's rows.
@@ -145,10 +143,10 @@ class Learner:
             logprobs_N, _, _ = self.engine(batch.tokens_bS, batch.before_N, batch.targets_N, 1.0, False)
             loss = -logprobs_N.sum() / tokens
             self.engine.backward(self.config.ptx_coef * loss, last=False)
-        measured = {"steps/ptx/loss": loss}
+        measured = {"step/ptx/loss": loss}
         if self.runtime.world == 1 and not self.runtime.uses_deepspeed:
             norms = [p.grad.norm() for p in self.engine.module.parameters() if p.grad is not None]
-            measured["steps/ptx/grad_norm"] = torch.stack(norms).norm()
+            measured["step/ptx/grad_norm"] = torch.stack(norms).norm()
         return measured
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -173,10 +171,8 @@ class Learner:
         for name, value in total.items():
             if name.startswith("max/"):
                 metrics[name.removeprefix("max/")] = max(self.runtime.gather_objects(value))
-            elif name.startswith("steps/"):
-                metrics[name.removeprefix("steps/")] = value / len(norms)
             else:
-                metrics[name] = value / tokens
+                metrics[name.removeprefix("step/")] = value / tokens
         metrics["train/grad_norm"] = sum(norms) / len(norms)
         if "ptx/grad_norm" in metrics:
             metrics["ptx/grad_norm_ratio"] = metrics.pop("ptx/grad_norm") / metrics["train/grad_norm"]
@@ -184,10 +180,11 @@ class Learner:
         return metrics
 
 
-def _add(sums: dict[str, Tensor], measured: dict[str, Tensor]) -> None:
-    """Add a micro-batch's sums in float64; of names that begin with `max/` keep the largest."""
+def _add(sums: dict[str, Tensor], measured: dict[str, Tensor], tokens: Tensor) -> None:
+    """Add a micro-batch's numbers in float64: sums over its tokens as they are; its parts of a number of the optimizer
+    step (`step/...`) times the step's tokens, since all is divided by the tokens of all steps; of `max/...` the largest."""
     for name, value in measured.items():
-        value = value.detach().double()
+        value = value.detach().double() * (tokens if name.startswith("step/") else 1)
         if name not in sums:
             sums[name] = value
         elif name.startswith("max/"):

@@ -17,8 +17,6 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
-from alignment.generation import positions_of
-
 LOGITS_PER_CHUNK = 2**22  # 16 MB in fp32
 
 
@@ -49,24 +47,6 @@ def give_logprob_head(model: PreTrainedModel) -> bool:
         return False
     head.__class__ = LogprobHead
     return True
-
-
-def response_logprobs(
-    model: Any, tokens_BS: Tensor, mask_BS: Tensor, length: int, temperature: float
-) -> tuple[Tensor, Tensor]:
-    """Log-probability and entropy, in nats, of the last `length` tokens under softmax(logits / temperature): (B, T) both.
-
-    The model has a `LogprobHead`. Rows are left-padded prompt + right-padded response; `mask_BS` is 1 on real tokens.
-    The head runs on the response's real tokens alone; both results are 0 on padding.
-    """
-    body, head = getattr(model, model.base_model_prefix), model.get_output_embeddings()
-    hidden_BSD = body(
-        tokens_BS, attention_mask=mask_BS, position_ids=positions_of(mask_BS), use_cache=False
-    ).last_hidden_state
-    real_BT = mask_BS[:, -length:].bool()
-    logprobs_N, entropy_N = head(hidden_BSD[:, -length - 1 : -1][real_BT], tokens_BS[:, -length:][real_BT], temperature)
-    blank_BT = logprobs_N.new_zeros(real_BT.shape)
-    return blank_BT.masked_scatter(real_BT, logprobs_N), blank_BT.masked_scatter(real_BT, entropy_N)
 
 
 def linear_logprobs(
@@ -119,7 +99,7 @@ class _LinearLogprobs(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.temperature, ctx.chunks, ctx.dtype = temperature, chunks, dtype
         logprobs_N, normaliser_N, entropy_N = (hidden_ND.new_empty(len(hidden_ND), dtype=wide(dtype)) for _ in range(3))
-        cast_VD, log_p_CV = weight_VD.to(dtype), None
+        cast_VD, kept_CV = weight_VD.to(dtype), None
         for part in chunks:
             logits_CV = chunk_logits(hidden_ND[part], cast_VD, bias_V, temperature)
             log_p_CV = torch.log_softmax(logits_CV, -1)
@@ -127,7 +107,8 @@ class _LinearLogprobs(torch.autograd.Function):
             logprobs_N[part] = log_p_CV.gather(-1, target_C1)[:, 0]
             normaliser_N[part] = logits_CV.gather(-1, target_C1)[:, 0] - logprobs_N[part]
             entropy_N[part] = -torch.exp(log_p_CV, out=logits_CV).mul_(log_p_CV).sum(-1)
-        kept_CV = log_p_CV if len(chunks) == 1 else None
+            kept_CV = log_p_CV if len(chunks) == 1 else None
+            del logits_CV, log_p_CV  # else they live on while the next chunk's are made
         ctx.save_for_backward(hidden_ND, weight_VD, bias_V, targets_N, normaliser_N, entropy_N, kept_CV)
         return logprobs_N, entropy_N
 
@@ -147,6 +128,7 @@ class _LinearLogprobs(torch.autograd.Function):
                 slopes = (None if x is None else x[part] / ctx.temperature for x in (slope_N, entropy_slope_N))
                 slope_CV = logit_slopes(log_p_CV, targets_N[part], entropy_N[part], *slopes)
                 add_head_gradients(grads, part, slope_CV, hidden_ND, cast_VD)
+                del log_p_CV, slope_CV
         typed = (g if g is None else g.to(x.dtype) for g, x in zip(grads, (hidden_ND, weight_VD, bias_V), strict=True))
         return *typed, None, None, None, None
 

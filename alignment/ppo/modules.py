@@ -66,7 +66,8 @@ class Reference(nn.Module):
 
     def __init__(self, policy: PreTrainedModel) -> None:
         super().__init__()
-        self.policy = policy.eval().requires_grad_(False)
+        self.policy = policy.requires_grad_(False)
+        self.eval()
 
     def forward(self, tokens_bS: Tensor, before_N: Tensor, targets_N: Tensor, temperature: float) -> Tensor:
         """Log-probabilities of the response tokens, (N,) nats."""

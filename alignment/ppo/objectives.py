@@ -39,6 +39,11 @@ def masked_whiten(values: Tensor, mask: Tensor, shift_mean: bool = True) -> Tens
     return on_mask(whitened if shift_mean else whitened + mean, mask)
 
 
+def clip_symmetric(values: Tensor, bound: float | None) -> Tensor:
+    """Values (any shape) held within [-bound, bound]: scores or advantages; None leaves them as they are."""
+    return values if bound is None else torch.clamp(values, -bound, bound)
+
+
 def token_weights(mask_BT: Tensor, how: str, max_length: int) -> Tensor:
     """Weight of each token's loss in the loss of a minibatch, (B, T); sum(weights * losses) is the loss.
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from alignment.generation import Sampling, generate
 from alignment.ppo import objectives as ppo
 from alignment.ppo.config import PPOConfig
-from alignment.ppo.controllers import KLController, RewardNormaliser, clip_symmetric
+from alignment.ppo.controllers import KLController, RewardNormaliser
 from alignment.ppo.estimators import EstimatorSettings, estimate_advantages
 from alignment.ppo.learner import Learner
 from alignment.ppo.measure import Metrics, rollout_metrics, sequence_kl
@@ -160,7 +160,7 @@ class PPOTrainer:
         if config.normalise_scores:
             self.normaliser.update(scores_B)
             scores_B = self.normaliser.normalise(scores_B, shift_mean=True)
-        scores_B = clip_symmetric(scores_B, config.score_clip)
+        scores_B = ppo.clip_symmetric(scores_B, config.score_clip)
         scores_B = ppo.apply_missing_eos(scores_B, rollout.finished_B, config.missing_eos, config.missing_eos_penalty)
         rewards_BT = ppo.token_rewards(scores_B, self._penalty(rollout), mask_BT, self.kl.coef)
         if rollout.token_scores_BT is not None:
@@ -175,7 +175,7 @@ class PPOTrainer:
             config.estimator, rewards_BT, rollout.values_BT, mask_BT, groups_B, settings
         )
         rollout.rewards_BT = rewards_BT
-        rollout.advantages_BT = clip_symmetric(advantages_BT, config.advantage_clip)
+        rollout.advantages_BT = ppo.clip_symmetric(advantages_BT, config.advantage_clip)
         return rollout
 
     def _penalty(self, rollout: Rollout) -> Tensor:

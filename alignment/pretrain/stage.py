@@ -59,6 +59,7 @@ def run(config: PretrainConfig, job: Job) -> dict[str, Any]:
         "tokens": plan.tokens,
         "epochs": plan.steps * plan.batch_rows / corpus.train.count,
         "tokens_per_second": sorted(rates)[len(rates) // 2] if rates else "n/a",
+        "perf/train_seconds": sum(plan.batch_tokens / rate for rate in rates),
     }
 
 

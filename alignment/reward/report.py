@@ -39,13 +39,15 @@ def heldout_report(margins: ArrayLike, token_gaps: ArrayLike, prompts: Sequence[
 def heldout_disturbance(update: HeadUpdate, gap_ND: Array, head_D: Array) -> dict[str, float]:
     """What the shift of a head did to held-out margins: its share of their deviation, and the change of accuracy.
 
-    `gap_ND` are features(chosen) - features(rejected), `head_D` the head before. Empty without held-out pairs.
+    `gap_ND` are features(chosen) - features(rejected), `head_D` the head before. Empty without held-out pairs; margins
+    that do not differ (a single pair) have no deviation to take a share of.
     """
     if not len(gap_ND):
         return {}
     before, added = gap_ND @ head_D, gap_ND @ update.shift_D
     change = outcomes(before + added).mean() - outcomes(before).mean()
-    return {"disturbance_heldout": float(added.std() / before.std()), "accuracy_change": float(change)}
+    share = {"disturbance_heldout": float(added.std() / before.std())} if before.std() > 0 else {}
+    return {**share, "accuracy_change": float(change)}
 
 
 def _interval(name: str, estimate: Estimate) -> dict[str, float]:

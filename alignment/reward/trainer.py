@@ -85,8 +85,8 @@ class PairTrainer(StageTrainer, RewardTrainer):
         loss = pairwise_losses(chosen_B, rejected_B, inputs["margin"], inputs["tie"]).mean()
         if self.centering > 0:
             loss = loss + self.centering * centering_penalty(chosen_B, rejected_B)
-        self._record(chosen_B.detach(), rejected_B.detach(), inputs["tie"])
         self._total_train_tokens += int(self.job.runtime.sum(inputs["attention_mask"].sum()))
+        self._record(chosen_B.detach(), rejected_B.detach(), inputs["tie"])
         return loss
 
     def _record(self, chosen_B: Tensor, rejected_B: Tensor, tie_B: Tensor) -> None:
@@ -101,8 +101,9 @@ class PairTrainer(StageTrainer, RewardTrainer):
         metrics = {"margin": margin / pairs, "mean_reward": reward / (2 * pairs)}
         if decided:
             metrics["accuracy"] = correct / decided
-        for name, value in {**metrics, "num_tokens": self._total_train_tokens}.items():
+        for name, value in metrics.items():
             self._metrics["train"][name].append(value)
+        self._metrics["train"]["num_tokens"] = [self._total_train_tokens]  # not a mean over micro-batches
 
     def eval_sums(self, batch: Batch, real: int) -> Tensor:
         """Sums over the pairs of a batch: loss, correct pairs, decided pairs, pairs."""

@@ -18,7 +18,7 @@ from evaluation.report.page import render_page
 from evaluation.report.samples import sample_section
 from evaluation.report.terminal import print_leaderboard, to_text
 from launch.config import artefact, operational
-from launch.entry import run_module
+from launch.entry import run_module, run_stage_command
 from launch.errors import UserError, nearest
 from launch.files import read_json, write_atomic, write_json
 from launch.stage import Job, Stage, StageConfig
@@ -87,8 +87,6 @@ def all_warnings(found: Collection, boards: Sequence[Leaderboard]) -> list[str]:
 
 def main(arguments: Sequence[str]) -> None:
     """The command line: folders first, then the options of the stage. An earlier report in OUT is replaced."""
-    from launch.entry import run_stage_command
-
     words = list(arguments)
     folders: list[str] = []
     while words and not words[0].startswith("-"):
@@ -113,4 +111,4 @@ def _holds_a_report(words: Sequence[str]) -> bool:
 STAGE = Stage(name="report", config=ReportConfig, run=run)
 
 if __name__ == "__main__":
-    run_module("evaluation.suites.report")
+    run_module("evaluation.suites.report", "main")

@@ -13,7 +13,6 @@ from generative.train.config import TrainConfig
 from generative.training import Learner, Trainer
 from generative.vae import VAE
 from launch.engine import check_weights
-from launch.errors import UserError
 from launch.runtime import Runtime
 from launch.seeding import seed_libraries
 from launch.stage import Job, Stage
@@ -21,8 +20,6 @@ from launch.stage import Job, Stage
 
 def run(config: TrainConfig, job: Job) -> dict[str, Any]:
     """Train; the artefact is the model with its averaged weights."""
-    if job.runtime.uses_deepspeed and config.kind == "gan":  # accelerate has one DeepSpeed engine for each job
-        raise UserError("kind: a GAN trains two networks, DeepSpeed one; launch it with launch/accelerate/ddp.yaml")
     dials = config.dials
     images = load_training_images(config.data, config.image_size)
     learner = build_learner(config, images.shape[2], images.shape[1], job.runtime)

@@ -66,14 +66,14 @@ def test_pick_tokens_has_the_right_distribution():
     logits = torch.tensor([[0.0, 1.0, 2.0, -1.0]]).expand(40_000, 4)
     uniform = torch.from_numpy(np.random.default_rng(0).random(40_000, dtype=np.float32))
     for temperature in (1.0, 0.5):
-        shares = torch.bincount(pick_tokens(logits, temperature, uniform), minlength=4) / 40_000
+        shares = torch.bincount(pick_tokens(logits.t(), temperature, uniform)[0], minlength=4) / 40_000
         expected = torch.softmax(logits[0] / temperature, -1)
         assert torch.allclose(shares, expected, atol=4 * 0.5 / 200)  # four standard errors
 
 
 def test_pick_tokens_at_the_ends_never_takes_an_impossible_token():
     logits = torch.tensor([[-float("inf"), 0.0, -float("inf")]]).expand(2, 3)
-    assert pick_tokens(logits, 1.0, torch.tensor([0.0, 1.0 - 2**-24])).tolist() == [1, 1]
+    assert pick_tokens(logits.t(), 1.0, torch.tensor([0.0, 1.0 - 2**-24]))[0].tolist() == [1, 1]
 
 
 def test_positions_of_left_padded_rows():

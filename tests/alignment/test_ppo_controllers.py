@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alignment.ppo.controllers import KLController, RewardNormaliser, clip_symmetric
+from alignment.ppo.controllers import KLController, RewardNormaliser
 
 
 def test_kl_controller_goes_on_where_it_stopped():
@@ -88,9 +88,3 @@ def test_state_comes_back_to_the_bit():
     again = RewardNormaliser()
     again.load_state_dict(json.loads(json.dumps(running.state_dict())))
     assert again == running
-
-
-def test_clip_symmetric():
-    values = torch.tensor([-3.0, 0.5, 3.0])
-    assert clip_symmetric(values, 1.0).tolist() == [-1.0, 0.5, 1.0]
-    assert clip_symmetric(values, None) is values

@@ -1,5 +1,7 @@
 """Chunked log-probabilities: the naive ones, their gradients, and no tensor of batch x time x vocabulary."""
 
+import weakref
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -18,8 +20,8 @@ from transformers import (
     GraniteForCausalLM,
 )
 
-from alignment.ppo.logprobs import LogprobHead, chunk_slices, give_logprob_head, linear_logprobs, response_logprobs
-from alignment.ppo.models import response_logprobs as naive_response_logprobs
+from alignment.ppo.logprobs import LogprobHead, chunk_slices, give_logprob_head, linear_logprobs
+from alignment.ppo.models import response_logprobs
 from tests.support import save_policy
 
 
@@ -164,6 +166,30 @@ def test_no_tensor_of_all_logits_is_made_forward_or_backward():
     assert largest == {"naive": n * v, "chunked": v * d}  # the weight and its gradient are larger than a chunk
 
 
+class LiveChunks(TorchDispatchMode):
+    """Counts the tensors of the size of a chunk that are alive together."""
+
+    def __init__(self, numel):
+        super().__init__()
+        self.numel, self.seen, self.most = numel, [], 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        made = [weakref.ref(x) for x in tree_leaves(out) if torch.is_tensor(x) and x.numel() == self.numel]
+        self.seen = [r for r in (*self.seen, *made) if r() is not None]
+        self.most = max(self.most, len({r().data_ptr() for r in self.seen}))
+        return out
+
+
+def test_few_chunks_are_alive_at_once():
+    hidden, weight, _, targets = make_case(96, 16, 500)
+    with LiveChunks(4000) as forward:
+        logprobs, entropy = linear_logprobs(hidden, weight, None, targets, 0.7, 4000)
+    with LiveChunks(4000) as backward:
+        (logprobs.sum() + entropy.sum()).backward()
+    assert (forward.most, backward.most) == (2, 4)
+
+
 def test_what_is_kept_for_the_backward_pass_is_bounded():
     hidden, weight, bias, targets = make_case(96, 16, 500)
     kept = []
@@ -175,8 +201,15 @@ def test_what_is_kept_for_the_backward_pass_is_bounded():
 # ---------------------------------------------------------------------------------------------- in a model
 
 
-ROWS = torch.tensor([[0, 0, 5, 6, 7, 8, 9, 1, 0], [3, 4, 5, 6, 7, 8, 9, 10, 11]])
-ROWS_MASK = torch.tensor([[0, 0, 1, 1, 1, 1, 1, 1, 0], [1] * 9])
+ROWS = torch.tensor([[5, 6, 7, 8, 9, 1, 0, 0, 0], [3, 4, 5, 6, 7, 8, 9, 10, 11]])
+BEFORE, TARGETS = torch.tensor([2, 3, 4, 13, 14, 15, 16]), torch.tensor([8, 9, 1, 8, 9, 10, 11])
+
+
+def in_full(model, temperature):
+    """Log-probabilities and entropies of TARGETS by the model's own logits."""
+    logits = model(ROWS).logits.flatten(0, 1)[BEFORE] / temperature
+    log_p = torch.log_softmax(logits, -1)
+    return log_p.gather(-1, TARGETS[:, None])[:, 0], -(log_p.exp() * log_p).sum(-1)
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -184,13 +217,11 @@ def test_in_a_model_as_without_chunks(tmp_path, tied):
     folder = save_policy(tmp_path, tie_word_embeddings=tied)
     plain, ours = (AutoModelForCausalLM.from_pretrained(folder) for _ in range(2))
     assert give_logprob_head(ours)
-    expected = naive_response_logprobs(plain, ROWS, ROWS_MASK, 4, 0.7)
-    found = response_logprobs(ours, ROWS, ROWS_MASK, 4, 0.7)
-    mask = ROWS_MASK[:, -4:].bool()
+    expected = in_full(plain, 0.7)
+    found = response_logprobs(ours, ROWS, BEFORE, TARGETS, 0.7)
     for a, b in zip(expected, found, strict=True):
-        torch.testing.assert_close(a[mask], b[mask], atol=1e-5, rtol=1e-5)
-        assert (b[~mask] == 0).all()
-    (expected[0][mask].sum() + expected[1][mask].sum()).backward()
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+    (expected[0].sum() + expected[1].sum()).backward()
     (found[0].sum() + found[1].sum()).backward()
     ours_grads, grads = ({k: p.grad for k, p in m.named_parameters()} for m in (ours, plain))
     assert grads.keys() == ours_grads.keys()
@@ -228,10 +259,6 @@ def test_models_whose_logits_are_more_than_the_head_are_left_alone(model, linear
     built = model().eval()
     assert give_logprob_head(built) is linear
     assert isinstance(built.get_output_embeddings(), LogprobHead) is linear
-    if linear:
-        with torch.no_grad():
-            mask = ROWS_MASK[:, -4:].bool()
-            ours = response_logprobs(built, ROWS, ROWS_MASK, 4, 0.7)[0][mask]
-            torch.testing.assert_close(
-                ours, naive_response_logprobs(built, ROWS, ROWS_MASK, 4, 0.7)[0][mask], atol=1e-5, rtol=0
-            )
+    with torch.no_grad():
+        for a, b in zip(in_full(built, 0.7), response_logprobs(built, ROWS, BEFORE, TARGETS, 0.7), strict=True):
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=0)

@@ -205,3 +205,9 @@ def test_nothing_on_padding_reaches_whitening_or_rewards():
     torch.testing.assert_close(ppo.masked_whiten(values, mask), torch.tensor([[-1.0, 1.0, 0.0]]))
     rewards = ppo.token_rewards(torch.tensor([5.0]), values, mask, 0.1)
     torch.testing.assert_close(rewards, torch.tensor([[-0.1, 4.7, 0.0]]))
+
+
+def test_clip_symmetric():
+    values = torch.tensor([-3.0, 0.5, 3.0])
+    assert ppo.clip_symmetric(values, 1.0).tolist() == [-1.0, 0.5, 1.0]
+    assert ppo.clip_symmetric(values, None) is values

@@ -40,7 +40,7 @@ def losses(folder):
     return np.array([row["train/loss"] for row in read_metrics(folder) if "train/loss" in row])
 
 
-@pytest.mark.parametrize(("recipe", "optimizer"), [("cpu_ddp2", "muon"), ("zero2", "adamw"), ("zero3", "adamw")])
+@pytest.mark.parametrize(("recipe", "optimizer"), [("cpu_ddp2", "muon"), ("zero3", "adamw")])
 def test_two_processes_give_the_losses_of_one(words, tmp_path, recipe, optimizer):
     one, two = tmp_path / "one", tmp_path / "two"
     run_stage_command(STAGE, [*words, "--optimizer", optimizer, "--output_dir", str(one)])

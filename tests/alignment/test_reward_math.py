@@ -161,3 +161,4 @@ def test_disturbance_on_heldout_pairs():
     assert found["disturbance_heldout"] == pytest.approx((after - gap @ w).std() / (gap @ w).std())
     assert found["accuracy_change"] == pytest.approx((after > 0).mean() - (gap @ w > 0).mean())
     assert heldout_disturbance(update, gap[:0], w) == {}
+    assert heldout_disturbance(update, gap[:1], w).keys() == {"accuracy_change"}  # one margin has no deviation

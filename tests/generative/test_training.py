@@ -1,4 +1,4 @@
-"""The loop: what it computes, that it resumes to the bit, that the number of processes does not matter, what it refuses."""
+"""The loop: what it computes, that it resumes to the bit, what it refuses. Several processes: tests/distributed."""
 
 import copy
 import json
@@ -24,8 +24,8 @@ from launch.errors import UserError
 from launch.runtime import start_runtime
 from launch.seeding import numpy_generator
 from launch.stage import Job, Stopped
-from tests.generative.tiny import KINDS, TINY, sample, train, train_config
-from tests.support import ROOT, accelerate_launch, read_metrics
+from tests.generative.tiny import KINDS, TINY, train, train_config
+from tests.support import read_metrics
 
 
 @pytest.fixture(scope="module")
@@ -182,58 +182,6 @@ def test_seed_decides_the_run(tmp_path):
     one, again, other = (train(tmp_path / n, "vae", seed=s, steps=3) for n, s in (("a", 1), ("b", 1), ("c", 2)))
     assert one["content_sha256"] == again["content_sha256"] != other["content_sha256"]
     assert read_metrics(tmp_path / "a") == read_metrics(tmp_path / "b") != read_metrics(tmp_path / "c")
-
-
-# ------------------------------------------------------------------------------------- several processes
-
-
-@pytest.mark.distributed
-@pytest.mark.slow
-def test_two_processes_train_and_sample_as_one(tmp_path):
-    for kind in KINDS:
-        train(tmp_path / "one" / kind, kind)
-        sample(tmp_path / "one" / f"{kind}-samples", tmp_path / "one" / kind)
-    words = [str(tmp_path / "two"), str(tmp_path / "one")]
-    done = accelerate_launch(
-        "tests.generative.tiny", words, 2, ["--config_file", str(ROOT / "launch/accelerate/cpu_ddp2.yaml")]
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads((tmp_path / "two" / "probe.json").read_text())
-    assert found["world"] == 2 and found["wrappers"] == ["DistributedDataParallel"] * 4
-    assert len(found["weights"]) == 3 and all(first == second for first, second in found["weights"])
-    for kind in KINDS:
-        one, two = (read_metrics(tmp_path / n / kind) for n in ("one", "two"))
-        assert len(one) == len(two) == 8
-        for row, other in zip(one, two, strict=True):
-            assert row.keys() == other.keys()
-            assert all(other[k] == pytest.approx(row[k], rel=1e-4, abs=1e-4) for k in row), (row, other)
-        files = [np.load(tmp_path / n / f"{kind}-samples" / "samples.npz")["images"] for n in ("one", "two")]
-        assert np.array_equal(*files) and len(files[0]) == 21
-
-
-@pytest.mark.distributed
-@pytest.mark.slow
-@pytest.mark.parametrize(("recipe", "kind"), [("zero1", "vae"), ("zero2", "diffusion"), ("zero3", "vae")])
-def test_zero_gives_the_losses_and_weights_of_one_process(tmp_path, recipe, kind):
-    train(tmp_path / "one", kind)
-    config = tmp_path / "config.json"
-    config.write_text(json.dumps({**TINY, "kind": kind, "output_dir": str(tmp_path / "two"), "checkpoint_steps": 3}))
-    flags = ["--config_file", str(ROOT / f"launch/accelerate/{recipe}.yaml")]
-    done = accelerate_launch("generative.train", ["--config", str(config)], 2, flags)
-    assert done.returncode == 0, done.stderr[-3000:]
-    one, two = (read_metrics(tmp_path / n) for n in ("one", "two"))
-    assert len(one) == len(two) == 8
-    for row, other in zip(one, two, strict=True):
-        assert all(other[k] == pytest.approx(row[k], rel=1e-4, abs=1e-4) for k in row if not k.startswith("perf/"))
-    name = next(p for p in (tmp_path / "one").rglob("*.safetensors") if "checkpoints" not in p.parts)
-    mine, theirs = load_file(name), load_file(tmp_path / "two" / name.relative_to(tmp_path / "one"))
-    assert mine.keys() == theirs.keys()
-    # a bias before a normalisation has a gradient of rounding errors alone, which Adam makes as large as any other
-    atol = 2e-3 if kind == "diffusion" else 1e-5
-    for key in mine:
-        torch.testing.assert_close(theirs[key], mine[key], rtol=1e-3, atol=atol)
-    provenance = json.loads((tmp_path / "two" / "provenance.json").read_text())
-    assert provenance["world"] == 2
 
 
 # ---------------------------------------------------------------------------------------------- bad input

@@ -1,12 +1,13 @@
 """The front door."""
 
 import importlib
+import runpy
 import subprocess
 import sys
 
 import pytest
 
-from launch.cli import COMMANDS, find_command
+from launch.cli import COMMANDS, NOT_STAGES, find_command
 from launch.errors import UserError
 from tests.support import alignkit, environment
 
@@ -22,6 +23,16 @@ def test_every_command_resolves(name):
     module, attribute, _ = COMMANDS[name]
     target = getattr(importlib.import_module(module), attribute)
     assert callable(target) if attribute != "STAGE" else target.name == name
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in NOT_STAGES])
+def test_every_stage_is_a_module(name, monkeypatch, capsys):
+    """Launchers start stages by `-m MODULE`; a module that forgets its last lines would end at once, with code 0."""
+    monkeypatch.setattr(sys, "argv", ["-m", "--help"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module(COMMANDS[name][0], run_name="__main__")
+    assert end.value.code == 0 and capsys.readouterr().out.startswith(f"alignkit {name} [--config")
 
 
 def test_unknown_commands():

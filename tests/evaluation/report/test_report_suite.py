@@ -185,7 +185,7 @@ def test_terminal(lifecycle):
 @pytest.fixture
 def commands(monkeypatch):
     seen = []
-    monkeypatch.setattr("launch.entry.run_stage_command", lambda stage, words: seen.append(words))
+    monkeypatch.setattr("evaluation.suites.report.run_stage_command", lambda stage, words: seen.append(words))
     return seen
 
 

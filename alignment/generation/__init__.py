@@ -1,0 +1,17 @@
+"""Rollouts: completions sampled from the policy, with their log-probabilities. docs/generation.md explains it."""
+
+from alignment.generation.engine import LocalEngine, RolloutEngine, generate
+from alignment.generation.prompts import check_lengths, left_pad, positions_of
+from alignment.generation.sampling import Completion, Sampling, pick_tokens
+
+__all__ = [
+    "Completion",
+    "LocalEngine",
+    "RolloutEngine",
+    "Sampling",
+    "check_lengths",
+    "generate",
+    "left_pad",
+    "pick_tokens",
+    "positions_of",
+]

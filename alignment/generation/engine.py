@@ -1,0 +1,157 @@
+"""Completions for many prompts: the engine that runs in this process, and what every engine offers.
+
+A token is drawn by inverting the cumulative distribution at one uniform number that belongs to the sample's global
+index and its position. So a sample does not depend on the batch, the micro-batch or the rank that it was drawn in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from alignment.generation.decoder import Decoder
+from alignment.generation.forward_loop import generate_batch
+from alignment.generation.prompts import check_lengths
+from alignment.generation.sampling import Completion, Sampling, padded_size, pick_tokens
+from alignment.generation.weights import Weights, is_supported, read_weights
+from launch.seeding import uniforms
+
+DROP_SHARE = 16  # finished rows leave once they are a sixteenth of the batch
+
+
+class RolloutEngine(Protocol):
+    """What makes completions for a trainer."""
+
+    def refresh(self, model: Any) -> None:
+        """Take over the present weights of the policy."""
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        seed: int,
+        purpose: str,
+        step: int,
+        sample_indices: Sequence[int],
+    ) -> list[Completion]:
+        """A completion for each prompt, in their order. `sample_indices` are global: an index has one sample, whoever draws it."""
+        ...
+
+
+class LocalEngine:
+    """Samples in this process, `batch_size` rows at a time, which does not change the samples.
+
+    Within autocast the matrix products run in its dtype, as the training forward pass does.
+    """
+
+    def __init__(self, model: Any, batch_size: int) -> None:
+        self.batch_size = batch_size
+        self.refresh(model)
+
+    def refresh(self, model: Any) -> None:
+        self.model = model
+        self.weights: Weights | None = None
+        if is_supported(model):
+            with torch.inference_mode():
+                self.weights = read_weights(model, product_dtype(model))
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        seed: int,
+        purpose: str,
+        step: int,
+        sample_indices: Sequence[int],
+    ) -> list[Completion]:
+        check_lengths(self.model, prompts, sampling.max_new_tokens)
+        order = sorted(
+            range(len(prompts)), key=lambda i: (len(prompts[i]), tuple(prompts[i]))
+        )  # little padding; equals meet
+        done: dict[int, Completion] = {}
+        for start in range(0, len(order), self.batch_size):
+            chosen = order[start : start + self.batch_size]
+            noise = None
+            if sampling.temperature > 0:
+                noise = uniforms(seed, purpose, step, [sample_indices[i] for i in chosen], sampling.max_new_tokens)
+            done.update(zip(chosen, self._generate_batch([prompts[i] for i in chosen], sampling, noise), strict=True))
+        return [done[i] for i in range(len(prompts))]
+
+    def _generate_batch(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, uniform_BT: np.ndarray | None
+    ) -> list[Completion]:
+        if self.weights is None:
+            return generate_batch(self.model, prompts, sampling, uniform_BT)
+        return decode_batch(self.weights, prompts, sampling, uniform_BT)
+
+
+def product_dtype(model: Any) -> torch.dtype:
+    """The dtype of matrix products: autocast's, where it is on, else that of the weights."""
+    weight = model.lm_head.weight
+    kind = weight.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+
+
+@torch.inference_mode()
+def decode_batch(
+    weights: Weights, prompts: Sequence[Sequence[int]], sampling: Sampling, uniform_BT: np.ndarray | None
+) -> list[Completion]:
+    """Completions of one batch. `uniform_BT`: uniform numbers (B, max_new_tokens), or None for greedy."""
+    with torch.autocast(weights.embedding.device.type, enabled=False):
+        tokens_BT, logprobs_BT = _decode(weights, prompts, sampling, uniform_BT)
+    return [
+        _until_eos(tokens, logprobs, sampling.eos_id)
+        for tokens, logprobs in zip(tokens_BT.tolist(), logprobs_BT.tolist(), strict=True)
+    ]
+
+
+def _decode(
+    weights: Weights, prompts: Sequence[Sequence[int]], sampling: Sampling, uniform_BT: np.ndarray | None
+) -> tuple[Tensor, Tensor]:
+    device, length = weights.embedding.device, sampling.max_new_tokens
+    uniform = None if uniform_BT is None else torch.from_numpy(uniform_BT).to(device)
+    tokens_BT = torch.full((len(prompts), length), sampling.pad_id, device=device)
+    logprobs_BT = torch.zeros((len(prompts), length), device=device)
+    rows_N = torch.arange(len(prompts), device=device)
+    done_N = torch.zeros(len(prompts), dtype=torch.bool, device=device)
+    work = torch.empty(padded_size(weights.head.shape[0]) * len(prompts), device=device)
+    decoder = Decoder(weights, prompts, length)
+    logits_VN = decoder.prefill()
+    for t in range(length):
+        tokens_N, logprobs_N = pick_tokens(
+            logits_VN, sampling.temperature, None if uniform is None else uniform[rows_N, t], work
+        )
+        tokens_BT[rows_N, t], logprobs_BT[rows_N, t] = tokens_N, logprobs_N
+        done_N |= tokens_N == sampling.eos_id
+        finished = int(done_N.sum())
+        if finished == len(rows_N) or t == length - 1:
+            break
+        if finished * DROP_SHARE >= len(rows_N):
+            kept_N = decoder.drop(done_N)
+            tokens_N, rows_N, done_N = tokens_N[kept_N], rows_N[kept_N], torch.zeros_like(kept_N, dtype=torch.bool)
+        logits_VN = decoder.step(tokens_N)
+    return tokens_BT, logprobs_BT
+
+
+def _until_eos(tokens: list[int], logprobs: list[float], eos_id: int) -> Completion:
+    length = tokens.index(eos_id) + 1 if eos_id in tokens else len(tokens)
+    return Completion(tokens[:length], logprobs[:length])
+
+
+def generate(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    seed: int,
+    purpose: str,
+    step: int,
+    sample_indices: Sequence[int],
+    batch_size: int,
+) -> list[list[int]]:
+    """Token ids of a completion for each prompt, in their order, under the model's present weights; see `LocalEngine`."""
+    completions = LocalEngine(model, batch_size).generate(prompts, sampling, seed, purpose, step, sample_indices)
+    return [completion.token_ids for completion in completions]

@@ -1,0 +1,127 @@
+"""The weights of a Llama-like model, as the decoder reads them: query, key and value in one matrix, gate and up in another.
+
+Only what is fused or in another precision is a copy; everything else is the model's own storage. So a refresh costs one
+pass over about half of the weights, and the decoder always speaks for the policy as it was at the refresh.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import LlamaForCausalLM, PreTrainedModel, Qwen2ForCausalLM, Qwen3ForCausalLM
+
+ARCHITECTURES = (LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
+# their frequencies do not depend on the length of the longest sequence in the batch, those of the others do
+ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+PRECISIONS = (torch.float32, torch.bfloat16)
+
+
+@dataclass
+class LayerWeights:
+    """One decoder layer. Matrices are (out, in), norms (in, 1): they scale the features of column vectors."""
+
+    norm: Tensor
+    qkv: Tensor
+    qkv_bias: Tensor | None
+    q_norm: Tensor | None
+    k_norm: Tensor | None
+    out: Tensor
+    out_bias: Tensor | None
+    mlp_norm: Tensor
+    gate_up: Tensor
+    gate_up_bias: Tensor | None
+    down: Tensor
+    down_bias: Tensor | None
+
+
+@dataclass
+class Weights:
+    """A whole model."""
+
+    embedding: Tensor
+    layers: list[LayerWeights]
+    norm: Tensor
+    head: Tensor
+    rotary: nn.Module
+    heads: int
+    kv_heads: int
+    head_dim: int
+    scale: float
+    """Of the attention scores, before the softmax."""
+    eps: float
+
+
+def is_supported(model: PreTrainedModel) -> bool:
+    """Whether the decoder computes what this model's forward pass does; if not, the forward pass itself is used."""
+    if type(model) not in ARCHITECTURES or any(p.dtype not in PRECISIONS or p.numel() == 0 for p in model.parameters()):
+        return False  # a parameter without elements is one that ZeRO-3 has spread over the ranks
+    config = model.config
+    return (
+        config.hidden_act == "silu"
+        and config.rope_parameters["rope_type"] in ROPE_TYPES
+        and "sliding_attention" not in (getattr(config, "layer_types", None) or ())
+        and all(_is_plain(module) for module in model.modules())
+    )
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Neither replaced (adapters, quantised layers) nor hooked: a hook may change what the module returns."""
+    replaced = hasattr(module, "weight") and not (
+        type(module) in (nn.Linear, nn.Embedding) or type(module).__name__.endswith("RMSNorm")
+    )
+    return not (replaced or module._forward_hooks or module._forward_pre_hooks)
+
+
+def read_weights(model: Any, dtype: torch.dtype) -> Weights:
+    """Weights for matrix products in `dtype`; embedding and norms stay as they are."""
+    attention = model.model.layers[0].self_attn
+    config = model.config
+    return Weights(
+        embedding=model.model.embed_tokens.weight.detach(),
+        layers=[_read_layer(layer, dtype) for layer in model.model.layers],
+        norm=_column(model.model.norm.weight),
+        head=model.lm_head.weight.detach().to(dtype),
+        rotary=model.model.rotary_emb,
+        heads=config.num_attention_heads,
+        kv_heads=config.num_key_value_heads,
+        head_dim=attention.head_dim,
+        scale=attention.scaling,
+        eps=config.rms_norm_eps,
+    )
+
+
+def _read_layer(layer: Any, dtype: torch.dtype) -> LayerWeights:
+    attention, mlp = layer.self_attn, layer.mlp
+    qkv, qkv_bias = _fuse(dtype, attention.q_proj, attention.k_proj, attention.v_proj)
+    gate_up, gate_up_bias = _fuse(dtype, mlp.gate_proj, mlp.up_proj)
+    out, out_bias = _fuse(dtype, attention.o_proj)
+    down, down_bias = _fuse(dtype, mlp.down_proj)
+    return LayerWeights(
+        norm=_column(layer.input_layernorm.weight),
+        qkv=qkv,
+        qkv_bias=qkv_bias,
+        q_norm=_column(attention.q_norm.weight) if hasattr(attention, "q_norm") else None,
+        k_norm=_column(attention.k_norm.weight) if hasattr(attention, "k_norm") else None,
+        out=out,
+        out_bias=out_bias,
+        mlp_norm=_column(layer.post_attention_layernorm.weight),
+        gate_up=gate_up,
+        gate_up_bias=gate_up_bias,
+        down=down,
+        down_bias=down_bias,
+    )
+
+
+def _fuse(dtype: torch.dtype, *parts: nn.Linear) -> tuple[Tensor, Tensor | None]:
+    """Matrices below one another, and their biases as a column."""
+    matrices = [p.weight.detach().to(dtype) for p in parts]
+    biases = [p.bias.detach().to(dtype) for p in parts if p.bias is not None]
+    fused = torch.cat(matrices) if len(parts) > 1 else matrices[0]
+    return fused, torch.cat(biases).unsqueeze(1) if biases else None
+
+
+def _column(weight: Tensor) -> Tensor:
+    return weight.detach().float().unsqueeze(1)
