@@ -89,8 +89,7 @@ def measure(folder: str, case: str) -> dict[str, int]:
     """One update; bytes of what is alive after it, and the peak."""
     import torch
 
-    from alignment.lora.config import LoraOptions
-    from alignment.ppo.config import PPOConfig
+    from alignment.ppo.config import PPOConfig, SharedLora
     from alignment.ppo.models import load_roles
     from alignment.ppo.rewards import build_rewards
     from alignment.ppo.trainer import PPOTrainer
@@ -99,7 +98,7 @@ def measure(folder: str, case: str) -> dict[str, int]:
     runtime = start_runtime("fp32")
     before = resident()
     changes = dict(CASES[case])
-    lora = LoraOptions(rank=changes.pop("lora")) if "lora" in changes else None
+    lora = SharedLora(rank=changes.pop("lora")) if "lora" in changes else None
     names = ("sft-lora", "reward-lora") if lora else ("base", "reward")
     policy, reward = (f"{folder}/{name}" for name in names)
     config = PPOConfig(
