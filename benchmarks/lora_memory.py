@@ -81,7 +81,8 @@ def save_models(root: Path, sizes: dict[str, int]) -> None:
 def run_case(folder: str, case: str) -> dict[str, int]:
     """Bytes of one case, measured in a new process."""
     command = [sys.executable, "-m", "benchmarks.lora_memory", folder, case]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.strip().split("\n")[-1])
 
 
@@ -107,7 +108,7 @@ def measure(folder: str, case: str) -> dict[str, int]:
     )  # fmt: skip
     roles = load_roles(config)
     source = build_rewards(config, roles, runtime.device)
-    prompts = [{"prompt_ids": [3 + (i + j) % 20 for j in range(PROMPT_TOKENS)]} for i in range(EPISODES)]
+    prompts = [{"prompt": "", "prompt_ids": [3 + (i + j) % 20 for j in range(PROMPT_TOKENS)]} for i in range(EPISODES)]
     trainer = PPOTrainer(config, roles, source, prompts, runtime)
     trainer.sampler.sync()
     gradients: list[int] = []
