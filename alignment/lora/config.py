@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from launch.config import operational
-
 
 @dataclass(kw_only=True)
 class LoraOptions:
@@ -20,9 +18,6 @@ class LoraOptions:
     """An adapter adds alpha / rank * B A to its layer's weight; 2 * rank when not given."""
     targets: list[str] = field(default_factory=list)
     """Linear layers that get adapters, by the last part of their name (q_proj, v_proj); all but the head when empty."""
-    merged_sampler: bool = operational(False)
-    """PPO: sample from a plain copy of the base with the policy's adapter merged in (one more model in memory), not
-    through the adapter."""
 
     @property
     def scale(self) -> float:

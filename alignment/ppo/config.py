@@ -14,6 +14,15 @@ from launch.stage import StageConfig
 
 
 @dataclass(kw_only=True)
+class SharedLora(LoraOptions):
+    """LoRA in all roles of PPO, on one base."""
+
+    merged_sampler: bool = False
+    """Sample from a plain copy of the base with the policy's adapter merged in (one more model in memory), not through
+    the adapter."""
+
+
+@dataclass(kw_only=True)
 class PPOConfig(StageConfig):
     """PPO and its relatives against one or more sources of reward, with a KL penalty to the reference."""
 
@@ -32,7 +41,7 @@ class PPOConfig(StageConfig):
     critic_from: Literal["reward", "policy", "trunk"] = "reward"
     """What the critic starts from: the (first) reward model; a copy of the policy with a new head; or it is no model of
     its own but a head on the policy's trunk."""
-    lora: LoraOptions | None = None
+    lora: SharedLora | None = None
     """Train adapters: policy, critic, reference and reward model on one base (lora.rank, lora.alpha, lora.targets,
     lora.merged_sampler); all weights when not given."""
     prompts: str = artefact()

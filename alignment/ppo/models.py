@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from alignment.lora.adapted import AdaptedModel
 from alignment.lora.config import LoraOptions
 from alignment.models import load_causal, load_tokenizer, switch_off_dropout
-from alignment.ppo.config import PPOConfig
+from alignment.ppo.config import PPOConfig, SharedLora
 from alignment.ppo.modules import (  # noqa: F401
     ActorCritic,
     Reference,
@@ -95,7 +95,7 @@ def set_head(head: nn.Linear, source: str, saved_LD: Tensor | None) -> None:
 # ---------------------------------------------------------------------------------------------- on one base
 
 
-def load_shared(config: PPOConfig, options: LoraOptions, tokenizer: PreTrainedTokenizerBase) -> SharedRoles:
+def load_shared(config: PPOConfig, options: SharedLora, tokenizer: PreTrainedTokenizerBase) -> SharedRoles:
     """All roles as adapters of the base that the policy is an adapter of, or that it is itself.
 
     A reward model on the same base shares it; another one is loaded by itself, as a source of reward.
@@ -109,7 +109,8 @@ def load_shared(config: PPOConfig, options: LoraOptions, tokenizer: PreTrainedTo
     trained.add_trained(POLICY, options, config.seed, start)
     score = _add_critic(config, options, trained, start, rewards) if config.needs_critic else None
     local = trained
-    if any(hasattr(parameter, "ds_id") for parameter in trained.model.parameters()):
+    whole = not any(hasattr(parameter, "ds_id") for parameter in trained.model.parameters())
+    if not whole and (rewards or not options.merged_sampler):
         local = _load_base(base, tokenizer, partitioned=False)
         local.add_trained(POLICY, options, config.seed, start)
     for name, adapter in zip(reward_names(rewards), rewards.values(), strict=True):

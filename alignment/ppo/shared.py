@@ -26,7 +26,7 @@ from alignment.ppo.samplers import AdapterCopy, PolicyItself, Sampler, WholeCopy
 from alignment.reward.model import RewardModel
 from evaluation.adapters import Adapter
 from evaluation.loading import read_tokenizer
-from launch.engine import Engine
+from launch.engine import Engine, check_weights
 
 POLICY, CRITIC, REFERENCE = "policy", "critic", "reference"
 
@@ -139,6 +139,8 @@ class SharedRoles:
     def judges(self, device: torch.device) -> dict[str, RewardModel]:
         """The reward models that are adapters of the base, by the name in the config."""
         found = {}
+        if self.local is not self.trained:
+            self.local.model.to(device).requires_grad_(False)
         for (source, adapter), name in zip(self.rewards.items(), reward_names(self.rewards), strict=True):
             assert adapter.head_LD is not None
             tokenizer = read_tokenizer("rewards", source)
@@ -156,6 +158,7 @@ class SharedRoles:
         trained, main = self.trained, engine.runtime.is_main
         weights = self._collect(engine, lambda: trained.effective_state(POLICY))
         factors = self._collect(engine, lambda: trained.factors(POLICY))
+        check_weights(weights, engine.runtime)
         if main:
             save_weights(empty_policy(self.policy), weights, folder)
             trained.save(POLICY, factors, folder / "adapter")

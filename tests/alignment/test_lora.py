@@ -11,8 +11,11 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from alignment.lora.adapted import AdaptedModel
 from alignment.lora.config import LoraOptions
+from alignment.lora.layers import CLASSIFIER
+from alignment.lora.training import with_adapter
 from alignment.models import load_causal
 from alignment.reward import STAGE as REWARD
+from alignment.reward.head import load_scorer
 from alignment.reward.model import RewardModel
 from alignment.sft import STAGE as SFT
 from evaluation.adapters import adapter_folder, read_adapter, split_adapter
@@ -192,6 +195,17 @@ def test_targets(base):
             adapted(base).add_trained("one", LoraOptions(targets=[wrong]), 0, None)
 
 
+def test_the_head_that_is_saved_is_the_one_that_learns(base):
+    """peft trains a copy of the head; its forward must not keep to the weight that was copied."""
+    model = load_scorer(str(base), word_tokenizer(), seed=0)
+    wrapped = with_adapter(model, str(base), LoraOptions(rank=2), CLASSIFIER, 0, None)
+    wrapped(input_ids=IDS).logits.sum().backward()
+    heads = {name: p for name, p in wrapped.named_parameters() if "score" in name}
+    assert {name for name, p in heads.items() if p.requires_grad and p.grad is not None and p.grad.any()} == {
+        "base_model.model.score.modules_to_save.default.weight"
+    }
+
+
 @pytest.mark.parametrize(
     ("lora", "message"),
     [
@@ -246,6 +260,7 @@ def test_sft_makes_an_adapter(root, base, sft):
     assert "library_name: peft" in (sft / "README.md").read_text()
     config = json.loads((sft / "adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"], config["lora_dropout"]) == (4, 8, 0.0)
+    assert config["target_modules"] == sorted(config["target_modules"])  # peft's order is another in each process
 
 
 def test_the_same_command_makes_the_same_adapter(root, base, sft):

@@ -8,8 +8,7 @@ import torch
 from peft import AutoPeftModelForCausalLM, AutoPeftModelForSequenceClassification
 from transformers import AutoModelForCausalLM
 
-from alignment.lora.config import LoraOptions
-from alignment.ppo.config import PPOConfig
+from alignment.ppo.config import PPOConfig, SharedLora
 from alignment.ppo.modules import response_logprobs
 from alignment.ppo.shared import SharedRoles
 from alignment.reward.model import RewardModel
@@ -47,7 +46,7 @@ def folders(paths):
 @pytest.fixture
 def share(make):
     """share(**changes) -> a trainer with LoRA."""
-    return lambda source=None, rank=6, **changes: make(source, lora=LoraOptions(rank=rank), **changes)
+    return lambda source=None, rank=6, **changes: make(source, lora=SharedLora(rank=rank), **changes)
 
 
 def logprobs(model, batch, temperature=0.9):
@@ -242,7 +241,7 @@ def test_a_checkpoint_leaves_the_base_out_and_resumes_to_the_bit(share, runtime,
     store = CheckpointStore(tmp_path / "checkpoints", runtime, 2)
     half.sink = lambda number, metrics: half.save(store) if number == 2 else None
     half.train()
-    state = store.latest().state()["module"]
+    state = store.latest().state()["engines"]["engine"]["module"]
     assert state and not any("base_layer" in name or "reference" in name or "reward" in name for name in state)
     again = share(updates=4)
     again.load(store.latest())

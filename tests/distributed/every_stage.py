@@ -69,7 +69,9 @@ def stages(root: Path, made: Path) -> dict[str, tuple[str, dict]]:
     batch = {"batch_size": 4, "micro_batch_size": 1, "epochs": 2, "learning_rate": 1e-3, "checkpoint_steps": 6}
     items = {"data": root / "items.jsonl", "heldout": "hash:0.2", "batch_tokens": 128, "micro_batch_tokens": 32}
     roles = {"policy": policy, "reward": reward, "prompts": root / "prompts.jsonl"}
+    adapters = {"policy": made / "sft-lora", "reward": made / "reward-lora"}
     update = {"updates": 4, "batch_size": 6, "minibatches": 2, "epochs": 1, "micro_batch_size": 1, "max_new_tokens": 6}
+    update |= {"learning_rate": 1e-3, "checkpoint_steps": 2}
     image = {"steps": 10, "batch_size": 16, "learning_rate": 2e-3, "width": 8, "log_steps": 1, "checkpoint_steps": 5}
     small = {"vae.latent_dim": 4, "gan.latent_dim": 4, "diffusion.noise_steps": 20}
     draw = {"prompts": root / "pairs.jsonl", "limit": 9, "samples": 2, "batch_size": 4, "max_new_tokens": 5}
@@ -80,7 +82,11 @@ def stages(root: Path, made: Path) -> dict[str, tuple[str, dict]]:
         "sft": ("sft", {"model": policy, "data": root / "pairs.jsonl", **batch}),
         "reward": ("reward", {"model": policy, "data": preferences, **batch}),
         "dpo": ("dpo", {"model": policy, "data": preferences, **batch}),
-        "ppo": ("ppo", {**roles, **update, "learning_rate": 1e-3, "checkpoint_steps": 2}),
+        "ppo": ("ppo", {**roles, **update}),
+        "ppo-trunk": ("ppo", {**roles, **update, "critic_from": "trunk", "critic_learning_rate": 1e-2}),
+        "sft-lora": ("sft", {"model": policy, "data": root / "pairs.jsonl", **batch, "lora.rank": 4}),
+        "reward-lora": ("reward", {"model": made / "sft-lora", "data": preferences, **batch, "lora.rank": 4}),
+        "ppo-lora": ("ppo", {**roles, **adapters, **update, "lora.rank": 6}),
         **{kind: ("train-generative", {"kind": kind, **image, **small}) for kind in KINDS},
         "generate": ("generate", {"model": policy, **draw}),
         "generate-other": ("generate", {"model": root / "other", **draw}),
@@ -108,7 +114,8 @@ def stages(root: Path, made: Path) -> dict[str, tuple[str, dict]]:
     }
 
 
-TRAINED = ("pretrain", "sft", "reward", "dpo", "ppo", *KINDS)
+LORA = ("sft-lora", "reward-lora", "ppo-lora")
+TRAINED = ("pretrain", "sft", "reward", "dpo", "ppo", "ppo-trunk", *LORA, *KINDS)
 
 
 def make_plan(root: Path, made: Path, out: Path, resume: bool) -> list[list[str]]:
