@@ -49,7 +49,7 @@ class Watchdog:
             self._write_heartbeat()
 
     def alive(self) -> None:
-        """Tell that work goes on within the step."""
+        """Tell that this rank works, though no step was made: it waits for a service, or for a rank that does."""
         self.beat(self._step)
 
     def _write_heartbeat(self) -> None:
