@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from alignment.ppo.config import PPOConfig
@@ -54,9 +56,18 @@ def make_trainer(config: PPOConfig, job: Job) -> tuple[PPOTrainer, dict[str, int
     rows, too_long = fitting_prompts(roles.tokenizer, load_prompt_rows(config.prompts), limit)
     job.say(f"{len(rows)} prompts, {too_long} longer than {limit} tokens left out")
     batch_tokens = config.forward_batch_size * (limit + config.max_new_tokens)
-    source = build_rewards(config, roles, job.runtime.device, make_beat(job), job.say, batch_tokens)
+    device, say = job.runtime.device, partial(say_anywhere, job)
+    source = build_rewards(config, roles, device, make_beat(job), say, batch_tokens)
     trainer = PPOTrainer(config, roles, source, rows, job.runtime)
     return trainer, {"prompts": len(rows), "prompts_too_long": too_long}
+
+
+def say_anywhere(job: Job, line: str) -> None:
+    """A line of a source of reward for the user: any rank may be the one that waits for a service."""
+    if job.runtime.is_main:
+        job.say(line)
+    else:
+        print(f"[ppo] rank {job.runtime.rank}: {line}", file=sys.stderr, flush=True)
 
 
 def make_beat(job: Job) -> Callable[[], None]:

@@ -11,7 +11,7 @@ from alignment.ppo.ahead import Ahead
 from alignment.ppo.background import in_background, wait_together
 from alignment.ppo.models import response_logprobs
 from alignment.ppo.rollout import make_batch
-from alignment.ppo.sampling import Sampled, draw, share_of
+from alignment.ppo.sampling import Sampled, share_of
 from launch.checkpoint import CheckpointStore
 from launch.errors import UserError
 from tests.alignment.ppo_support import run_updates, stable, weights
@@ -32,8 +32,9 @@ def test_each_rollout_comes_from_the_weights_before_the_update_before(make):
     for number, rollout in enumerate(rollouts):
         policy = plain.engine.module.policy
         policy.load_state_dict(before[max(0, number - 1)])
-        share = plain._share(plain.next_prompts(number))
-        assert draw(policy, share, plain.sampling, plain.config, number).responses == rollout.responses
+        sampled = plain._draw(plain.next_prompts(number), number, policy)
+        assert sampled.responses == rollout.responses
+        assert torch.tensor(sum(sampled.logprobs, [])).equal(rollout.flat(rollout.engine_logprobs_BT, range(8)))
         batch = make_batch(rollout, range(8), 0)
         with torch.no_grad():
             logprobs, _ = response_logprobs(policy, *vars(batch).values(), 0.9)
@@ -70,9 +71,9 @@ def test_the_order_of_the_threads_changes_nothing(make, monkeypatch):
     assert run_updates(make(rollouts_ahead=1)) == expected
     monkeypatch.setattr(Ahead, "_start", start)
     trainer, history = make(rollouts_ahead=1), []
-    sample, made = trainer.ahead._sample, [threading.Event() for _ in range(4)]
+    draw, made = trainer.ahead._draw, [threading.Event() for _ in range(4)]
     made[0].set()
-    trainer.ahead._sample = lambda number: (made[number].wait(20), sample(number))[1]
+    trainer.ahead._draw = lambda number, model: (made[number].wait(20), draw(number, model))[1]
 
     def sink(number, metrics):
         history.append(stable(metrics))
@@ -109,6 +110,7 @@ def test_the_share_of_a_checkpoint_on_any_number_of_processes(runtime):
         def __init__(self, rank, world):
             self.rank, self.world = rank, world
 
+    prompts = [{"prompt_ids": [3]}, {"prompt_ids": [4]}]
     state = {
         "lengths": torch.tensor([1, 3, 2, 1]),
         "tokens": torch.tensor([5, 6, 7, 1, 8, 1, 9]),
@@ -116,14 +118,14 @@ def test_the_share_of_a_checkpoint_on_any_number_of_processes(runtime):
     }
     found = []
     for rank in range(2):
-        ahead = Ahead(Rank(rank, 2), lambda: None, lambda number: None)
-        ahead.load(state, 3)
+        ahead = Ahead(Rank(rank, 2), None, None)
+        ahead.load(state, 3, prompts, 2)
         assert set(ahead._flying) == {3}
-        found.append(ahead._flying[3].result())
-    assert found[0] == Sampled([[5], [6, 7, 1]], [[0.0], [-1.0, -2.0, -3.0]])
-    assert found[1] == Sampled([[8, 1], [9]], [[-4.0, -5.0], [-6.0]])
-    alone = Ahead(runtime, lambda: None, lambda number: None)
-    alone.load(state, 3)
+        found.append(ahead.take(3, 4))
+    assert found[0] == Sampled(share_of(prompts, 2, 0, 2), [[5], [6, 7, 1]], [[0.0], [-1.0, -2.0, -3.0]])
+    assert found[1] == Sampled(share_of(prompts, 2, 1, 2), [[8, 1], [9]], [[-4.0, -5.0], [-6.0]])
+    alone = Ahead(runtime, None, None)
+    alone.load(state, 3, prompts, 2)
     back = alone.state(3)
     assert all(torch.equal(back[name], state[name]) for name in state) and alone.state(4) is None
 
@@ -133,10 +135,10 @@ def test_the_sampler_keeps_its_weights_until_sampling_is_over(make):
     trainer = make(rollouts_ahead=1)
     order = []
     release = threading.Event()
-    trainer.ahead._sample = lambda number: (release.wait(20), order.append("sampled"))
+    trainer.ahead._draw = lambda number, model: (release.wait(20), order.append("sampled"))
     trainer.ahead._start(5)
     threading.Timer(0.2, release.set).start()
-    trainer._sync_sampler()
+    trainer.sampler.sync()
     order.append("refreshed")
     assert order == ["sampled", "refreshed"]
 

@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 
-from alignment.ppo import sampling
+from alignment.generation import LocalEngine
 from alignment.ppo.scoring import join_chunks
 from alignment.reward.sources.combined import CombinedSource
 from alignment.reward.sources.function import FunctionSource
@@ -63,7 +63,7 @@ def test_a_chunk_is_scored_while_the_next_is_sampled(make, monkeypatch):
 
     source = Elsewhere(before)
     trainer = make(source=source, overlap_scoring=True)
-    generate = sampling.generate
+    generate = LocalEngine.generate
 
     def watched(*words):
         if len(order) == 0:
@@ -74,7 +74,7 @@ def test_a_chunk_is_scored_while_the_next_is_sampled(make, monkeypatch):
             sampling_again.set()
         return generate(*words)
 
-    monkeypatch.setattr(sampling, "generate", watched)
+    monkeypatch.setattr(LocalEngine, "generate", watched)
     rollout = trainer.rollout(trainer.next_prompts())
     trainer.score(rollout)
     assert order == ["sample chunk 1", "asked for chunk 1", "sample chunk 2", "answered for chunk 1"]
@@ -99,7 +99,7 @@ def test_what_fails_early_surfaces_at_the_score(make, tmp_path):
 
 def test_sampling_that_fails_leaves_no_thread_waiting(make, monkeypatch):
     trainer = make(source=Elsewhere(), overlap_scoring=True)
-    monkeypatch.setattr(sampling, "generate", lambda *_: (_ for _ in ()).throw(MemoryError))
+    monkeypatch.setattr(LocalEngine, "generate", lambda *_: (_ for _ in ()).throw(MemoryError))
     before = set(threading.enumerate())
     with pytest.raises(MemoryError):
         trainer.rollout(trainer.next_prompts())
