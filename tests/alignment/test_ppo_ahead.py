@@ -34,7 +34,9 @@ def test_each_rollout_comes_from_the_weights_before_the_update_before(make):
         policy.load_state_dict(before[max(0, number - 1)])
         sampled = plain._draw(plain.next_prompts(number), number, policy)
         assert sampled.responses == rollout.responses
-        assert torch.tensor(sum(sampled.logprobs, [])).equal(rollout.flat(rollout.engine_logprobs_BT, range(8)))
+        assert torch.tensor([value for row in sampled.logprobs for value in row]).equal(
+            rollout.flat(rollout.engine_logprobs_BT, range(8))
+        )
         batch = make_batch(rollout, range(8), 0)
         with torch.no_grad():
             logprobs, _ = response_logprobs(policy, *vars(batch).values(), 0.9)
