@@ -21,6 +21,10 @@ PHASES = ("rollout", "score", "update", "log", "make", "write", "hash", "seal", 
 """Of an update, and then of its checkpoint; `sealed` to `renamed` lie between the manifest and the end of the commit."""
 
 
+OBSERVERS: list[Any] = []
+"""Called with each phase and the update, in the rank."""
+
+
 @dataclass(frozen=True)
 class Kill:
     """SIGKILL `delay_s` after `phase` of update `update` began on a rank, to that rank or to all of them."""
@@ -43,6 +47,8 @@ def watch_phases(path: Path, kill: Kill | None = None) -> None:
 
     def mark(phase: str) -> None:
         os.write(descriptor, f"{phase} {now['update']}\n".encode())
+        for observer in OBSERVERS:
+            observer(phase, now["update"])
         if mine and (phase, now["update"]) == (kill.phase, kill.update):
             if kill.delay_s == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
