@@ -85,7 +85,7 @@ SIDE_FILES = {
     "alarms.jsonl",
     "README.md",
 }
-SIDE_FOLDERS = {"checkpoints", "trackers"}
+SIDE_FOLDERS = {"checkpoints", "rollouts", "trackers"}
 
 
 def sha256_tree(root: str | Path) -> str:

@@ -70,7 +70,9 @@ def is_supported(model: PreTrainedModel) -> bool:
 def _is_plain(module: nn.Module) -> bool:
     """Neither replaced (adapters, quantised layers) nor hooked: a hook may change what the module returns."""
     replaced = hasattr(module, "weight") and not (
-        type(module) in (nn.Linear, nn.Embedding) or type(module).__name__.endswith("RMSNorm")
+        type(module) in (nn.Linear, nn.Embedding)
+        or type(module).__name__.endswith("RMSNorm")
+        or getattr(module, "is_linear", False)
     )
     return not (replaced or module._forward_hooks or module._forward_pre_hooks)
 

@@ -27,6 +27,9 @@ class LogprobHead(nn.Linear):
     module. It must be called as a module: under ZeRO-3 that call is what gathers the weight, forward and backward.
     """
 
+    is_linear = True
+    """Without targets it is what nn.Linear is: for the generation engine, which reads the weight."""
+
     def forward(self, hidden: Tensor, targets_N: Tensor | None = None, temperature: float = 1.0) -> Any:
         """Logits of `hidden` (any shape, D) without targets; with them `linear_logprobs` of hidden (N, D)."""
         if targets_N is None:

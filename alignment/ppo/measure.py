@@ -42,6 +42,7 @@ def rollout_metrics(rollout: Rollout) -> Metrics:
         "kl/k3": sequence_kl(rollout, "k3"),
         "rollout/length": tokens / len(rollout),
         "rollout/missing_eos_rate": float(1 - rollout.finished_B.mean()),
+        **rollout.logged,
     }
     if rollout.values_BT is not None and rollout.returns_BT is not None:
         variance = ppo.explained_variance(rollout.values_BT, rollout.returns_BT, rollout.mask_BT)
@@ -58,7 +59,8 @@ def evaluation_metrics(row: dict[str, Any]) -> Metrics:
     return {f"eval/{name}": float(row[name]) for name in names if isinstance(row[name], (int, float))}
 
 
-def make_samples(rollout: Rollout, episodes: Episodes, proxy_B: Tensor, gold_B: Tensor | None) -> list[Sample]:
+def make_samples(rollout: Rollout, episodes: Episodes, proxy_B: Tensor, gold_B: Tensor | None = None
+) -> list[Sample]:
     """What is kept of each episode of a held-out rollout; `rollout.groups` are the numbers of the prompts."""
     k1, k3 = (_sequence_kl_B(rollout, kind).tolist() for kind in ("k1", "k3"))
     samples = []

@@ -32,10 +32,12 @@ def load_roles(config: PPOConfig) -> Roles | SharedRoles:
     if config.lora is not None:
         return load_shared(config, config.lora, tokenizer)
     actor = load_causal(config.policy, tokenizer, partitioned=True, field="policy")
-    frozen = load_causal(config.reference or config.policy, tokenizer, partitioned=True, field="reference")
+    frozen = None
+    if not config.replay:
+        frozen = load_causal(config.reference or config.policy, tokenizer, partitioned=True, field="reference")
     on_trunk = config.needs_critic and config.critic_from == "trunk"
     critic = load_critic(config, tokenizer) if config.needs_critic and not on_trunk else None
-    models = {"reference": frozen, **({"critic": critic} if critic is not None else {})}
+    models = {role: model for role, model in (("reference", frozen), ("critic", critic)) if model is not None}
     for role, model in models.items():
         size = model.config.get_text_config().vocab_size
         if size != actor.config.get_text_config().vocab_size:
@@ -104,7 +106,7 @@ def load_shared(config: PPOConfig, options: SharedLora, tokenizer: PreTrainedTok
     rewards = rewards_on(config, base)
     trained = _load_base(base, tokenizer, partitioned=True)
     reference = reference_on(config, base, start)
-    if reference is not None:
+    if reference is not None and not config.replay:
         trained.add_frozen(REFERENCE, reference, "reference")
     trained.add_trained(POLICY, options, config.seed, start)
     score = _add_critic(config, options, trained, start, rewards) if config.needs_critic else None
@@ -113,7 +115,7 @@ def load_shared(config: PPOConfig, options: SharedLora, tokenizer: PreTrainedTok
     if not whole and (rewards or not options.merged_sampler):
         local = _load_base(base, tokenizer, partitioned=False)
         local.add_trained(POLICY, options, config.seed, start)
-    for name, adapter in zip(reward_names(rewards), rewards.values(), strict=True):
+    for name, adapter in zip(reward_names(rewards), rewards.values(), strict=True) if not config.replay else ():
         local.add_frozen(name, adapter, "rewards")
     return SharedRoles(trained, local, score, rewards, tokenizer, options.merged_sampler)
 

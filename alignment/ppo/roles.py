@@ -27,7 +27,8 @@ class Roles:
 
     policy: PreTrainedModel
     critic: PreTrainedModel | None
-    reference: PreTrainedModel
+    reference: PreTrainedModel | None
+    """None in a replay, whose dump has its log-probabilities."""
     tokenizer: PreTrainedTokenizerBase
     score: nn.Linear | None = None
     """A value head on the policy's trunk, in place of `critic`."""
@@ -47,11 +48,15 @@ class Roles:
 
     def place_reference(self, engine: Engine) -> Any:
         """`reference(tokens_bS, before_N, targets_N, temperature) -> logprobs_N`."""
+        assert self.reference is not None
         return place_frozen(Reference(self.reference), engine.runtime)
 
-    def make_sampler(self, engine: Engine) -> Sampler:
-        """What samples: the policy itself, or under ZeRO-3 a whole copy (its own parts are spread over the ranks)."""
-        if engine.runtime.zero_stage != 3:
+    def make_sampler(self, engine: Engine, apart: bool = False) -> Sampler:
+        """What samples: the policy itself, or a whole copy under ZeRO-3 (its own parts are spread over the ranks).
+
+        `apart`: a copy everywhere, whose weights are those of the last `sync` while the policy is trained.
+        """
+        if engine.runtime.zero_stage != 3 and not apart:
             return PolicyItself(self.policy)
         return WholeCopy(engine, self.policy, self.policy_weights)
 

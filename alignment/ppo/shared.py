@@ -125,9 +125,12 @@ class SharedRoles:
 
         return reference
 
-    def make_sampler(self, engine: Engine) -> Sampler:
-        """The base itself with the policy's adapter, or a plain copy with the adapter merged in."""
-        if self.merged_sampler:
+    def make_sampler(self, engine: Engine, apart: bool = False) -> Sampler:
+        """The base itself with the policy's adapter, or a plain copy with the adapter merged in.
+
+        `apart`: the plain copy, since it samples in a thread while the base acts in other roles.
+        """
+        if self.merged_sampler or apart:
             return WholeCopy(engine, self.policy, self.policy_weights)
         if self.local is self.trained:
             return PolicyItself(self.policy)

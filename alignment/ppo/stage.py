@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from alignment.prompts import fitting_prompts, load_prompt_rows, prompt_limit
 from alignment.reward.sources.build import build_source
 from launch.files import read_jsonl_log, write_atomic
 from launch.runtime import choose_precision
-from launch.stage import Job, Stage
+from launch.stage import Job, Stage, Stopped
 
 
 def run(config: PPOConfig, job: Job) -> dict[str, Any]:
@@ -33,7 +34,7 @@ def run(config: PPOConfig, job: Job) -> dict[str, Any]:
         trainer.load(checkpoint)
         write_records(trainer, job)
         guard.resume()
-    with job.progress(config.updates, "ppo", trainer.update_number) as meter:
+    with job.progress(trainer.updates, "ppo", trainer.update_number) as meter:
 
         def after_update(number: int, metrics: Metrics) -> None:
             job.log(number, metrics)
@@ -49,7 +50,14 @@ def run(config: PPOConfig, job: Job) -> dict[str, Any]:
             meter.advance(trainer.update_number - number)  # after a roll-back
             keep(trainer, job, guard)
 
-        trainer.sink = after_update
+        def while_waiting(can_save: bool) -> None:
+            """Asked to stop while a source of reward is away: the update that waits for it is lost, nothing before it."""
+            if can_save:
+                job.stop_if_requested(trainer.update_number, lambda: trainer.save(job.checkpoints))
+            else:
+                job.stop_if_requested(job.checkpoints.last_step)
+
+        trainer.sink, trainer.alive, trainer.while_waiting = after_update, job.watchdog.alive, while_waiting
         trainer.begin()
         if config.monitors.roll_back and trainer.update_number == 0 and not trainer.history.rows:
             keep(trainer, job, guard)
@@ -88,26 +96,50 @@ def write_records(trainer: PPOTrainer, job: Job) -> None:
 def make_trainer(config: PPOConfig, job: Job) -> tuple[PPOTrainer, dict[str, int]]:
     """The trainer of a config, and how many prompts there are."""
     roles = load_roles(config)
+    if config.replay:
+        trainer = PPOTrainer(config, roles, None, [], job.runtime)
+        job.say(f"updates {trainer.update_number + 1} to {trainer.updates} from the rollouts of {config.replay}")
+        return trainer, {}
     limit = prompt_limit(roles.policy.config, config.max_prompt_tokens, config.max_new_tokens)
     rows, too_long = fitting_prompts(roles.tokenizer, load_prompt_rows(config.prompts), limit)
     job.say(f"{len(rows)} prompts, {too_long} longer than {limit} tokens left out")
     counts = {"prompts": len(rows), "prompts_too_long": too_long}
     batch_tokens = config.forward_batch_size * (limit + config.max_new_tokens)
-    source = build_rewards(config, roles, job.runtime.device, job.watchdog.alive, job.say, batch_tokens)
+    device, beat, say = job.runtime.device, make_beat(job), partial(say_anywhere, job)
+    source = build_rewards(config, roles, device, beat, say, batch_tokens)
     held_out = None
     if config.evaluation.every:
         build = partial(
             build_source,
-            device=job.runtime.device,
+            device=device,
             policy_tokenizer=roles.tokenizer,
             seed=config.seed,
-            beat=job.watchdog.alive,
-            say=job.say,
+            beat=beat,
+            say=say,
             batch_tokens=batch_tokens,
         )
         held_out = load_held_out(config.evaluation, roles.tokenizer, limit, rows, build, job.say)
         counts["prompts_held_out"] = len(held_out.rows)
     return PPOTrainer(config, roles, source, rows, job.runtime, held_out=held_out), counts
+
+
+def say_anywhere(job: Job, line: str) -> None:
+    """A line of a source of reward for the user: any rank may be the one that waits for a service."""
+    if job.runtime.is_main:
+        job.say(line)
+    else:
+        print(f"[ppo] rank {job.runtime.rank}: {line}", file=sys.stderr, flush=True)
+
+
+def make_beat(job: Job) -> Callable[[], None]:
+    """What a source of reward calls while it works: this rank lives. It ends the work of a job that was stopped."""
+
+    def beat() -> None:
+        if job.stopped:
+            raise Stopped
+        job.watchdog.alive()
+
+    return beat
 
 
 def settle_precision(trainer: PPOTrainer, job: Job) -> None:

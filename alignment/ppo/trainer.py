@@ -14,18 +14,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alignment.generation import Sampling, generate
+from alignment.generation import Sampling
 from alignment.ppo import objectives as ppo
+from alignment.ppo.ahead import Ahead
+from alignment.ppo.background import in_background, wait_together
 from alignment.ppo.config import PPOConfig
 from alignment.ppo.controllers import KLController, RewardNormaliser
+from alignment.ppo.dump import RolloutDump
 from alignment.ppo.estimators import EstimatorSettings, estimate_advantages
 from alignment.ppo.evaluation import PURPOSE, Evaluation, HeldOut, History
 from alignment.ppo.learner import Learner
 from alignment.ppo.measure import Metrics, evaluation_metrics, make_samples, rollout_metrics, sequence_kl
 from alignment.ppo.monitors import Alarm, Monitors
 from alignment.ppo.ptx import load_ptx
+from alignment.ppo.replay import Replay
 from alignment.ppo.roles import Roles
 from alignment.ppo.rollout import Prompt, Rollout, make_batch, make_rollout, plan_parts
+from alignment.ppo.sampling import Sampled, Share, draw, share_of
+from alignment.ppo.scoring import Scorer
 from alignment.ppo.shared import SharedRoles
 from alignment.reward.sources.protocol import Episodes, RewardSource
 from data.encoding import encode_prompts
@@ -36,13 +42,16 @@ from launch.seeding import permutation
 
 
 class PPOTrainer:
-    """Trains `roles.policy` on prompts: rows with `prompt_ids`, or texts. All ranks make the same calls."""
+    """Trains `roles.policy` on prompts: rows with `prompt_ids`, or texts. All ranks make the same calls.
+
+    A replay (`config.replay`) needs neither a source nor prompts.
+    """
 
     def __init__(
         self,
         config: PPOConfig,
         roles: Roles | SharedRoles,
-        source: RewardSource,
+        source: RewardSource | None,
         prompts: Sequence[Prompt | str],
         runtime: Runtime,
         sink: Callable[[int, Metrics], Any] = lambda number, metrics: None,
@@ -55,72 +64,101 @@ class PPOTrainer:
             )
         tokenizer = roles.tokenizer
         self.prompts = self.as_rows(prompts)
-        self.update_number = 0
+        self.update_number, self.updates = 0, config.updates
         self.kl = KLController(config.kl_coef, config.kl_target, config.kl_horizon)
         self.normaliser = RewardNormaliser()
         self.sampling = Sampling(
             config.max_new_tokens, config.temperature, tokenizer.eos_token_id, tokenizer.pad_token_id
         )
-        self.room = max(len(row["prompt_ids"]) for row in self.prompts) + config.max_new_tokens
+        self.replay = Replay(config, tokenizer, runtime.device) if config.replay else None
+        if self.replay is not None:
+            self.update_number, self.updates = self.replay.begin(self.kl, self.normaliser)
+        longest = max((len(row["prompt_ids"]) for row in self.prompts), default=0)
+        self.room = self.replay.room if self.replay else longest + config.max_new_tokens
         """Tokens of the longest episode there can be."""
         ptx = load_ptx(config, tokenizer, self.room, runtime.world)
         groups = roles.parameter_groups(config)
         self.learner = Learner(config, roles.module(), groups, runtime, self.sampling.pad_id, self.room, ptx)
         self.engine = self.learner.engine
-        self.reference = roles.place_reference(self.engine)
-        self.sampler = roles.make_sampler(self.engine)
+        self.reference = None if self.replay else roles.place_reference(self.engine)
+        self.sampler: Any = None if self.replay else roles.make_sampler(self.engine, bool(config.rollouts_ahead))
+        self.ahead: Ahead | None = None
+        if config.rollouts_ahead and self.replay is None:
+            self.sampler = self.ahead = Ahead(
+                runtime, self.sampler, lambda number, model: self._draw(self.next_prompts(number), number, model)
+            )
+        self.scorer = None if source is None else Scorer(source, tokenizer, runtime, config.overlap_scoring)
+        self.dump = RolloutDump(config, tokenizer, self.room, runtime)
         self.held_out, self.history = held_out, History()
         self.evaluation: Evaluation | None = None
         """The newest one that `log` asked for."""
         self.monitors = Monitors(config.monitors)
         self.alarms: list[Alarm] = []
         """Of the newest update, for the sink to act on."""
+        self.alive: Callable[[], Any] = lambda: None
+        """Called on a rank that waits for the others' rewards."""
+        self.while_waiting: Callable[[bool], Any] = lambda can_save: None
+        """Called on all ranks together, about once a second, while one of them waits for rewards; may raise to end it.
+        The argument: whether `save` would keep all that was done so far."""
 
     # ------------------------------------------------------------------------------------ the algorithm
 
     def train(self) -> None:
         """Run the remaining updates; `sink` is given the metrics of each, saves, and may raise to stop or load to go back."""
         self.begin()
-        while self.update_number < self.config.updates:
-            rollout = self.rollout(self.next_prompts())
+        while self.update_number < self.updates:
+            rollout = self.next_rollout()
             rollout = self.score(rollout)
+            self.dump.write(rollout, self.update_number, self.kl, self.normaliser)
             rollout = self.advantages(rollout)
             metrics = self.update(rollout)
             self.log(rollout, metrics)
 
     def begin(self) -> None:
-        """The first evaluation, of the policy before any update, where there are some."""
+        """What comes before the first update: dumps of updates that are made again go; the start policy is evaluated."""
+        self.dump.cut_back(self.update_number)
         if self.update_number == 0 and not self.history.rows and self._evaluation_due():
             self.log(None, {})
 
-    def next_prompts(self) -> list[Prompt]:
-        """Prompts of the next rollout: the pass over them is shuffled anew in each epoch, none is skipped."""
+    def next_rollout(self) -> Rollout:
+        """This update's rollout: sampled now, or during the update before, or read from a dump."""
+        if self.replay is not None:
+            return self.replay.rollout(self.update_number)
+        if self.ahead is None:
+            return self.rollout(self.next_prompts())
+        with self._timed() as clock:
+            sampled = self.ahead.take(self.update_number, self.updates)
+            return self._make_rollout(sampled, clock(), ahead=True)
+
+    def next_prompts(self, number: int | None = None) -> list[Prompt]:
+        """Prompts of the next rollout (or that of update `number`): shuffled anew for each pass, none is skipped."""
         count, n = self.config.batch_size // self.config.samples_per_prompt, len(self.prompts)
-        numbers = range(self.update_number * count, (self.update_number + 1) * count)
+        first = self.update_number if number is None else number
+        numbers = range(first * count, (first + 1) * count)
         orders = {epoch: permutation(n, self.config.seed, "ppo-prompts", epoch) for epoch in {i // n for i in numbers}}
         return [self.prompts[int(orders[i // n][i % n])] for i in numbers]
 
     def rollout(self, prompts: Sequence[Prompt | str]) -> Rollout:
         """Sample `samples_per_prompt` responses to each prompt. Episodes are split over the ranks; this rank's are returned."""
-        samples, rank, world = self.config.samples_per_prompt, self.runtime.rank, self.runtime.world
-        rows = [row for row in self.as_rows(prompts) for _ in range(samples)]
-        if len(rows) % world:
-            raise ValueError(f"rollout: {len(rows)} episodes cannot be split over {world} processes")
-        mine = range(rank * len(rows) // world, (rank + 1) * len(rows) // world)
         with self._timed() as clock, self.runtime.autocast():
-            responses = generate(
-                self.sampler.sync(),
-                [rows[i]["prompt_ids"] for i in mine],
-                self.sampling,
-                self.config.seed,
-                "ppo-rollout",
-                self.update_number,
-                mine,
-                self.config.forward_batch_size,
-            )
-        groups = [i // samples for i in mine]
-        rollout = make_rollout([rows[i] for i in mine], responses, groups, self.sampling.eos_id, self.runtime)
-        rollout.seconds["rollout"] = clock()
+            sampled = self._draw(prompts, self.update_number, self.sampler.sync())
+            seconds = clock()
+        return self._make_rollout(sampled, seconds)
+
+    def _draw(self, prompts: Sequence[Prompt | str], number: int, model: Any) -> Sampled:
+        """This rank's responses to the prompts of update `number`. It may run in a thread: no collective call."""
+        samples, runtime = self.config.samples_per_prompt, self.runtime
+        share = share_of(self.as_rows(prompts), samples, runtime.rank, runtime.world)
+        early = self.scorer.begin_early() if self.scorer else None
+        return draw(model, share, self.sampling, self.config, number, early)
+
+    def _make_rollout(self, sampled: Sampled, seconds: float, ahead: bool = False) -> Rollout:
+        groups = [number // self.config.samples_per_prompt for number in sampled.share.numbers]
+        logprobs = sampled.logprobs if ahead else None  # else they are the policy's own
+        prompts, eos_id = sampled.share.prompts, self.sampling.eos_id
+        rollout = make_rollout(prompts, sampled.responses, groups, eos_id, self.runtime, logprobs)
+        rollout.early = sampled.early.scores if sampled.early else None
+        rollout.seconds["rollout"] = seconds
         return rollout
 
     @torch.no_grad()
@@ -128,18 +166,20 @@ class PPOTrainer:
         """Add old log-probabilities, values, reference log-probabilities and scores; gather the ranks' episodes.
 
         The old log-probabilities come from the training forward pass, not from generation: the kernels differ, and
-        the ratio would not be 1 at the first step (checklist item 11).
+        the ratio would not be 1 at the first step (checklist item 11). A rollout that has its scores keeps them.
         """
+        if rollout.scores_B is not None:
+            return rollout
         with self._timed() as clock:
             self._score_tokens(rollout)
-            with self.runtime.autocast():
-                self._score_episodes(rollout)
+            self._score_episodes(rollout)
             gathered = rollout.gather(self.runtime)
         gathered.seconds["score"] = clock()
         return gathered
 
     def _score_tokens(self, rollout: Rollout) -> None:
         """Log-probabilities of policy and reference, and values, of this rank's response tokens; once each."""
+        assert self.reference is not None
         room = self.config.forward_batch_size * self.room
         plan = plan_parts(range(len(rollout)), rollout.lengths, room, 1)[0]
         passes = max(self.runtime.gather_objects(len(plan)))  # under ZeRO-3 all ranks must make as many
@@ -159,8 +199,10 @@ class PPOTrainer:
         rollout.values_BT = values_BT if self.config.needs_critic else None
 
     def _score_episodes(self, rollout: Rollout) -> None:
-        """Rewards of this rank's episodes from the source, by component."""
-        scores = self.source.score(Episodes.decode(self.roles.tokenizer, rollout.prompts, rollout.responses))
+        """Rewards of this rank's episodes from the source, by component. It may be away for long, see `while_waiting`."""
+        assert self.scorer is not None
+        scores = wait_together(self.scorer.start(rollout), self.runtime, self.alive, lambda: self.while_waiting(True))
+        rollout.early = None
         device = self.runtime.device
         rollout.scores_B = scores.last_token_B.to(device)
         rollout.components = {name: values_B.to(device) for name, values_B in scores.columns().items()}
@@ -191,7 +233,17 @@ class PPOTrainer:
         )
         rollout.rewards_BT = rewards_BT
         rollout.advantages_BT = ppo.clip_symmetric(advantages_BT, config.advantage_clip)
+        self._correct_importance(rollout)
         return rollout
+
+    def _correct_importance(self, rollout: Rollout) -> None:
+        """Truncated importance weights, where the responses were not sampled by the policy itself."""
+        if rollout.engine_logprobs_BT is not None:
+            assert rollout.logprobs_BT is not None
+            rollout.importance_BT, measured = ppo.truncated_importance(
+                rollout.logprobs_BT, rollout.engine_logprobs_BT, rollout.mask_BT, self.config.importance_cap
+            )
+            rollout.logged |= {name: float(value) for name, value in measured.items()}
 
     def _penalty(self, rollout: Rollout) -> Tensor:
         """KL of each token as it goes into the rewards; 0 when it is in the loss."""
@@ -268,34 +320,26 @@ class PPOTrainer:
                 f"{runtime.world} processes; give at least one for each"
             )
         n = len(held_out.rows)
-        mine = range(runtime.rank * n // runtime.world, (runtime.rank + 1) * n // runtime.world)
-        rows = [held_out.rows[i] for i in mine]
+        mine = list(range(runtime.rank * n // runtime.world, (runtime.rank + 1) * n // runtime.world))
+        share = Share([held_out.rows[i] for i in mine], mine)
         with runtime.autocast():
-            responses = generate(
-                self.sampler.sync(),
-                [row["prompt_ids"] for row in rows],
-                self.sampling,
-                self.config.seed,
-                PURPOSE,
-                0,
-                mine,
-                self.config.forward_batch_size,
-            )
-        rollout = make_rollout(rows, responses, mine, self.sampling.eos_id, runtime)
+            sampled = draw(self.sampler.sync(), share, self.sampling, self.config, 0, purpose=PURPOSE)
+        rollout = make_rollout(share.prompts, sampled.responses, mine, self.sampling.eos_id, runtime)
         self._score_tokens(rollout)
         episodes = Episodes.decode(self.roles.tokenizer, rollout.prompts, rollout.responses)
-        with runtime.autocast():
-            proxy_B = self.source.score(episodes).total_B
-            gold_B = held_out.gold.score(episodes).total_B if held_out.gold else None
-        parts = runtime.gather_objects(make_samples(rollout, episodes, proxy_B, gold_B))
+        judges = [self.source, held_out.gold] if held_out.gold else [self.source]
+        asked = in_background(lambda: [judge.score(episodes).total_B for judge in judges], runtime, daemon=True)
+        rewards = wait_together(asked, runtime, self.alive, lambda: self.while_waiting(False))
+        parts = runtime.gather_objects(make_samples(rollout, episodes, *rewards))
         samples = [sample for part in parts for sample in part]
         found = self.history.evaluate(self.update_number, samples, held_out.lexicon)
         return Evaluation(found.update, samples, runtime.broadcast(found.row))
 
     def _evaluation_due(self) -> bool:
-        """Whether to evaluate after this many updates: every so many, and after the last."""
+        """Whether to evaluate after this many updates: every so many, and after the last. A replay samples nothing."""
         every = self.config.evaluation.every
-        return every > 0 and (self.update_number % every == 0 or self.update_number == self.config.updates)
+        asked = every > 0 and (self.update_number % every == 0 or self.update_number == self.config.updates)
+        return asked and self.replay is None
 
     # ------------------------------------------------------------------------------------ state
 
@@ -305,6 +349,7 @@ class PPOTrainer:
             "update_number": self.update_number,
             "kl": self.kl.state_dict(),
             "normaliser": self.normaliser.state_dict(),
+            "ahead": self.ahead.state(self.update_number) if self.ahead else None,
             "history": self.history.state_dict(),
             "monitors": self.monitors.state_dict(),
         }
@@ -318,6 +363,8 @@ class PPOTrainer:
         self.normaliser.load_state_dict(extra["normaliser"])
         self.history.load_state_dict(extra["history"])
         self.monitors.load_state_dict(extra["monitors"])
+        if self.ahead is not None:
+            self.ahead.load(extra["ahead"], self.update_number, self.next_prompts(), self.config.samples_per_prompt)
 
     # ------------------------------------------------------------------------------------ helpers
 

@@ -18,11 +18,14 @@ from transformers import (
     GPT2LMHeadModel,
     GraniteConfig,
     GraniteForCausalLM,
+    Qwen3ForCausalLM,
 )
 
+from alignment.generation import LocalEngine, Sampling
+from alignment.generation.weights import is_supported
 from alignment.ppo.logprobs import LogprobHead, chunk_slices, give_logprob_head, linear_logprobs
 from alignment.ppo.models import response_logprobs
-from tests.support import save_policy
+from tests.support import save_policy, tiny_config
 
 
 def naive(hidden, weight, bias, targets, temperature):
@@ -262,3 +265,12 @@ def test_models_whose_logits_are_more_than_the_head_are_left_alone(model, linear
     with torch.no_grad():
         for a, b in zip(in_full(built, 0.7), response_logprobs(built, ROWS, BEFORE, TARGETS, 0.7), strict=True):
             torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
+
+
+def test_the_generation_engine_reads_the_head_as_before():
+    """Else a run would sample by another path, with other last bits, from its first update on: after a resume, too."""
+    torch.manual_seed(0)
+    model = Qwen3ForCausalLM(tiny_config(initializer_range=0.3)).eval()
+    before = LocalEngine(model, 4).generate([[5, 6], [7]], Sampling(6, 0.9, 1, 0), 0, "test", 0, [0, 1])
+    assert is_supported(model) and give_logprob_head(model) and is_supported(model)
+    assert LocalEngine(model, 4).generate([[5, 6], [7]], Sampling(6, 0.9, 1, 0), 0, "test", 0, [0, 1]) == before

@@ -1,0 +1,74 @@
+"""Drawing the responses of a rollout on one rank. Nothing here makes a collective call: it may run in a thread."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from alignment.generation import Completion, LocalEngine, Sampling
+from alignment.ppo.config import PPOConfig
+from alignment.ppo.rollout import Prompt
+from alignment.ppo.scoring import EarlyScores
+
+
+@dataclass(frozen=True)
+class Share:
+    """The episodes of a rollout that one rank samples: a prompt each, and their numbers in the global batch."""
+
+    prompts: list[Prompt]
+    numbers: list[int]
+
+
+def share_of(prompts: Sequence[Prompt], samples_per_prompt: int, rank: int, world: int) -> Share:
+    """A rank's share when each prompt is answered `samples_per_prompt` times. ValueError when they cannot be split."""
+    count = len(prompts) * samples_per_prompt
+    if count % world:
+        raise ValueError(f"rollout: {count} episodes cannot be split over {world} processes")
+    numbers = list(range(rank * count // world, (rank + 1) * count // world))
+    return Share([prompts[number // samples_per_prompt] for number in numbers], numbers)
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A rank's responses, as token ids with the EOS that ended them."""
+
+    share: Share
+    responses: list[list[int]]
+    logprobs: list[list[float]]
+    """Of each token under the weights that sampled it, nats."""
+    early: EarlyScores | None = None
+    """The rewards that are being asked for already."""
+
+
+def draw(
+    policy: Any,
+    share: Share,
+    sampling: Sampling,
+    config: PPOConfig,
+    update: int,
+    early: EarlyScores | None = None,
+    purpose: str = "ppo-rollout",
+) -> Sampled:
+    """Sample the responses of update number `update`, by the random numbers of `purpose`. With `early` each batch is handed on as soon as it is there.
+
+    The batches are those that the engine makes of the whole share.
+    """
+    ids = [prompt["prompt_ids"] for prompt in share.prompts]
+    order = sorted(range(len(ids)), key=lambda row: (len(ids[row]), tuple(ids[row])))
+    size = config.forward_batch_size if early is not None else len(order)
+    engine = LocalEngine(policy, config.forward_batch_size)
+    done: dict[int, Completion] = {}
+    try:
+        for start in range(0, len(order), size):
+            rows = order[start : start + size]
+            numbers = [share.numbers[row] for row in rows]
+            drawn = engine.generate([ids[row] for row in rows], sampling, config.seed, purpose, update, numbers)
+            done.update(zip(rows, drawn, strict=True))
+            if early is not None:
+                early.add(rows, [share.prompts[row] for row in rows], [completion.token_ids for completion in drawn])
+    finally:
+        if early is not None:
+            early.close()
+    completions = [done[row] for row in range(len(ids))]
+    return Sampled(share, [c.token_ids for c in completions], [c.logprobs for c in completions], early)
