@@ -20,7 +20,7 @@ from alignment.reward import batcher as batching
 from alignment.reward.batcher import Batcher, Busy
 from alignment.reward.model import RewardModel
 from alignment.reward.request import BadRequest, read_request
-from alignment.reward.serve import RewardServer, ServeConfig, is_own_address
+from alignment.reward.serve import Handler, RewardServer, ServeConfig, is_own_address
 from alignment.reward.sources.exchange import Backoff, Endpoint
 from alignment.reward.sources.service import ServiceSource
 from data import train_tokenizer
@@ -406,27 +406,37 @@ def test_a_real_service_answers_ends_on_sigterm_and_the_run_goes_on_with_the_nex
 
 
 def test_requests_under_way_are_answered_before_the_end(folder, judge, monkeypatch):
-    started, release = threading.Event(), threading.Event()
-    score_ids = batching.score_ids
+    started, release, written = threading.Event(), threading.Event(), threading.Event()
+    score_ids, answer = batching.score_ids, Handler._answer
 
     def slow(*arguments):
         started.set()
         release.wait(30)
         return score_ids(*arguments)
 
+    def late(self, status, content):
+        time.sleep(0.3)
+        answer(self, status, content)
+        written.set()
+
+    def end():
+        running.close()
+        result["written before the end"] = written.is_set()
+
     monkeypatch.setattr(batching, "score_ids", slow)
+    monkeypatch.setattr(Handler, "_answer", late)
     running, result = Running(folder, judge), {}
     asking = threading.Thread(target=lambda: result.update(answer=ask(running.url, {"query": ["the"]})))
     asking.start()
     started.wait(30)
-    ending = threading.Thread(target=running.close)
+    ending = threading.Thread(target=end)
     ending.start()
     while not running.server.ending:
         time.sleep(0.01)
     release.set()
     asking.join(30)
     ending.join(30)
-    assert result["answer"][0] == 200
+    assert result["answer"][0] == 200 and result["written before the end"]
     assert result["answer"][1]["rewards"] == pytest.approx(judge.score(["the"], [""]), abs=1e-6)
 
 

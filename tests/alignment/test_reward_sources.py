@@ -70,6 +70,7 @@ def test_rewards_of_any_numeric_kind_are_taken():
         ("abc", r"returned 'abc' \(str\)"),
         ({"a": 1}, r"\(dict\) for 3 episodes"),
         ([1, 2], r"^reward r: returned 2 values for 3 episodes; return one number for each"),
+        ([1, 2, 3, 4], r"^reward r: returned 4 values for 3 episodes"),
         ([1, math.nan, math.inf], r"^reward r: row 2 of the episodes has nan \(float\) .* \(2 of 3 rows are bad\)"),
         ([1, 2, -math.inf], r"row 3 of the episodes has -inf .* \(1 of 3 rows are bad\)"),
         ([None, 1, 2], r"row 1 of the episodes has None \(NoneType\)"),
@@ -128,10 +129,11 @@ def test_messages_go_through_the_judges_own_template(other_judge):
     assert other_judge.tokenizer.decode(source.encode(data)[0]) == "<|user|>the<|assistant|>it<|endoftext|>"
     twin = RewardModel(other_judge.model, word_tokenizer())
     twin.tokenizer.chat_template = (
-        "{{ messages[0].content }}{% if messages|length > 1 %} {{ messages[1].content }}{% endif %}"
+        "to {{ messages[0].content }}{% if messages|length > 1 %} {{ messages[1].content }}{% endif %}"
     )
     same_ids = ModelSource("r", twin, word_tokenizer())  # the policy's vocabulary, but another template
     assert same_ids.encode(data) == twin.encode([prompt, "of"], ["it", "for"])
+    assert same_ids.encode(data)[0] == word_tokenizer()("to the it <eos>")["input_ids"]
 
 
 def test_a_row_that_does_not_fit_is_named_with_its_source(folders):

@@ -54,8 +54,9 @@ def test_the_fingerprint_is_of_content_and_name_not_of_the_place(tmp_path):
     assert fingerprint_input("f", f"python:{tmp_path}/reward.py:double")["sha256"] != here
 
 
-def test_what_runs_is_what_the_file_holds_now(tmp_path):
+def test_what_runs_is_what_the_file_holds_now(tmp_path, monkeypatch):
     """Python's own import takes a cached compilation when size and second of the change are the same."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
     path = tmp_path / "reward.py"
     for factor in (2, 3):
         path.write_text(SOURCE.replace("2 *", f"{factor} *"))
