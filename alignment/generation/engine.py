@@ -20,7 +20,10 @@ from alignment.generation.sampling import Completion, Sampling, padded_size, pic
 from alignment.generation.weights import Weights, is_supported, read_weights
 from launch.seeding import uniforms
 
-DROP_SHARE = 16  # finished rows leave once they are a sixteenth of the batch
+BATCH_SIZES = (
+    8  # a batch shrinks in so many steps: each size is a set of shapes, for which oneDNN compiles bf16 products
+)
+LOOK_EVERY = 8  # tokens between two looks at which rows have ended, where a look waits for the device
 
 
 class RolloutEngine(Protocol):
@@ -119,6 +122,8 @@ def _decode(
     rows_N = torch.arange(len(prompts), device=device)
     done_N = torch.zeros(len(prompts), dtype=torch.bool, device=device)
     work = torch.empty(padded_size(weights.head.shape[0]) * len(prompts), device=device)
+    granule = max(1, len(prompts) // BATCH_SIZES)
+    look_every = 1 if device.type == "cpu" else LOOK_EVERY
     decoder = Decoder(weights, prompts, length)
     logits_VN = decoder.prefill()
     for t in range(length):
@@ -127,12 +132,15 @@ def _decode(
         )
         tokens_BT[rows_N, t], logprobs_BT[rows_N, t] = tokens_N, logprobs_N
         done_N |= tokens_N == sampling.eos_id
-        finished = int(done_N.sum())
-        if finished == len(rows_N) or t == length - 1:
+        if t == length - 1:
             break
-        if finished * DROP_SHARE >= len(rows_N):
-            kept_N = decoder.drop(done_N)
-            tokens_N, rows_N, done_N = tokens_N[kept_N], rows_N[kept_N], torch.zeros_like(kept_N, dtype=torch.bool)
+        if (t + 1) % look_every == 0:
+            size = -(-int((~done_N).sum()) // granule) * granule
+            if size == 0:
+                break
+            if size < len(rows_N):
+                kept_N = decoder.keep(done_N, size)
+                tokens_N, rows_N, done_N = tokens_N[kept_N], rows_N[kept_N], done_N[kept_N]
         logits_VN = decoder.step(tokens_N)
     return tokens_BT, logprobs_BT
 
