@@ -4,11 +4,12 @@ import dataclasses
 
 import torch
 from torch.nn.functional import pad
+from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
 
 from alignment.ppo.config import PPOConfig
 from alignment.ppo.models import load_roles
 from alignment.ppo.trainer import PPOTrainer
-from tests.support import save_policy, save_reward
+from tests.support import save_policy, save_reward, word_tokenizer
 
 PROMPTS = [[3 + (i * 7 + j) % 20 for j in range(1 + i % 5)] for i in range(13)]
 SETTINGS = dict(
@@ -30,6 +31,19 @@ SETTINGS = dict(
 def save_models(root):
     """Folders of a policy, of another one as its reference, and of a reward model: random, and all different."""
     save_policy(root / "policy"), save_policy(root / "reference", seed=5), save_reward(root / "reward")
+    return {name: str(root / name) for name in ("policy", "reference", "reward")}
+
+
+def save_gpt2_models(root):
+    """The same of GPT-2, whose positions are learned: with rotary ones a shift of all positions of a row changes nothing."""
+    shape = dict(vocab_size=23, n_embd=16, n_layer=2, n_head=2, n_positions=64, initializer_range=0.5)
+    special = dict(pad_token_id=0, eos_token_id=1, bos_token_id=None)
+    for seed, name in enumerate(("policy", "reference", "reward")):
+        torch.manual_seed(seed)
+        kind = GPT2ForSequenceClassification if name == "reward" else GPT2LMHeadModel
+        labels = {"num_labels": 1} if name == "reward" else {}
+        kind(GPT2Config(**shape, **special, **labels)).save_pretrained(root / name)
+        word_tokenizer().save_pretrained(root / name)
     return {name: str(root / name) for name in ("policy", "reference", "reward")}
 
 

@@ -21,6 +21,7 @@ from tests.alignment.ppo_support import (
     one_update,
     real_tokens,
     run_updates,
+    save_gpt2_models,
     save_models,
     scored_rollout,
     weights_of,
@@ -45,16 +46,22 @@ def make(models, runtime):
 
 
 @pytest.fixture(scope="module")
-def shared(models, runtime):
+def shared(learned, runtime):
     """A trainer and its first rollout, scored and with advantages: for tests that change neither."""
-    trainer = make_trainer(models, runtime)
+    trainer = make_trainer(learned, runtime)
     return trainer, trainer.advantages(scored_rollout(trainer))
 
 
 @pytest.fixture(scope="module")
-def base(models, runtime):
+def learned(tmp_path_factory):
+    """Models with learned positions."""
+    return save_gpt2_models(tmp_path_factory.mktemp("gpt2"))
+
+
+@pytest.fixture(scope="module")
+def base(learned, runtime):
     """The metrics and the weights after one update from a rollout as it comes."""
-    trainer = make_trainer(models, runtime)
+    trainer = make_trainer(learned, runtime)
     metrics = one_update(trainer)
     return metrics, weights_of(trainer)
 
@@ -105,10 +112,24 @@ def test_item_02_all_roles_read_the_token_ids_themselves(make, monkeypatch):
 
 
 @pytest.mark.parametrize(("left", "right", "junk"), [(3, 0, 0), (0, 4, 0), (2, 2, 1), (2, 2, 9)])
-def test_item_03_amount_and_content_of_padding_do_not_change_an_update(make, base, left, right, junk):
+def test_item_03_amount_and_content_of_padding_do_not_change_an_update(learned, base, runtime, left, right, junk):
     """Position ids count real tokens alone; token `junk` on the padding is pad, EOS and a word in turn."""
-    trainer = make()
+    trainer = make_trainer(learned, runtime)
     assert_same_update(trainer, trainer.score(widen(trainer.rollout(trainer.next_prompts()), left, right, junk)), base)
+
+
+def test_item_03_positions_count_real_tokens_in_every_role(learned, base, runtime):
+    """Each row of a rollout alone and without padding, positions left to the model: the same old logprobs and values."""
+    trainer = make_trainer(learned, runtime)
+    rollout = scored_rollout(trainer)
+    for row in range(8):
+        tokens, n = real_tokens(rollout, row), int(rollout.response_mask_BT[row].sum())
+        with torch.no_grad():
+            log_p = torch.log_softmax(trainer.roles.policy(tokens).logits[0, -n - 1 : -1] / 0.7, -1)
+            values = trainer.roles.critic.score(trainer.roles.critic.transformer(tokens)[0])[0, -n - 1 : -1, 0]
+        logprobs = log_p.gather(-1, tokens[0, -n:, None])[:, 0]
+        torch.testing.assert_close(rollout.logprobs_BT[row, :n], logprobs, atol=1e-5, rtol=0)
+        torch.testing.assert_close(rollout.values_BT[row, :n], values, atol=1e-5, rtol=0)
 
 
 def test_item_04_long_prompts_are_left_out_and_counted_never_cut():
@@ -220,12 +241,15 @@ def test_item_10_no_dropout_in_rollout_or_update(models, runtime, tmp_path):
 
 
 def test_item_12_score_is_read_at_the_last_real_token_also_with_pad_inside_the_prompt(models, make):
-    trainer = make(prompts=[[3, 0, 4], [0, 5], [6, 0, 0]], batch_size=6, minibatches=1)
-    rollout = scored_rollout(trainer)
+    prompts = [[3, 0, 4], [0, 5], [6, 0, 0]]
+    trainer = make(prompts=prompts, batch_size=6, minibatches=1)
+    numbers = trainer.next_prompts()
+    rollout = trainer.score(trainer.rollout(numbers))
     judge = AutoModelForSequenceClassification.from_pretrained(models["reward"]).eval()
     judge.config.pad_token_id = None  # else transformers looks for the last token that is not pad
     for row in range(6):
-        assert int(rollout.mask_BS[row].sum()) > int(rollout.response_mask_BT[row].sum())
+        prompt = prompts[numbers[row]]
+        assert real_tokens(rollout, row)[0, : len(prompt)].tolist() == prompt
         with torch.no_grad():
             assert rollout.scores_B[row].item() == pytest.approx(
                 float(judge(real_tokens(rollout, row)).logits), abs=1e-5
@@ -308,8 +332,8 @@ def test_item_22_the_value_loss_starts_from_the_values_of_the_rollout(make):
 
 
 @pytest.mark.parametrize("changes", [{"micro_batch_size": 1}, {"micro_batch_size": 8}, {"forward_batch_size": 3}])
-def test_item_23_cutting_the_batch_otherwise_does_not_change_an_update(make, base, changes):
-    trainer = make(**changes)
+def test_item_23_cutting_the_batch_otherwise_does_not_change_an_update(learned, base, runtime, changes):
+    trainer = make_trainer(learned, runtime, **changes)
     assert_same_update(trainer, scored_rollout(trainer), base)
 
 
