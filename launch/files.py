@@ -77,7 +77,7 @@ def sha256_file(path: str | Path) -> str:
 
 # What a run writes beside its artefact; no part of the artefact's content.
 SIDE_FILES = {"provenance.json", "run.json", "metrics.jsonl", "README.md"}
-SIDE_FOLDERS = {"checkpoints", "trackers"}
+SIDE_FOLDERS = {"checkpoints", "rollouts", "trackers"}
 
 
 def sha256_tree(root: str | Path) -> str:

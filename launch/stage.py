@@ -103,6 +103,8 @@ class Job:
             self.output_dir / "checkpoints", runtime, config.keep_checkpoints, self._note_progress
         )
         self._stop_requested = self._polls = False
+        self.stopped = False
+        """Whether this job ends because it was asked to: threads that still work for it may give up."""
         self._last_save = self._start = time.monotonic()
         record = self.output_dir / "run.json"
         self._seconds_before = float(read_json(record).get("seconds", 0.0)) if record.exists() else 0.0
@@ -176,11 +178,14 @@ class Job:
             self._last_save = time.monotonic()
         return due
 
-    def stop_if_requested(self, step: int) -> None:
-        """Call after saving: ends the job when it was asked to stop."""
+    def stop_if_requested(self, step: int, save: Callable[[], Any] | None = None) -> None:
+        """Call after saving: ends the job when it was asked to stop. `save` is called first where step has no checkpoint."""
         self._polls = True
         if not self.runtime.any_true(self._stop_requested):
             return
+        if save is not None and self.checkpoints.last_step < step:
+            save()
+        self.stopped = True
         if not self.checkpoints.last_save_failed:
             self.say(f"stopped after step {step} as asked; run the same command again to resume")
         elif last := self.checkpoints.last_step:

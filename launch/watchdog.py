@@ -48,6 +48,10 @@ class Watchdog:
         if self.limit_s > 0 and self._last - self._written > 1.0:
             self._write_heartbeat()
 
+    def alive(self) -> None:
+        """Tell that this rank works, though no step was made: it waits for a service, or for a rank that does."""
+        self.beat(self._step)
+
     def _write_heartbeat(self) -> None:
         self._written = time.monotonic()
         path = self.folder / f"heartbeat-{self.rank}.json"

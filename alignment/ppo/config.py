@@ -31,6 +31,9 @@ class PPOConfig(StageConfig):
     its own but a head on the policy's trunk."""
     prompts: str = artefact()
     """Where the prompts come from: a file, a folder, embedded:... or hub:...; `::train` picks a split."""
+    replay: str | None = artefact(None)
+    """Rollouts that another run dumped, to train on instead of sampling and scoring: its folder `rollouts`, or one file
+    of it. Neither prompts nor a source of reward are needed then, but for the model that the critic starts from."""
 
     # ---------------------------------------------------------------- sizes
     updates: int = 100
@@ -134,10 +137,14 @@ class PPOConfig(StageConfig):
     rollouts_ahead: Literal[0, 1] = 0
     """1 samples the next rollout during the update, from the weights before it (off-policy by one update, corrected by
     truncated importance weights)."""
+    dump_rollouts: Literal["none", "jsonl", "parquet"] = operational("none")
+    """Write each update's rollout, with all that the update is computed from, to `rollouts/update-000123.jsonl`."""
 
     @property
     def sources(self) -> dict[str, SourceConfig]:
-        """The sources of reward by name."""
+        """The sources of reward by name; a replay may have none."""
+        if self.replay and not self.reward and not self.rewards:
+            return {}
         return named_rewards(self.reward, self.rewards)
 
     @property
@@ -146,7 +153,7 @@ class PPOConfig(StageConfig):
         return ESTIMATORS[self.estimator].needs_critic
 
     def check(self) -> None:
-        for name in ("policy", "prompts"):
+        for name in ("policy",) if self.replay else ("policy", "prompts"):
             if not getattr(self, name):
                 raise ValueError(f"{name} is missing; add --{name} PATH")
         sources = self.sources

@@ -30,6 +30,7 @@ def rollout_metrics(rollout: Rollout) -> Metrics:
         "kl/k3": sequence_kl(rollout, "k3"),
         "rollout/length": tokens / len(rollout),
         "rollout/missing_eos_rate": float(1 - rollout.finished_B.mean()),
+        **rollout.logged,
     }
     if rollout.values_BT is not None and rollout.returns_BT is not None:
         variance = ppo.explained_variance(rollout.values_BT, rollout.returns_BT, rollout.mask_BT)

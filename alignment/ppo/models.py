@@ -92,7 +92,8 @@ class Roles:
 
     policy: PreTrainedModel
     critic: PreTrainedModel | None
-    reference: PreTrainedModel
+    reference: PreTrainedModel | None
+    """None in a replay, whose dump has its log-probabilities."""
     tokenizer: PreTrainedTokenizerBase
 
 
@@ -100,9 +101,11 @@ def load_roles(config: PPOConfig) -> Roles:
     """Load policy, critic (where the estimator needs one) and reference in float32; under ZeRO-3 partitioned."""
     tokenizer = load_tokenizer(config.policy, "policy")
     actor = load_causal(config.policy, tokenizer, partitioned=True, field="policy")
-    frozen = load_causal(config.reference or config.policy, tokenizer, partitioned=True, field="reference")
+    frozen = None
+    if not config.replay:
+        frozen = load_causal(config.reference or config.policy, tokenizer, partitioned=True, field="reference")
     critic = load_critic(config, tokenizer) if config.needs_critic else None
-    models = {"reference": frozen, **({"critic": critic} if critic is not None else {})}
+    models = {role: model for role, model in (("reference", frozen), ("critic", critic)) if model is not None}
     for role, model in models.items():
         size = model.config.get_text_config().vocab_size
         if size != actor.config.get_text_config().vocab_size:

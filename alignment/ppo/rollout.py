@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,7 +38,7 @@ class Rollout:
     finished_B: Tensor
     """1 where the response ended with EOS."""
     engine_logprobs_BT: Tensor | None = None
-    """Of the engine that sampled them, when that is not the policy itself."""
+    """Of the weights or the engine that sampled them, when that is not the policy itself."""
     logprobs_BT: Tensor | None = None
     ref_logprobs_BT: Tensor | None = None
     values_BT: Tensor | None = None
@@ -52,6 +53,10 @@ class Rollout:
     importance_BT: Tensor | None = None
     """Truncated importance weights, when the responses were sampled by other weights or another engine."""
     returns_BT: Tensor | None = None
+    early: Future[Any] | None = None
+    """Rewards that were asked for while it was being sampled (scoring.EarlyScores)."""
+    logged: dict[str, float] = field(default_factory=dict)
+    """What the phases found out about it, by the name of the metric."""
     seconds: dict[str, float] = field(default_factory=dict)
 
     def __len__(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from alignment.ppo.config import PPOConfig
@@ -11,7 +12,7 @@ from alignment.prompts import fitting_prompts, load_prompt_rows, prompt_limit
 from alignment.reward.sources.build import build_source
 from launch.files import read_jsonl_log
 from launch.runtime import choose_precision
-from launch.stage import Job, Stage
+from launch.stage import Job, Stage, Stopped
 
 
 def run(config: PPOConfig, job: Job) -> dict[str, Any]:
@@ -20,7 +21,7 @@ def run(config: PPOConfig, job: Job) -> dict[str, Any]:
     settle_precision(trainer, job)
     if checkpoint := job.resume():
         trainer.load(checkpoint)
-    with job.progress(config.updates, "ppo", trainer.update_number) as meter:
+    with job.progress(trainer.updates, "ppo", trainer.update_number) as meter:
 
         def after_update(number: int, metrics: Metrics) -> None:
             job.log(number, metrics)
@@ -30,7 +31,11 @@ def run(config: PPOConfig, job: Job) -> dict[str, Any]:
                 trainer.save(job.checkpoints)
                 job.stop_if_requested(number)
 
-        trainer.sink = after_update
+        def while_waiting() -> None:
+            """Asked to stop while a source of reward is away: the update that waits for it is lost, nothing before it."""
+            job.stop_if_requested(trainer.update_number, lambda: trainer.save(job.checkpoints))
+
+        trainer.sink, trainer.alive, trainer.while_waiting = after_update, job.watchdog.alive, while_waiting
         trainer.train()
     save_artefact(trainer, job)
     rows = read_jsonl_log(job.output_dir / "metrics.jsonl") if job.runtime.is_main else []
@@ -41,6 +46,10 @@ def run(config: PPOConfig, job: Job) -> dict[str, Any]:
 def make_trainer(config: PPOConfig, job: Job) -> tuple[PPOTrainer, dict[str, int]]:
     """The trainer of a config, and how many prompts there are."""
     roles = load_roles(config)
+    if config.replay:
+        trainer = PPOTrainer(config, roles, None, [], job.runtime)
+        job.say(f"updates {trainer.update_number + 1} to {trainer.updates} from the rollouts of {config.replay}")
+        return trainer, {}
     limit = prompt_limit(roles.policy.config, config.max_prompt_tokens, config.max_new_tokens)
     rows, too_long = fitting_prompts(roles.tokenizer, load_prompt_rows(config.prompts), limit)
     job.say(f"{len(rows)} prompts, {too_long} longer than {limit} tokens left out")
@@ -49,12 +58,23 @@ def make_trainer(config: PPOConfig, job: Job) -> tuple[PPOTrainer, dict[str, int
         job.runtime.device,
         roles.tokenizer,
         config.seed,
-        job.watchdog.alive,
+        make_beat(job),
         job.say,
         batch_tokens=config.forward_batch_size * (limit + config.max_new_tokens),
     )
     trainer = PPOTrainer(config, roles, source, rows, job.runtime)
     return trainer, {"prompts": len(rows), "prompts_too_long": too_long}
+
+
+def make_beat(job: Job) -> Callable[[], None]:
+    """What a source of reward calls while it works: this rank lives. It ends the work of a job that was stopped."""
+
+    def beat() -> None:
+        if job.stopped:
+            raise Stopped
+        job.watchdog.alive()
+
+    return beat
 
 
 def settle_precision(trainer: PPOTrainer, job: Job) -> None:

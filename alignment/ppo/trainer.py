@@ -15,17 +15,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alignment.generation import Sampling, generate
+from alignment.generation import Sampling
 from alignment.ppo import objectives as ppo
+from alignment.ppo.ahead import Ahead
+from alignment.ppo.background import wait_together
 from alignment.ppo.config import PPOConfig
 from alignment.ppo.controllers import KLController, RewardNormaliser, clip_symmetric
+from alignment.ppo.dump import RolloutDump
 from alignment.ppo.estimators import EstimatorSettings, estimate_advantages
 from alignment.ppo.learner import Learner
 from alignment.ppo.measure import Metrics, rollout_metrics, sequence_kl
 from alignment.ppo.models import ActorCritic, Reference, Roles, place_frozen
 from alignment.ppo.ptx import load_ptx
+from alignment.ppo.replay import Replay
 from alignment.ppo.rollout import Prompt, Rollout, make_batch, make_rollout, plan_parts
-from alignment.reward.sources.protocol import Episodes, RewardSource
+from alignment.ppo.sampling import Sampled, Share, draw, own_logprobs, share_of
+from alignment.ppo.scoring import Scorer
+from alignment.reward.sources.protocol import RewardSource
 from data.encoding import encode_prompts
 from evaluation.loading import plain_weights
 from launch.checkpoint import Checkpoint, CheckpointStore
@@ -35,13 +41,16 @@ from launch.seeding import permutation
 
 
 class PPOTrainer:
-    """Trains `roles.policy` on prompts: rows with `prompt_ids`, or texts. All ranks make the same calls."""
+    """Trains `roles.policy` on prompts: rows with `prompt_ids`, or texts. All ranks make the same calls.
+
+    A replay (`config.replay`) needs neither a source nor prompts.
+    """
 
     def __init__(
         self,
         config: PPOConfig,
         roles: Roles,
-        source: RewardSource,
+        source: RewardSource | None,
         prompts: Sequence[Prompt | str],
         runtime: Runtime,
         sink: Callable[[int, Metrics], Any] = lambda number, metrics: None,
@@ -53,60 +62,83 @@ class PPOTrainer:
             )
         tokenizer = roles.tokenizer
         self.prompts = self.as_rows(prompts)
-        self.update_number = 0
+        self.update_number, self.updates = 0, config.updates
         self.kl = KLController(config.kl_coef, config.kl_target, config.kl_horizon)
         self.normaliser = RewardNormaliser()
         self.sampling = Sampling(
             config.max_new_tokens, config.temperature, tokenizer.eos_token_id, tokenizer.pad_token_id
         )
-        self.room = max(len(row["prompt_ids"]) for row in self.prompts) + config.max_new_tokens
+        self.replay = Replay(config, tokenizer, runtime.device) if config.replay else None
+        if self.replay is not None:
+            self.update_number, self.updates = self.replay.begin(self.kl, self.normaliser)
+        self.room = self.replay.room if self.replay else self._longest_prompt() + config.max_new_tokens
         """Tokens of the longest episode there can be."""
         ptx = load_ptx(config, tokenizer, self.room, runtime.world)
         module, groups = ActorCritic(roles.policy, roles.critic), parameter_groups(config, roles)
         self.learner = Learner(config, module, groups, runtime, self.sampling.pad_id, self.room, ptx)
         self.engine = self.learner.engine
-        self.reference = place_frozen(Reference(roles.reference), runtime)
+        self.reference = None if roles.reference is None else place_frozen(Reference(roles.reference), runtime)
+        self.scorer = None if source is None else Scorer(source, tokenizer, runtime, config.overlap_scoring)
+        self.dump = RolloutDump(config, tokenizer, self.room, runtime)
+        self.ahead: Ahead | None = None
+        if config.rollouts_ahead and self.replay is None:
+            self.ahead = Ahead(runtime, self._sync_sampler, self._sample_ahead)
         self._sampler = self._make_sampler()
+        self.alive: Callable[[], Any] = lambda: None
+        """Called on a rank that waits for the others' rewards."""
+        self.while_waiting: Callable[[], Any] = lambda: None
+        """Called on all ranks together, about once a second, while one of them waits for rewards; may raise to end it."""
 
     # ------------------------------------------------------------------------------------ the algorithm
 
     def train(self) -> None:
         """Run the remaining updates; `sink` is given the metrics of each, saves, and may raise to stop."""
-        while self.update_number < self.config.updates:
-            rollout = self.rollout(self.next_prompts())
+        self.dump.cut_back(self.update_number)
+        while self.update_number < self.updates:
+            rollout = self.next_rollout()
             rollout = self.score(rollout)
+            self.dump.write(rollout, self.update_number, self.kl, self.normaliser)
             rollout = self.advantages(rollout)
             metrics = self.update(rollout)
             self.log(rollout, metrics)
 
-    def next_prompts(self) -> list[Prompt]:
-        """Prompts of the next rollout: the pass over them is shuffled anew in each epoch, none is skipped."""
+    def next_rollout(self) -> Rollout:
+        """This update's rollout: sampled now, or during the update before, or read from a dump."""
+        if self.replay is not None:
+            return self.replay.rollout(self.update_number)
+        if self.ahead is None:
+            return self.rollout(self.next_prompts())
+        with self._timed() as clock:
+            sampled = self.ahead.take(self.update_number, self.updates)
+            return self._make_rollout(self._share(self.next_prompts()), sampled, clock())
+
+    def next_prompts(self, number: int | None = None) -> list[Prompt]:
+        """Prompts of the next rollout (or that of update `number`): shuffled anew for each pass, none is skipped."""
         count, n = self.config.batch_size // self.config.samples_per_prompt, len(self.prompts)
-        numbers = range(self.update_number * count, (self.update_number + 1) * count)
+        first = self.update_number if number is None else number
+        numbers = range(first * count, (first + 1) * count)
         orders = {epoch: permutation(n, self.config.seed, "ppo-prompts", epoch) for epoch in {i // n for i in numbers}}
         return [self.prompts[int(orders[i // n][i % n])] for i in numbers]
 
     def rollout(self, prompts: Sequence[Prompt | str]) -> Rollout:
         """Sample `samples_per_prompt` responses to each prompt. Episodes are split over the ranks; this rank's are returned."""
-        samples, rank, world = self.config.samples_per_prompt, self.runtime.rank, self.runtime.world
-        rows = [row for row in self.as_rows(prompts) for _ in range(samples)]
-        if len(rows) % world:
-            raise ValueError(f"rollout: {len(rows)} episodes cannot be split over {world} processes")
-        mine = range(rank * len(rows) // world, (rank + 1) * len(rows) // world)
+        share = self._share(prompts)
+        early = self.scorer.begin_early() if self.scorer else None
         with self._timed() as clock, self.runtime.autocast():
-            responses = generate(
-                self._sync_sampler(),
-                [rows[i]["prompt_ids"] for i in mine],
-                self.sampling,
-                self.config.seed,
-                "ppo-rollout",
-                self.update_number,
-                mine,
-                self.config.forward_batch_size,
-            )
-        groups = [i // samples for i in mine]
-        rollout = make_rollout([rows[i] for i in mine], responses, groups, self.sampling.eos_id, self.runtime)
-        rollout.seconds["rollout"] = clock()
+            sampled = draw(self._sync_sampler(), share, self.sampling, self.config, self.update_number, early)
+            return self._make_rollout(share, sampled, clock())
+
+    def _share(self, prompts: Sequence[Prompt | str]) -> Share:
+        runtime = self.runtime
+        return share_of(self.as_rows(prompts), self.config.samples_per_prompt, runtime.rank, runtime.world)
+
+    def _make_rollout(self, share: Share, sampled: Sampled, seconds: float) -> Rollout:
+        groups = [number // self.config.samples_per_prompt for number in share.numbers]
+        rollout = make_rollout(
+            share.prompts, sampled.responses, groups, self.sampling.eos_id, self.runtime, sampled.logprobs
+        )
+        rollout.early = sampled.early.scores if sampled.early else None
+        rollout.seconds["rollout"] = seconds
         return rollout
 
     @torch.no_grad()
@@ -114,18 +146,20 @@ class PPOTrainer:
         """Add old log-probabilities, values, reference log-probabilities and scores; gather the ranks' episodes.
 
         The old log-probabilities come from the training forward pass, not from generation: the kernels differ, and
-        the ratio would not be 1 at the first step (checklist item 11).
+        the ratio would not be 1 at the first step (checklist item 11). A rollout that has its scores keeps them.
         """
+        if rollout.scores_B is not None:
+            return rollout
         with self._timed() as clock:
             self._score_tokens(rollout)
-            with self.runtime.autocast():
-                self._score_episodes(rollout)
+            self._score_episodes(rollout)
             gathered = rollout.gather(self.runtime)
         gathered.seconds["score"] = clock()
         return gathered
 
     def _score_tokens(self, rollout: Rollout) -> None:
         """Log-probabilities of policy and reference, and values, of this rank's response tokens; once each."""
+        assert self.reference is not None
         room = self.config.forward_batch_size * self.room
         plan = plan_parts(range(len(rollout)), rollout.lengths, room, 1)[0]
         passes = max(self.runtime.gather_objects(len(plan)))  # under ZeRO-3 all ranks must make as many
@@ -145,8 +179,10 @@ class PPOTrainer:
         rollout.values_BT = values_BT if self.config.needs_critic else None
 
     def _score_episodes(self, rollout: Rollout) -> None:
-        """Rewards of this rank's episodes from the source, by component."""
-        scores = self.source.score(Episodes.decode(self.roles.tokenizer, rollout.prompts, rollout.responses))
+        """Rewards of this rank's episodes from the source, by component. It may be away for long, see `while_waiting`."""
+        assert self.scorer is not None
+        scores = wait_together(self.scorer.start(rollout), self.runtime, self.alive, self.while_waiting)
+        rollout.early = None
         device = self.runtime.device
         rollout.scores_B = scores.last_token_B.to(device)
         rollout.components = {name: values_B.to(device) for name, values_B in scores.columns().items()}
@@ -177,7 +213,17 @@ class PPOTrainer:
         )
         rollout.rewards_BT = rewards_BT
         rollout.advantages_BT = clip_symmetric(advantages_BT, config.advantage_clip)
+        self._correct_importance(rollout)
         return rollout
+
+    def _correct_importance(self, rollout: Rollout) -> None:
+        """Truncated importance weights, where the responses were not sampled by the policy itself."""
+        if rollout.engine_logprobs_BT is not None:
+            assert rollout.logprobs_BT is not None
+            rollout.importance_BT, measured = ppo.truncated_importance(
+                rollout.logprobs_BT, rollout.engine_logprobs_BT, rollout.mask_BT, self.config.importance_cap
+            )
+            rollout.logged |= {name: float(value) for name, value in measured.items()}
 
     def _penalty(self, rollout: Rollout) -> Tensor:
         """KL of each token as it goes into the rewards; 0 when it is in the loss."""
@@ -237,6 +283,7 @@ class PPOTrainer:
             "update_number": self.update_number,
             "kl": self.kl.state_dict(),
             "normaliser": self.normaliser.state_dict(),
+            "ahead": self.ahead.state(self.update_number) if self.ahead else None,
         }
         return self.engine.save(store, self.update_number, extra)
 
@@ -246,6 +293,8 @@ class PPOTrainer:
         self.update_number = extra["update_number"]
         self.kl.load_state_dict(extra["kl"])
         self.normaliser.load_state_dict(extra["normaliser"])
+        if self.ahead is not None:
+            self.ahead.load(extra["ahead"], self.update_number)
 
     # ------------------------------------------------------------------------------------ helpers
 
@@ -255,9 +304,12 @@ class PPOTrainer:
         encoded = iter(encode_prompts(self.roles.tokenizer, texts) if texts else [])
         return [{"prompt": p, "prompt_ids": next(encoded)} if isinstance(p, str) else p for p in prompts]
 
+    def _longest_prompt(self) -> int:
+        return max(len(row["prompt_ids"]) for row in self.prompts)
+
     def _make_sampler(self) -> Any:
-        """The model that generates: the policy itself, or under ZeRO-3 a whole copy (its own parts are spread over the ranks)."""
-        if self.runtime.zero_stage != 3:
+        """The model that generates: the policy itself, or a whole copy where it samples ahead, or lies in parts (ZeRO-3)."""
+        if self.ahead is None and (self.runtime.zero_stage != 3 or self.replay is not None):
             return None
         with plain_weights():
             copied = type(self.roles.policy)(copy.deepcopy(self.roles.policy.config))
@@ -268,9 +320,20 @@ class PPOTrainer:
         policy = self.engine.module.policy
         if self._sampler is None:
             return policy
+        if self.ahead is not None:
+            self.ahead.settle()
         with self.engine.gathered(policy):
             self._sampler.load_state_dict(policy.state_dict())
         return self._sampler
+
+    def _sample_ahead(self, number: int) -> Sampled:
+        """The responses for update `number` from the sampler's weights, with their log-probabilities. In a thread."""
+        share = self._share(self.next_prompts(number))
+        early = self.scorer.begin_early() if self.scorer else None
+        sampled = draw(self._sampler, share, self.sampling, self.config, number, early)
+        room, pad_id = self.config.forward_batch_size * self.room, self.sampling.pad_id
+        logprobs = own_logprobs(self._sampler, share, sampled.responses, self.config.temperature, room, pad_id)
+        return Sampled(sampled.responses, logprobs, early)
 
     @contextmanager
     def _timed(self) -> Iterator[Callable[[], float]]:

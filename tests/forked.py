@@ -1,0 +1,126 @@
+"""Jobs of one or more real processes, forked from a server that has imported the libraries once.
+
+`accelerate launch` imports them anew for each rank (8 s); a kill costs as much again. Here a rank takes a second. The ranks
+are what the launcher starts: the same environment, `python -m alignment.ppo`, one process each.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from launch.entry import run_module
+from tests.support import free_port
+
+context = multiprocessing.get_context("forkserver")
+context.set_forkserver_preload(["tests.forked", "torch", "transformers", "deepspeed", "alignment.ppo.stage"])
+
+Hook = Callable[[Path], Any]
+"""Called in a rank before its command, with the file that it may write to."""
+
+
+def launcher_environment(rank: int, world: int, port: int, zero_stage: int) -> dict[str, str]:
+    """What `accelerate launch` would tell a rank: nothing for a plain single process."""
+    if world == 1 and zero_stage == 0:
+        return {}
+    ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+    told = {**ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_MIXED_PRECISION": "no"}
+    if zero_stage:
+        told |= {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": zero_stage}
+    return {name: str(value) for name, value in told.items()}
+
+
+def _become_rank(module: str, words: list[str], told: dict[str, str], log: Path, hook: Hook | None) -> None:
+    for name in [n for n in os.environ if n.startswith(("ACCELERATE_", "RANK", "WORLD_SIZE", "LOCAL_", "MASTER_"))]:
+        del os.environ[name]
+    os.environ.update(told)
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    sys.argv = [module, *words]
+    if hook is not None:
+        hook(log.with_suffix(".marks"))
+    run_module(module)
+
+
+class ForkedJob:
+    """The ranks of one job. `say()` is what they have said so far, `codes` how they ended."""
+
+    def __init__(
+        self,
+        words: Sequence[Any],
+        folder: Path,
+        world: int = 1,
+        zero_stage: int = 0,
+        hook: Hook | None = None,
+        module: str = "alignment.ppo",
+    ) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        number = len(list(folder.glob("*-rank0.log")))
+        self.logs = [folder / f"{number:04d}-rank{rank}.log" for rank in range(world)]
+        port, texts = free_port(), [str(word) for word in words]
+        self.ranks = [
+            context.Process(
+                target=_become_rank,
+                args=(module, texts, launcher_environment(rank, world, port, zero_stage), self.logs[rank], hook),
+            )
+            for rank in range(world)
+        ]
+        for log, rank in zip(self.logs, self.ranks, strict=True):
+            log.touch()
+            rank.start()
+
+    def say(self, rank: int = 0) -> str:
+        return self.logs[rank].read_text()
+
+    def marks(self, rank: int = 0) -> list[str]:
+        """The lines that the hook of a rank wrote."""
+        path = self.logs[rank].with_suffix(".marks")
+        return path.read_text().splitlines() if path.exists() else []
+
+    def alive(self) -> bool:
+        return any(rank.is_alive() for rank in self.ranks)
+
+    def signal(self, number: int, rank: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.ranks[rank].pid, number)
+
+    def kill(self, ranks: Sequence[int] | None = None) -> None:
+        """SIGKILL to some ranks, or to all."""
+        for rank in range(len(self.ranks)) if ranks is None else ranks:
+            self.signal(signal.SIGKILL, rank)
+
+    def wait(self, patience_s: float = 120) -> list[int]:
+        """The exit codes (negative: the signal) of all ranks, once they have ended; those that have not are killed."""
+        deadline = time.monotonic() + patience_s
+        for rank in self.ranks:
+            rank.join(max(0.0, deadline - time.monotonic()))
+        late = [i for i, rank in enumerate(self.ranks) if rank.exitcode is None]
+        self.kill()
+        for rank in self.ranks:
+            rank.join()
+        assert not late, f"ranks {late} did not end by themselves: {[self.say(i)[-2000:] for i in late]}"
+        return [rank.exitcode for rank in self.ranks]
+
+    def wait_for(self, seen: Callable[[], bool], patience_s: float = 100) -> bool:
+        """Wait until `seen()` or the end of a rank; returns whether it was seen."""
+        deadline = time.monotonic() + patience_s
+        while not seen():
+            if time.monotonic() > deadline or not all(rank.is_alive() for rank in self.ranks):
+                return seen()
+            time.sleep(0.005)
+        return True
+
+
+def run_forked(words: Sequence[Any], folder: Path, world: int = 1, zero_stage: int = 0, **more: Any) -> ForkedJob:
+    """A job that is run to its end."""
+    job = ForkedJob(words, folder, world, zero_stage, **more)
+    job.wait()
+    return job
