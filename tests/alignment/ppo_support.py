@@ -54,6 +54,8 @@ def make(folders, runtime):
         config = PPOConfig(**{**settings, **changes})
         config.check()
         roles = load_roles(config)
+        if config.replay:
+            return PPOTrainer(config, roles, None, [], runtime)
         source = source or build_source(config.sources, runtime.device, roles.tokenizer, config.seed)
         return PPOTrainer(config, roles, source, prompts or prompt_rows(), runtime)
 
