@@ -21,13 +21,16 @@ from launch.errors import EXIT_RESUMABLE
 class Watchdog:
     """Ends the process with code 75 when `beat` was not called for `limit_s` seconds (0 switches it off).
 
-    Each rank leaves a heartbeat file in `folder`; a rank that fires names the ranks whose last beat is the oldest.
-    Rank 0 clears away those of an earlier session, which may have had more ranks: the ranks meet before `start`.
+    The thread of each rank writes a heartbeat file into `folder` about once a second, which tells of its last beat. A
+    rank that fires names the ranks whose file is old: their process is stopped, or its machine is gone. Where there are
+    none it names those whose last beat is the oldest.
+    Rank 0 clears away the files of an earlier session, which may have had more ranks: the ranks meet before `start`.
     """
 
     def __init__(self, folder: Path, rank: int, limit_s: float) -> None:
         self.folder, self.rank, self.limit_s = folder, rank, limit_s
-        self._last, self._step, self._written = time.monotonic(), 0, 0.0
+        self._last, self._step = time.monotonic(), 0
+        self._period = min(1.0, limit_s / 4)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         for old in folder.glob("heartbeat-*") if rank == 0 else []:
@@ -43,27 +46,26 @@ class Watchdog:
         self._stop.set()
 
     def beat(self, step: int) -> None:
-        """Tell that a step was made. The heartbeat file is written at most once a second."""
+        """Tell that a step was made."""
         self._last, self._step = time.monotonic(), step
-        if self.limit_s > 0 and self._last - self._written > 1.0:
-            self._write_heartbeat()
 
     def alive(self) -> None:
         """Tell that this rank works, though no step was made: it waits for a service, or for a rank that does."""
         self.beat(self._step)
 
     def _write_heartbeat(self) -> None:
-        self._written = time.monotonic()
         path = self.folder / f"heartbeat-{self.rank}.json"
         aside = path.with_suffix(".tmp")
-        beat = {"rank": self.rank, "step": self._step, "time": time.time(), "pid": os.getpid()}
+        last = time.time() - (time.monotonic() - self._last)
+        beat = {"rank": self.rank, "step": self._step, "time": last, "pid": os.getpid()}
         with contextlib.suppress(OSError):  # a full disk costs the heartbeat, not the job
             self.folder.mkdir(parents=True, exist_ok=True)
             aside.write_text(json.dumps(beat))
             os.replace(aside, path)
 
     def _watch(self) -> None:
-        while not self._stop.wait(min(1.0, self.limit_s / 4)):
+        while not self._stop.wait(self._period):
+            self._write_heartbeat()
             silent = time.monotonic() - self._last
             if silent > self.limit_s:
                 self._fire(silent)
@@ -92,15 +94,20 @@ class Watchdog:
             return "above"
 
     def _suspects(self) -> str:
-        """The ranks that fell silent first: they stopped beating before the others began to wait for them."""
-        beats = []
+        """The ranks that are the cause: those that are not there, or that stopped before the others began to wait for them."""
+        beats, written = [], {}
         for path in self.folder.glob("heartbeat-*.json"):
             try:
                 beats.append(json.loads(path.read_text()))
+                written[beats[-1]["rank"]] = path.stat().st_mtime  # of one file server: machines' clocks differ
             except (OSError, json.JSONDecodeError):
                 continue
         if len(beats) < 2:
             return ""
+        if frozen := [rank for rank, when in written.items() if max(written.values()) - when > 5 * self._period]:
+            return (
+                f" (no sign of life from rank {', '.join(map(str, sorted(frozen)))}: stopped, or its machine is gone)"
+            )
         first = min((b["step"], round(b["time"])) for b in beats)
         guilty = [b["rank"] for b in beats if (b["step"], round(b["time"])) == first]
         if len(guilty) == len(beats):

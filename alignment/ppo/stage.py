@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -59,11 +60,19 @@ def make_trainer(config: PPOConfig, job: Job) -> tuple[PPOTrainer, dict[str, int
         roles.tokenizer,
         config.seed,
         make_beat(job),
-        job.say,
+        lambda line: say_anywhere(job, line),
         batch_tokens=config.forward_batch_size * (limit + config.max_new_tokens),
     )
     trainer = PPOTrainer(config, roles, source, rows, job.runtime)
     return trainer, {"prompts": len(rows), "prompts_too_long": too_long}
+
+
+def say_anywhere(job: Job, line: str) -> None:
+    """A line of a source of reward for the user: any rank may be the one that waits for a service."""
+    if job.runtime.is_main:
+        job.say(line)
+    else:
+        print(f"[ppo] rank {job.runtime.rank}: {line}", file=sys.stderr, flush=True)
 
 
 def make_beat(job: Job) -> Callable[[], None]:

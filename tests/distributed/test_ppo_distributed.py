@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from launch.files import sha256_file
-from tests.support import accelerate_launch, alignkit, environment, read_metrics, save_policy, save_prompts, save_reward
+from tests.support import accelerate_launch, alignkit, environment, read_metrics
 
 pytestmark = pytest.mark.distributed
 MODES = {
@@ -24,12 +24,6 @@ MODES = {
     "zero3": ["--use_deepspeed", "--zero_stage", "3"],
 }
 UPDATES = 10
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory):
-    root = tmp_path_factory.mktemp("inputs")
-    return save_policy(root / "policy"), save_reward(root / "reward"), save_prompts(root / "prompts.jsonl")
 
 
 def words(inputs, out, **changes):
