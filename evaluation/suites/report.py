@@ -41,11 +41,6 @@ class ReportConfig(StageConfig):
     def check(self) -> None:
         if not self.inputs:
             raise ValueError("inputs: is empty; name folders, as in `alignkit report DIR... --output_dir OUT`")
-        for folder in map(Path, self.inputs):
-            if not folder.is_dir():
-                near = [p.name for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else []
-                what = "is a file" if folder.exists() else f"no such folder{nearest(folder.name, near)}"
-                raise ValueError(f"inputs: {folder}: {what}; give folders that hold runs of alignkit, at any depth")
 
 
 def run(config: ReportConfig, job: Job) -> dict[str, Any]:
@@ -94,10 +89,20 @@ def main(arguments: Sequence[str]) -> None:
     if folders:
         if any("," in folder for folder in folders):
             raise UserError("inputs: a folder's name holds a comma; name it in a recipe, as an entry of `inputs:`")
+        for folder in map(Path, folders):
+            _check_folder(folder)
         words += ["--inputs", ",".join(folders)]
     if _holds_a_report(words):
         words += ["--overwrite"]
     run_stage_command(STAGE, words)
+
+
+def _check_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        near = [p.name for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else []
+        hint = next((h for h in [nearest(folder.name, near)] if "mean" in h), "")
+        what = "is a file" if folder.exists() else f"no such folder{hint}"
+        raise UserError(f"inputs: {folder}: {what}; give folders that hold runs of alignkit, at any depth")
 
 
 def _holds_a_report(words: Sequence[str]) -> bool:

@@ -123,4 +123,4 @@ def test_every_stage_is_a_program(module, name):
     """`-m MODULE`, as launchers start it: a module without these lines does nothing, successfully."""
     path = Path(find_spec(module).origin)
     tree = ast.parse((path.with_name("__main__.py") if path.name == "__init__.py" else path).read_text())
-    assert f"run_module('{module}')" in ast.unparse(tree.body[-1])
+    assert f"run_module('{module}'" in ast.unparse(tree.body[-1])

@@ -265,6 +265,7 @@ def reward_result(root, name, accuracy, seed):
         notes=["4 pairs that people called ties are left out."],
         versions=VERSIONS,
         hardware=HARDWARE,
+        created="2026-11-21T05:00:00+00:00",
     ).save(folder)
 
 

@@ -183,8 +183,11 @@ def test_terminal(lifecycle):
 
 
 @pytest.fixture
-def commands(monkeypatch):
+def commands(monkeypatch, tmp_path):
     seen = []
+    for folder in ("a", "b/c"):
+        (tmp_path / folder).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("evaluation.suites.report.run_stage_command", lambda stage, words: seen.append(words))
     return seen
 
@@ -218,10 +221,10 @@ def test_inputs_are_folders(tmp_path, monkeypatch):
     for name, what in (
         ("ruins", "no such folder; did you mean 'runs'"),
         ("file", "is a file"),
-        ("a/b", "no such folder;"),
+        ("a/b", "no such folder; give"),
     ):
-        with pytest.raises(UserError, match=f"^command line: inputs: {name}: {what}"):
-            build(ReportConfig, {"inputs": [name]}, "command line")
+        with pytest.raises(UserError, match=f"^inputs: {name}: {what}"):
+            report.main([name, "--output_dir", "out"])
 
 
 def test_runs_without_results(lifecycle, tmp_path):
