@@ -32,7 +32,7 @@ class RewardModel:
         dtype: torch.dtype | None = None,
         field: str = "reward",
     ) -> RewardModel:
-        """Load a folder or a hub model (`org/name`, or `hub:org/name`). Code of the hub is never run.
+        """Load a folder or a hub model (`org/name`, or `hub:org/name`), or a LoRA adapter of one. Code of the hub is never run.
 
         `device`: the GPU if there is one when not given. `dtype`: float32 when not given. `field`: the key of the config
         that names the model, for errors. The weights are whole also under ZeRO-3. UserError when the model has no
