@@ -119,7 +119,7 @@ def start_runtime(
     if not on_gpu and launched:  # without a launcher accelerate takes a named backend for a launched job
         group.backend = "gloo"
     if deepspeed:
-        _give_deepspeed_groups_a_timeout(timeout_s)
+        _tame_deepspeed(timeout_s)
     accelerator = Accelerator(
         cpu=not on_gpu
         and launched
@@ -177,9 +177,17 @@ def _set_threads(accelerator: Accelerator) -> None:
     torch.set_num_threads(max(1, cores // local_world))
 
 
-def _give_deepspeed_groups_a_timeout(timeout_s: float) -> None:
-    """DeepSpeed 0.19 makes its process groups without a time-out: a wedged rank then hangs the others for 30 minutes."""
+def _tame_deepspeed(timeout_s: float) -> None:
+    """Two faults of DeepSpeed 0.19, measured (docs/launch.md).
+
+    It makes its process groups without a time-out: a wedged rank then hangs the others for 30 minutes. And on the CPU it
+    compiles an operator at start (100 s the first time) that inference alone uses; a job that is killed meanwhile leaves a
+    lock behind, for which every later job on the machine waits for ever.
+    """
+    from deepspeed.comm import torch as backend
     from deepspeed.comm.torch import TorchBackend
+
+    backend.build_shm_op = lambda: None
 
     def new_group(self: Any, ranks: list[int]) -> Any:
         return dist.new_group(ranks, timeout=datetime.timedelta(seconds=timeout_s))

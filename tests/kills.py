@@ -106,9 +106,11 @@ def strike(
         job.ranks[kill.rank].join(after_s)
         job.kill(None if kill.all_ranks else [kill.rank])
     job.ranks[kill.rank].join(120)
-    if kill.all_ranks:
+    ended = job.ranks[kill.rank].exitcode is not None
+    if kill.all_ranks or not ended:
         job.kill()
     codes = job.wait(60)  # the others notice by themselves
+    assert ended, (kill, job.say(kill.rank)[-3000:])
     if codes == [0] * world:
         return None
     assert codes[kill.rank] == -signal.SIGKILL, (codes, job.say(kill.rank)[-3000:])
