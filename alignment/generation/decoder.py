@@ -223,14 +223,11 @@ class _Prefill:
         keys.copy_(k), values.copy_(v)
         if number == len(decoder.weights.layers) - 1:
             return _attend_one(q[:, :, -1].permute(1, 2, 0), keys, values, self.last_mask)
+        # contiguous, or scaled_dot_product_attention takes its slow way
+        dtype = torch.float32 if q.device.type == "cpu" else keys.dtype
+        q, k, v = (t.to(dtype).contiguous() for t in (q, k, v))
         mixed = F.scaled_dot_product_attention(
-            q,
-            k.to(q.dtype),
-            v.to(q.dtype),
-            attn_mask=self.mask,
-            is_causal=self.mask is None,
-            scale=1.0,
-            enable_gqa=True,
+            q, k, v, attn_mask=self.mask, is_causal=self.mask is None, scale=1.0, enable_gqa=q.shape[1] > k.shape[1]
         )
         return mixed.permute(1, 3, 0, 2).reshape(-1, q.shape[0] * q.shape[2])
 

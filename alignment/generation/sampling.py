@@ -58,7 +58,7 @@ def pick_tokens(
 
     `work`: float32 scratch of at least padded_size(V) B elements, to save an allocation of megabytes per token.
     """
-    size, rows = logits_VB.shape
+    rows = logits_VB.shape[1]
     greedy = temperature == 0 or uniform_B is None
     weights_KWB = _exponentials(logits_VB, 1.0 if greedy else temperature, work)
     sums_KB = weights_KWB.sum(1, dtype=torch.float64)
