@@ -62,14 +62,14 @@ class Engine:
         accelerator = self.runtime.accelerator
         accelerator.deepspeed_engine_wrapped = None  # it keeps one for its own `backward`, which is not used here
         settings = accelerator.state.deepspeed_plugin.deepspeed_config
-        settings["train_micro_batch_size_per_gpu"] = micro_batch  # there is no DataLoader to read it from
-        settings["train_batch_size"] = "auto"
-        settings["gradient_accumulation_steps"] = (
-            1  # the loop says which micro-batch is the last, and scales its losses
-        )
-        settings["gradient_clipping"] = self.max_grad_norm
-        settings["zero_allow_untested_optimizer"] = True
-        settings["zero_force_ds_cpu_optimizer"] = False
+        settings |= {
+            "train_micro_batch_size_per_gpu": micro_batch,  # there is no DataLoader to read it from
+            "train_batch_size": "auto",
+            "gradient_accumulation_steps": 1,  # the loop says which micro-batch is the last, and scales its losses
+            "gradient_clipping": self.max_grad_norm,
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,
+        }
         settings["zero_optimization"]["stage"] = self.zero_stage
 
     @property
