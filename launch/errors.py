@@ -34,13 +34,12 @@ REASON_FILE = "ALIGNKIT_REASON_FILE"
 
 
 def leave_reason(text: str) -> bool:
-    """Write why this process fails where a lifecycle asked for it; False when none did, or the first rank has done so."""
-    path = os.environ.get(REASON_FILE)
+    """Write why this process fails where a lifecycle asks for it, the first rank that does; False when none will say it."""
     try:
-        with open(path or "", "x", encoding="utf-8") as stream:
+        with open(os.environ.get(REASON_FILE, ""), "x", encoding="utf-8") as stream:
             stream.write(text)
-    except OSError:
-        return path is not None and os.path.exists(path)
+    except OSError as error:
+        return isinstance(error, FileExistsError)
     return True
 
 

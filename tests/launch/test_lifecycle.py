@@ -18,7 +18,9 @@ from launch.cli import COMMANDS
 from launch.config import load_config
 from launch.errors import UserError
 from launch.files import read_json, sha256_text, write_json
-from launch.lifecycle import Schedule, _arguments, _environment_of, is_up_to_date, plan_stages
+from launch.lifecycle import Schedule, is_up_to_date
+from launch.plan import plan_stages
+from launch.stage_process import arguments_of, environment_of
 from tests.launch.toy import ToyConfig
 from tests.support import ROOT, alignkit, environment, last_words, start
 
@@ -351,9 +353,9 @@ def test_a_fault_in_a_config_names_the_users_recipe(tmp_path, monkeypatch):
     recipe = {"stages": {"one": {"command": "toy", "config": {"rate": "x"}}}}
     for overrides, place in ({}, "config"), ({"one": {"seed": "2"}}, "config and command line"):
         (stage,) = plan_stages(recipe, "life.yaml", tmp_path, overrides)
-        words = _arguments(stage)[1:]
+        words = arguments_of(stage)[1:]
         with monkeypatch.context() as patch:
-            for name, value in _environment_of(stage, 1).items():
+            for name, value in environment_of(stage, 1).items():
                 patch.setenv(name, value)
             with pytest.raises(UserError, match=f"^life.yaml: stages.one.{place}: rate: 'x' is not a number"):
                 load_config(ToyConfig, words)

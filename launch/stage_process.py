@@ -1,0 +1,129 @@
+"""A stage of a lifecycle in a process of its own, forked from a server that has imported the libraries once."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from launch.cli import COMMANDS, find_command
+from launch.config import LIFECYCLE
+from launch.errors import EXIT_INTERRUPTED, EXIT_RESUMABLE, REASON_FILE
+from launch.files import write_json
+from launch.plan import PlannedStage
+from launch.progress import LABEL
+
+PRELOAD = ["launch.follow_parent", "torch", "transformers", "accelerate", "datasets", "launch.stage"]
+
+
+def environment_of(stage: PlannedStage, jobs: int) -> dict[str, str]:
+    """What its messages call the recipe; where others run beside it, its share of the cores and a name for its lines."""
+    if jobs == 1 or stage.alone:
+        return {LIFECYCLE: stage.origin, REASON_FILE: str(_reason_file(stage))}
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, len(os.sched_getaffinity(0)) // jobs))
+    return {**environment_of(stage, 1), "OMP_NUM_THREADS": threads, LABEL: stage.name}
+
+
+def _reason_file(stage: PlannedStage) -> Path:
+    return stage.folder.parent / ".recipes" / f"{stage.name}.reason"
+
+
+class RunningStage:
+    """A stage in a process of its own."""
+
+    def __init__(self, stage: PlannedStage, head: str, environment: dict[str, str]) -> None:
+        print(f"{head}: alignkit {stage.command}", file=sys.stderr, flush=True)
+        self.stage, self.head, self.start = stage, head, time.monotonic()
+        self.failure = ""
+        """Why it failed, in one line."""
+        _reason_file(stage).unlink(missing_ok=True)
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOAD)
+        words = _launched(stage) if stage.launcher else arguments_of(stage)
+        target = _become if stage.launcher else _run_in_child
+        self.process = context.Process(target=target, args=(words, environment), name=stage.name)
+        self.process.start()
+
+    def stop(self) -> None:
+        """Ask it to save and to end. Under a launcher its ranks are asked: the launcher would give them half a minute."""
+        pid = self.process.pid
+        if pid is not None:
+            for number in (_children(pid) or [pid]) if self.stage.launcher else [pid]:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(number, signal.SIGTERM)
+
+    def finish(self, stop_code: int) -> int:
+        """Wait for its end, record it, say it; its exit code as a shell would give it.
+
+        `stop_code` (0 if it was not asked to stop) is what one that was stopped counts as.
+        """
+        self.process.join()
+        code = self.process.exitcode or 0
+        if code == 0:
+            write_json(self.stage.folder / ".recipe.json", {"fingerprint": self.stage.fingerprint})
+            print(f"{self.head}: done in {time.monotonic() - self.start:.1f} s", file=sys.stderr, flush=True)
+        # It may not have listened yet; and a launcher turns the code of its ranks into 1.
+        stopped = (EXIT_RESUMABLE, EXIT_INTERRUPTED, -signal.SIGTERM, *([1] if self.stage.launcher else []))
+        if stop_code and code in stopped:
+            return stop_code
+        if code != 0:
+            self.failure = f"{self.head}: failed: {self._reason(code)}"
+            print(self.failure, file=sys.stderr, flush=True)
+        return code if code >= 0 else 128 - code
+
+    def _reason(self, code: int) -> str:
+        with contextlib.suppress(OSError):
+            return _reason_file(self.stage).read_text(encoding="utf-8")
+        what = f"killed by signal {-code}" if code < 0 else f"it ended with code {code}, see above"
+        return f"{what}; run the same command again to resume"
+
+
+def _children(pid: int) -> list[int]:
+    """The processes that a process has started (Linux)."""
+    found = []
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            found += [int(word) for word in path.read_text().split()]
+    return found
+
+
+def arguments_of(stage: PlannedStage) -> list[str]:
+    """The command line of a stage: its recipe as a file beside the others, `overwrite` since the lifecycle owns the folder."""
+    recipe = stage.folder.parent / ".recipes" / f"{stage.name}.yaml"
+    write_json(recipe, {**stage.config, "output_dir": str(stage.folder), "overwrite": True})  # JSON is YAML
+    return [*stage.command.split(), "--config", str(recipe)]
+
+
+def _launched(stage: PlannedStage) -> list[str]:
+    """A stage on several processes: exactly what a user would type."""
+    from launch.processes import find_accelerate
+
+    _, arguments = find_command(arguments_of(stage))
+    return [find_accelerate(), "launch", *stage.launcher, "-m", COMMANDS[stage.command][0], *arguments]
+
+
+def _run_in_child(words: list[str], environment: dict[str, str]) -> None:
+    from launch.cli import run_command
+    from launch.entry import guarded
+    from launch.processes import die_with_parent
+
+    die_with_parent()
+    os.environ.update(environment)
+    if "OMP_NUM_THREADS" in environment:
+        import torch
+
+        torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))  # torch was imported before, by the fork server
+    sys.exit(guarded(lambda: run_command(words)))
+
+
+def _become(words: list[str], environment: dict[str, str]) -> None:
+    from launch.processes import die_with_parent
+
+    die_with_parent()  # lasts across exec
+    # Out of the terminal's group: by Ctrl-C the launcher would give its ranks half a minute. We ask them ourselves.
+    os.setpgid(0, 0)
+    os.execve(words[0], words, {**os.environ, **environment})
