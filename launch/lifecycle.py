@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import multiprocessing
 import multiprocessing.connection
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from launch.config import find_recipe, parse_overrides, read_yaml
-from launch.errors import UserError, nearest
+from launch.errors import EXIT_INTERRUPTED, UserError, nearest
 from launch.files import changed_file, damaged_file, read_json
 from launch.plan import PlannedStage, plan_stages
 from launch.provenance import fingerprint_input
@@ -200,6 +201,8 @@ class Schedule:
 
     def stop(self, code: int) -> None:
         """Start nothing more and ask the stages that run to save and to end; `code` is what we end with."""
+        if code == EXIT_INTERRUPTED and not self.stop_code:
+            os.write(2, b"alignkit: the stages that run save and end; Ctrl-C again ends everything at once\n")
         self.stop_code = self.stop_code or code
         for started in list(self.running.values()):
             started.stop()

@@ -8,6 +8,8 @@ import os
 import signal
 import sys
 import time
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 from launch.cli import COMMANDS, find_command
@@ -28,6 +30,21 @@ def environment_of(stage: PlannedStage, jobs: int) -> dict[str, str]:
     return {**environment_of(stage, 1), "OMP_NUM_THREADS": threads, LABEL: stage.name}
 
 
+def _server() -> ForkServerContext:
+    """Starts processes that share what is imported. Ctrl-C is off in all of them: the lifecycle gets it, and asks them.
+
+    In the server itself it would break the import of torch, that is, the first seconds of every lifecycle.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    return context
+
+
 def _reason_file(stage: PlannedStage) -> Path:
     return stage.folder.parent / ".recipes" / f"{stage.name}.reason"
 
@@ -41,11 +58,9 @@ class RunningStage:
         self.failure = ""
         """Why it failed, in one line."""
         _reason_file(stage).unlink(missing_ok=True)
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(PRELOAD)
         words = _launched(stage) if stage.launcher else arguments_of(stage)
         target = _become if stage.launcher else _run_in_child
-        self.process = context.Process(target=target, args=(words, environment), name=stage.name)
+        self.process = _server().Process(target=target, args=(words, environment), name=stage.name)
         self.process.start()
 
     def stop(self) -> None:

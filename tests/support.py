@@ -139,7 +139,7 @@ def start(command: list[str], log: Path, rows: int) -> subprocess.Popen[str]:
         start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    while process.poll() is None and not (log.exists() and log.read_text().count("\n") >= rows):
+    while rows and process.poll() is None and not (log.exists() and log.read_text().count("\n") >= rows):
         time.sleep(0.05)
     return process
 

@@ -166,7 +166,7 @@ def test_an_edited_artefact_of_a_lifecycle_is_made_again_when_a_stage_uses_it(tm
     assert [line.split(": ")[1].split()[0] for line in said] == ["up", "alignkit", "done"], said
 
 
-def start_toys(tmp_path, launcher="", **config):
+def start_toys(tmp_path, launcher="", rows=2, **config):
     """A lifecycle of two toys, the second after the first, and its first toy at work."""
     config = {"steps": 6, "pause": 0.5, **config}
     recipe = tmp_path / "life.yaml"
@@ -176,7 +176,7 @@ def start_toys(tmp_path, launcher="", **config):
     }
     recipe.write_text(json.dumps({"stages": stages}))
     command = [sys.executable, "-m", "tests.launch.toy_run", str(recipe), "--output_dir", str(tmp_path / "out")]
-    return start(command, tmp_path / "out" / "one" / "metrics.jsonl", 2), command
+    return start(command, tmp_path / "out" / "one" / "metrics.jsonl", rows), command
 
 
 @pytest.mark.parametrize(
@@ -196,6 +196,15 @@ def test_a_signal_stops_the_stages_that_run_and_the_same_command_resumes(tmp_pat
         assert again.returncode == 0, again.stderr
         assert "resuming after step" in again.stderr and "two: done in" in again.stderr
         assert again.stderr.count("done in") == 2  # the stages leave it to the lifecycle
+
+
+def test_an_interrupt_while_the_libraries_are_imported_is_no_traceback(tmp_path):
+    process, _ = start_toys(tmp_path, rows=0)
+    assert "one: alignkit toy" in process.stderr.readline()  # the server is being started
+    os.killpg(process.pid, signal.SIGINT)
+    said = last_words(process)
+    assert process.returncode == 130 and "Ctrl-C again ends everything" in said, said
+    assert said.splitlines()[-1] == "alignkit: stopped as asked; run the same command again to resume", said
 
 
 def test_a_second_interrupt_ends_a_lifecycle_and_its_stages_at_once(tmp_path):
