@@ -34,6 +34,11 @@ def check_weights(weights: Mapping[str, Tensor], runtime: Runtime) -> None:
         )
 
 
+def local_weights(module: nn.Module) -> dict[str, Tensor]:
+    """The parameters of a module as far as this rank holds them: under ZeRO-3 its part of each, elsewhere all of it."""
+    return {name: getattr(value, "ds_tensor", value) for name, value in module.named_parameters()}
+
+
 class Engine:
     """`engine(*inputs)` runs the module; `backward` and `step` train it; `save` and `load` keep its whole state."""
 
@@ -156,7 +161,7 @@ def save_engines(engines: Mapping[str, Engine], store: CheckpointStore, step: in
     """Save weights and optimizers of all engines and `extra` (a tree, the same on every rank) as one checkpoint."""
     runtime = store.runtime
     for engine in engines.values():
-        check_weights(engine.module.state_dict(), runtime)
+        check_weights(local_weights(engine.module), runtime)
     if not runtime.uses_deepspeed:
         states = {
             n: {"module": e.module.state_dict(), "optimizer": e.optimizer.state_dict()} for n, e in engines.items()

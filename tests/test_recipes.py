@@ -8,7 +8,7 @@ import pytest
 
 from launch.cli import COMMANDS, NOT_STAGES, find_command
 from launch.config import build, find_recipe, load_config, read_yaml
-from launch.lifecycle import plan_stages
+from launch.plan import plan_stages
 from tests.support import ROOT
 from tests.test_demo import SMALL
 

@@ -23,7 +23,7 @@ from trl.trainer import utils as trl_utils
 
 from alignment.trl_stage.order import EpochSampler
 from launch.checkpoint import Checkpoint
-from launch.engine import check_weights
+from launch.engine import check_weights, local_weights
 from launch.errors import UserError
 from launch.progress import Meter
 from launch.runtime import choose_precision
@@ -99,7 +99,7 @@ class StageTrainer(Base):
     # ------------------------------------------------------------------------------------ checkpoints
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        check_weights(model.state_dict(), self.job.runtime)
+        check_weights(local_weights(model), self.job.runtime)
         self.job.checkpoints.save_with(
             self.state.global_step, self._write_checkpoint, {"zero_stage": self.job.runtime.zero_stage}
         )
