@@ -59,8 +59,7 @@ def evaluation_metrics(row: dict[str, Any]) -> Metrics:
     return {f"eval/{name}": float(row[name]) for name in names if isinstance(row[name], (int, float))}
 
 
-def make_samples(rollout: Rollout, episodes: Episodes, proxy_B: Tensor, gold_B: Tensor | None = None
-) -> list[Sample]:
+def make_samples(rollout: Rollout, episodes: Episodes, proxy_B: Tensor, gold_B: Tensor | None = None) -> list[Sample]:
     """What is kept of each episode of a held-out rollout; `rollout.groups` are the numbers of the prompts."""
     k1, k3 = (_sequence_kl_B(rollout, kind).tolist() for kind in ("k1", "k3"))
     samples = []
