@@ -206,9 +206,18 @@ def _batch_rewards(model: Any, inputs: dict[str, Tensor], last_B: Tensor) -> Ten
     last_BD = hidden_BSD[rows_B, last_B]
     if not isinstance(model.score, nn.Linear):
         return model.score(last_BD)[:, 0]
-    with torch.autocast(last_BD.device.type, enabled=False):  # in bf16 a reward has 8 bits: close ones would tie
-        bias = None if model.score.bias is None else model.score.bias.float()
-        return nn.functional.linear(last_BD.float(), model.score.weight.float(), bias)[:, 0]
+    return linear_in_fp32(model.score, last_BD)[:, 0]
+
+
+def linear_in_fp32(head: nn.Linear, hidden: Tensor) -> Tensor:
+    """A head's outputs, computed in float32 (or the head's float64) whatever the precision around it.
+
+    In bf16 a reward or value has 8 bits: close answers would tie, and a margin of 0.01 between rewards of 5 would be lost.
+    """
+    dtype = torch.promote_types(head.weight.dtype, torch.float32)
+    with torch.autocast(hidden.device.type, enabled=False):
+        bias = None if head.bias is None else head.bias.to(dtype)
+        return nn.functional.linear(hidden.to(dtype), head.weight.to(dtype), bias)
 
 
 # ---------------------------------------------------------------------------------------------- log-probabilities

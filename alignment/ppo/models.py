@@ -10,13 +10,6 @@ from alignment.lora.adapted import AdaptedModel
 from alignment.lora.config import LoraOptions
 from alignment.models import load_causal, load_tokenizer, switch_off_dropout
 from alignment.ppo.config import PPOConfig, SharedLora
-from alignment.ppo.modules import (  # noqa: F401
-    ActorCritic,
-    Reference,
-    place_frozen,
-    response_logprobs,
-    response_values,
-)
 from alignment.ppo.rewards import models_of
 from alignment.ppo.roles import Roles, value_head
 from alignment.ppo.shared import CRITIC, POLICY, REFERENCE, SharedRoles, reward_names

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from alignment.ppo.logprobs import give_logprob_head
+from alignment.reward.head import keep_head_in_fp32
 from launch.runtime import Runtime
 
 
@@ -24,6 +25,8 @@ class ActorCritic(nn.Module):
     def __init__(self, policy: PreTrainedModel, critic: PreTrainedModel | None) -> None:
         super().__init__()
         self.policy, self.critic = policy, critic
+        if critic is not None:
+            keep_head_in_fp32(critic.score)
 
     def forward(
         self, tokens_bS: Tensor, before_N: Tensor, targets_N: Tensor, temperature: float, values: bool = True
@@ -42,6 +45,7 @@ class TrunkActorCritic(nn.Module):
     def __init__(self, policy: PreTrainedModel, score: nn.Linear) -> None:
         super().__init__()
         self.policy, self.score = policy, score
+        keep_head_in_fp32(score)
         self.value_reaches_trunk = True
         """Whether the value loss has a gradient in the trunk; not while the critic warms up and the policy stands still."""
 
@@ -106,9 +110,11 @@ def response_values(critic: Any, tokens_bS: Tensor, before_N: Tensor) -> Tensor:
 
 
 def head_values(score: nn.Linear, hidden_ND: Tensor) -> Tensor:
-    """A value head's outputs on hidden states: float32 (N,)."""
-    with torch.autocast(hidden_ND.device.type, enabled=False):  # in bf16 a value would have 8 bits, as a reward would
-        return score(hidden_ND.to(score.weight.dtype)).squeeze(-1).float()
+    """A value head's outputs on hidden states: (N,), float32 by `keep_head_in_fp32`.
+
+    The head is called as a module: under ZeRO-3 that is what gathers its weight.
+    """
+    return score(hidden_ND).squeeze(-1)
 
 
 def hidden_states(model: Any, tokens_bS: Tensor, before_N: Tensor) -> Tensor:
@@ -122,9 +128,15 @@ def hidden_states(model: Any, tokens_bS: Tensor, before_N: Tensor) -> Tensor:
 
 
 def place_frozen(module: nn.Module, runtime: Runtime) -> Any:
-    """A frozen module ready to run: on its device, or under ZeRO-3 as an inference-only engine with partitioned weights."""
+    """A frozen module ready to run: on its device, or under ZeRO-3 as an inference-only engine with partitioned weights.
+
+    Its arithmetic is that of the trained module, or the KL would hold the difference: in bf16 DeepSpeed keeps the weights
+    in it and switches autocast off.
+    """
     if runtime.zero_stage != 3:
-        return module.to(runtime.device)
+        narrow = runtime.uses_deepspeed and runtime.precision == "bf16"
+        module.to(runtime.device, torch.bfloat16 if narrow else None)
+        return torch.autocast(runtime.device.type, enabled=False)(module.forward) if narrow else module
     import deepspeed
 
     settings = {

@@ -23,6 +23,7 @@ from alignment.ppo.export import critic_state, empty_critic, empty_policy, save_
 from alignment.ppo.modules import head_values, hidden_states, read_response
 from alignment.ppo.roles import Group, learning_groups
 from alignment.ppo.samplers import AdapterCopy, PolicyItself, Sampler, WholeCopy
+from alignment.reward.head import keep_head_in_fp32
 from alignment.reward.model import RewardModel
 from evaluation.adapters import Adapter
 from evaluation.loading import read_tokenizer
@@ -39,6 +40,8 @@ class SharedActorCritic(nn.Module):
     def __init__(self, adapted: AdaptedModel, score: nn.Linear | None) -> None:
         super().__init__()
         self.adapted, self.policy, self.score = adapted, adapted.model, score
+        if score is not None:
+            keep_head_in_fp32(score)
         self.on_trunk = CRITIC not in adapted.names
         """Whether the value head reads the policy's trunk instead of the critic's."""
         self.value_reaches_trunk = True

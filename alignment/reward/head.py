@@ -15,6 +15,7 @@ from transformers.utils import logging
 
 from alignment.models import switch_off_dropout
 from evaluation.loading import check_embeddings, load_merged, named_errors
+from evaluation.scoring import linear_in_fp32
 from launch.seeding import torch_generator
 
 
@@ -47,16 +48,12 @@ def _no_word_of_new_head() -> Iterator[None]:
 
 
 def keep_head_in_fp32(head: Any) -> None:
-    """Let the head compute in float32 whatever the precision around it (as evaluation/scoring.py does).
-
-    In bf16 a reward has 8 bits: close answers would tie, and a margin of 0.01 between rewards of 5 would be lost.
-    """
+    """Let the head compute in float32 whatever the precision around it: see `linear_in_fp32`."""
     head.forward = types.MethodType(_forward_in_fp32, head)  # a method follows its head into peft's deep copy of it
 
 
 def _forward_in_fp32(head: Any, hidden: Tensor) -> Tensor:
-    with torch.autocast(hidden.device.type, enabled=False):
-        return nn.functional.linear(hidden.float(), head.weight.float())
+    return linear_in_fp32(head, hidden)
 
 
 def init_head(weight: nn.Parameter, seed: int) -> None:

@@ -6,7 +6,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from alignment.ppo import objectives as ppo
 from alignment.ppo.config import PPOConfig
-from alignment.ppo.models import load_roles, response_logprobs, response_values
+from alignment.ppo.models import load_roles
+from alignment.ppo.modules import response_logprobs, response_values
 from alignment.ppo.rollout import make_batch, make_rollout, plan_parts
 from alignment.reward.sources.build import build_source
 from launch.config import build

@@ -9,7 +9,7 @@ from alignment.ppo import background
 from alignment.ppo import trainer as trainer_module
 from alignment.ppo.ahead import Ahead
 from alignment.ppo.background import in_background, wait_together
-from alignment.ppo.models import response_logprobs
+from alignment.ppo.modules import response_logprobs
 from alignment.ppo.rollout import make_batch
 from alignment.ppo.sampling import Sampled, share_of
 from launch.checkpoint import CheckpointStore

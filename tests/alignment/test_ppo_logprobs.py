@@ -24,7 +24,7 @@ from transformers import (
 from alignment.generation import LocalEngine, Sampling
 from alignment.generation.weights import is_supported
 from alignment.ppo.logprobs import LogprobHead, chunk_slices, give_logprob_head, linear_logprobs
-from alignment.ppo.models import response_logprobs
+from alignment.ppo.modules import response_logprobs
 from tests.support import save_policy, tiny_config
 
 

@@ -142,3 +142,16 @@ def test_weights_of_a_zero3_run_are_whole(inputs, tmp_path):
     before, after = load_file(inputs[0] / "model.safetensors"), load_file(out / "model.safetensors")
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("mode", ["zero2", "zero3"])
+def test_the_reference_has_the_arithmetic_of_the_policy_in_bf16(inputs, tmp_path, mode):
+    """A policy that does not move stays at KL 0 exactly: rounding apart would be a reward of its own."""
+    out = tmp_path / mode
+    changes = dict(precision="bf16", learning_rate=0, critic_learning_rate=1e-3, updates=2)
+    result = accelerate_launch("alignment.ppo", words(inputs, out, **changes), 2, MODES[mode])
+    assert result.returncode == 0, result.stderr[-3000:]
+    rows = read_metrics(out)
+    assert [row["kl/k1"] for row in rows] == [0, 0]
+    assert [row["policy/approx_kl"] for row in rows] == [0, 0]
+    assert json.loads((out / "provenance.json").read_text())["precision"] == "bf16"
