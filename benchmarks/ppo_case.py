@@ -36,6 +36,8 @@ class Case:
     learning_rate: float = 3e-6
     trl_defaults: bool = False
     """TRL with its own defaults: bf16 and gradient checkpointing."""
+    seconds: float | None = None
+    """Stop after the first update that ends this long after the first one began; `updates` is then a bound."""
 
     @property
     def name(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -17,10 +18,15 @@ from alignment.ppo.models import load_roles
 from alignment.ppo.trainer import PPOTrainer
 from alignment.reward.sources.build import build_source
 from benchmarks.ppo_case import read_case
-from launch.runtime import start_runtime
+from launch.runtime import choose_precision, start_runtime
+
+
+class TimeIsUp(Exception):
+    """The benchmark's time is over."""
 
 
 def main(folder: Path) -> None:
+    """Run the case and print its figures."""
     case, prompts = read_case(folder)
     runtime = start_runtime(case.precision)
     base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -44,6 +50,8 @@ def main(folder: Path) -> None:
     rows = [{"prompt": tokenizer.decode(ids), "prompt_ids": ids} for ids in prompts]
     source = build_source(config.sources, runtime.device, tokenizer, batch_tokens=64 * (case.prompt + case.response))
     trainer = PPOTrainer(config, roles, source, rows, runtime)
+    if case.precision == "auto":
+        runtime.precision = choose_precision(runtime, trainer.trial_step, repeats=2)
     updates: list[dict[str, float]] = []
     clock = [time.perf_counter()]
 
@@ -61,8 +69,13 @@ def main(folder: Path) -> None:
             }
         )
 
+        if case.seconds and clock[-1] - clock[0] > case.seconds:
+            raise TimeIsUp
+
     trainer.sink = sink
-    trainer.train()
+    clock[0] = time.perf_counter()
+    with contextlib.suppress(TimeIsUp):
+        trainer.train()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(
         json.dumps(

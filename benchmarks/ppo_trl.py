@@ -51,7 +51,7 @@ wrap("forward", "score", only_without_grad=True)
 
 class Clock(TrainerCallback):
     def __init__(self):
-        self.last, self.updates = time.perf_counter(), []
+        self.last, self.start, self.updates = time.perf_counter(), time.perf_counter(), []
 
     def on_log(self, args, state, control, logs=None, **rest):
         if "objective/scores" in (logs or {}):
@@ -70,6 +70,8 @@ class Clock(TrainerCallback):
             }
         )
         self.last = now
+        if case.seconds and now - self.start > case.seconds:
+            control.should_training_stop = True
         seconds.update(generate=0.0, score=0.0)
 
 
@@ -114,7 +116,7 @@ trainer = PPOTrainer(
     eval_dataset=data,
     callbacks=[clock],
 )
-clock.last = time.perf_counter()
+clock.last = clock.start = time.perf_counter()
 trainer.train()
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 print(

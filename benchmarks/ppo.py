@@ -1,0 +1,163 @@
+"""alignkit's PPO against TRL 1.12's, the last release of TRL that has PPO: time, memory, reward, in one run.
+
+python -m benchmarks.ppo --trl_python ENV/bin/python    (writes benchmarks/results/ppo.json)
+
+ENV is an environment of its own with `pip install trl==1.12.0` beside the versions of torch and transformers that alignkit
+has. Both sides read the same weights and prompts and use the same batch, lengths, epochs and micro-batches, each with
+policy, critic, reference and reward model as four models. Every run is a process; in each round the two take turns, the
+order changing, so that ratios are of runs side by side.
+
+- `like for like`: fp32 on both sides, no gradient checkpointing.
+- `defaults`: TRL as it comes (bf16 autocast, gradient checkpointing); alignkit with `precision: auto`, which measures.
+- `reward`: both with a learning rate that learns, for the same wall-clock time.
+
+A ratio above 1 says that alignkit is faster or smaller. Phases: `generate`, `score` (forward passes without gradient and
+rewards), `update` (the rest); they sum to the step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import RESULTS, ROOT
+from benchmarks.ppo_case import Case, write_case
+from launch.files import write_json
+from launch.provenance import hardware, package_versions
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "like for like": {"precision": "fp32"},
+    "defaults": {"precision": "auto", "trl_defaults": True},
+}
+PHASES = ("generate", "score", "update")
+REWARD_WINDOW = 5
+"""Updates over which the reward that was reached is averaged."""
+
+
+def run_side(side: str, trl_python: str, case: Case) -> dict[str, Any]:
+    """One process of `ours` or `trl` on a case."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_case(Path(folder), case)
+        script = ["-m", "benchmarks.ppo_ours"] if side == "ours" else [str(ROOT / "benchmarks" / "ppo_trl.py")]
+        python = sys.executable if side == "ours" else trl_python
+        done = subprocess.run([python, *script, folder], capture_output=True, text=True, cwd=ROOT)
+    if done.returncode:
+        sys.exit(f"{side}: {done.stderr[-3000:]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def describe(run: dict[str, Any], case: Case) -> dict[str, Any]:
+    """Medians over the updates of a run: seconds by phase, rates; and the peak of its resident set."""
+    updates = run["updates"]
+    seconds = statistics.median(u["seconds"] for u in updates)
+    lengths = [u["length"] for u in updates if u.get("length")]
+    tokens = case.batch * (statistics.mean(lengths) if lengths else case.response)
+    return {
+        "seconds": seconds,
+        **{phase: statistics.median(u[phase] for u in updates) for phase in PHASES},
+        "episodes_per_second": case.batch / seconds,
+        "response_tokens_per_second": tokens / seconds,
+        "peak_mib": run["peak_mib"],
+        "peak_above_imports_mib": run["peak_mib"] - run["imports_mib"],
+        "precision": run.get("precision", "bf16" if run.get("bf16") else "fp32"),
+    }
+
+
+def compare(case: Case, trl_python: str, rounds: int) -> dict[str, Any]:
+    """Both sides in turn; the ratio of each round, its median and range."""
+    rows: dict[str, list[dict[str, Any]]] = {"ours": [], "trl": []}
+    for turn in range(rounds):
+        for side in ("ours", "trl") if turn % 2 else ("trl", "ours"):
+            rows[side].append(describe(run_side(side, trl_python, case), case))
+            print(
+                case.name,
+                side,
+                {k: v if isinstance(v, str) else round(v, 3) for k, v in rows[side][-1].items()},
+                flush=True,
+            )
+    quotients = {
+        name: [theirs[key] / ours[key] for ours, theirs in zip(rows["ours"], rows["trl"], strict=True)]
+        for name, key in (
+            ("speed", "seconds"),
+            ("memory", "peak_mib"),
+            ("memory_above_imports", "peak_above_imports_mib"),
+        )
+    }
+    return {
+        "rounds": rows,
+        "ratios": {
+            name: {"median": statistics.median(values), "min": min(values), "max": max(values)}
+            for name, values in quotients.items()
+        },
+    }
+
+
+def reward_reached(run: dict[str, Any], seconds: float) -> float:
+    """Mean score of the last updates that were over `seconds` after the start of the first one that is kept."""
+    passed, scores = 0.0, []
+    for update in run["updates"]:
+        passed += update["seconds"]
+        if passed > seconds:
+            break
+        scores.append(update["reward"])
+    return statistics.mean(scores[-REWARD_WINDOW:])
+
+
+def compare_rewards(case: Case, trl_python: str) -> dict[str, Any]:
+    """The reward both sides reach in the same time, and what they start from."""
+    runs = {side: run_side(side, trl_python, case) for side in ("trl", "ours")}
+    shared = min(sum(u["seconds"] for u in run["updates"]) for run in runs.values())
+    return {
+        "seconds": shared,
+        **{
+            side: {
+                "updates": len(run["updates"]),
+                "first_reward": run["updates"][0]["reward"],
+                "reward_reached": reward_reached(run, shared),
+            }
+            for side, run in runs.items()
+        },
+    }
+
+
+def main() -> None:
+    """All cases; the result is written after each, so that a benchmark that is cut short keeps what it has."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trl_python", required=True, help="the interpreter of the environment with trl==1.12.0")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--updates", type=int, default=4)
+    parser.add_argument("--vocabularies", type=int, nargs="+", default=[1024, 32768])
+    parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
+    parser.add_argument("--reward_seconds", type=float, default=90.0, help="of the comparison of rewards; 0 for none")
+    options = parser.parse_args()
+    result: dict[str, Any] = {
+        "command": "python -m benchmarks.ppo " + " ".join(sys.argv[1:]),
+        "protocol": "median over the updates of a run, ratios of runs side by side, median and range over rounds",
+        "load_average_at_start": round(os.getloadavg()[0], 2),
+        "trl": "1.12.0",
+        "cases": {},
+        "hardware": hardware(),
+        "versions": package_versions(),
+    }
+    for vocabulary in options.vocabularies:
+        for natural in (False, True):
+            for setting in options.settings:
+                case = replace(Case(vocabulary, natural, updates=options.updates), **SETTINGS[setting])
+                result["cases"][f"{case.name}, {setting}"] = compare(case, options.trl_python, options.rounds)
+                write_json(RESULTS / "ppo.json", result)
+    if options.reward_seconds:
+        case = Case(1024, False, updates=10_000, warmup=0, learning_rate=3e-4, seconds=options.reward_seconds)
+        result["reward"] = compare_rewards(replace(case, **SETTINGS["defaults"]), options.trl_python)
+        write_json(RESULTS / "ppo.json", result)
+
+
+if __name__ == "__main__":
+    main()
