@@ -24,13 +24,22 @@ stop_token stop_token_id temperature missing_eos_penalty sft_model_path world_si
 local_batch_size batch_size local_mini_batch_size mini_batch_size policy ref_policy reward_model train_dataset value_model
 data_collator eval_dataset optimizers callbacks""".split()
 TRL_1_12 = [*PPO_V2, "learning_rate", "push_to_hub", "model_adapter_name", "ref_adapter_name", "kl_estimator"]
-TRL_1_12 += ["ds3_gather_for_generation", "gradient_accumulation_steps", "model", "ref_model", "peft_config", "per_device_train_batch_size"]
+TRL_1_12 += [
+    "ds3_gather_for_generation",
+    "gradient_accumulation_steps",
+    "model",
+    "ref_model",
+    "peft_config",
+    "per_device_train_batch_size",
+]
 
 
 def rows(title):
     """The cells of the table under a heading."""
     section = TEXT.split(f"## {title}\n")[1].split("\n## ")[0]
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line[:1] == "|"][2:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line[:1] == "|"][
+        2:
+    ]
 
 
 def names(cell):
