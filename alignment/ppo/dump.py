@@ -44,8 +44,10 @@ class RolloutDump:
         self.kind, self.folder, self.room = config.dump_rollouts, Path(config.output_dir) / FOLDER, room
         self._tokenizer, self._active = tokenizer, runtime.is_main and config.dump_rollouts != "none"
 
-    def write(self, rollout: Rollout, done: int, kl: KLController, normaliser: RewardNormaliser) -> None:
-        """Write a scored rollout of the whole batch, after `done` updates, with the state that its rewards depend on."""
+    def write(
+        self, rollout: Rollout, done: int, kl: KLController, normaliser: RewardNormaliser, rate_factor: float
+    ) -> None:
+        """Write a scored rollout of the whole batch, after `done` updates, with the state that its update depends on."""
         if not self._active:
             return
         common = {
@@ -53,6 +55,7 @@ class RolloutDump:
             "room": self.room,
             "kl": kl.state_dict(),
             "normaliser": normaliser.state_dict(),
+            "rate_factor": rate_factor,
         }
         rows = [{**common, **row} for row in episode_rows(rollout, self._tokenizer)]
         content = parquet_bytes(rows) if self.kind == "parquet" else jsonl_text(rows)

@@ -21,7 +21,10 @@ from alignment.ppo.dump import TOKEN_COLUMNS
 from alignment.ppo.rollout import Rollout
 from launch.errors import UserError
 
-NEEDED = ("update", "room", "kl", "normaliser", "group", "response", "score", "finished", "prompt_ids", "response_ids")
+NEEDED = (
+    *("update", "room", "kl", "normaliser", "rate_factor"),
+    *("group", "response", "score", "finished", "prompt_ids", "response_ids"),
+)
 
 
 class Replay:
@@ -35,6 +38,8 @@ class Replay:
         self.room = int(rows[0]["room"])
         """Tokens of the longest episode that the dumping run allowed for; it decides how micro-batches are cut."""
         self._state = rows[0]["kl"], rows[0]["normaliser"]
+        self.rate_factor = 1.0
+        """Of the learning rates in the update of the newest rollout: the dumping run may have been rolled back."""
         self._check_tokenizer(rows[0])
 
     def begin(self, kl: KLController, normaliser: RewardNormaliser) -> tuple[int, int]:
@@ -57,6 +62,7 @@ class Replay:
         rows, path = self._rows(done + 1), self.files[done + 1]
         if len(rows) % self.config.minibatches:
             raise UserError(f"replay: {path}: {len(rows)} episodes; minibatches must divide that")
+        self.rate_factor = rows[0]["rate_factor"]
         lengths = [len(row["response_ids"]) for row in rows]
         mask_BT = torch.zeros(len(rows), max(lengths))
         for row, length in enumerate(lengths):

@@ -109,7 +109,7 @@ class PPOTrainer:
         while self.update_number < self.updates:
             rollout = self.next_rollout()
             rollout = self.score(rollout)
-            self.dump.write(rollout, self.update_number, self.kl, self.normaliser)
+            self.dump.write(rollout, self.update_number, self.kl, self.normaliser, self.monitors.rate_factor)
             rollout = self.advantages(rollout)
             metrics = self.update(rollout)
             self.log(rollout, metrics)
@@ -254,7 +254,7 @@ class PPOTrainer:
 
     def update(self, rollout: Rollout) -> Metrics:
         """The optimizer steps on a rollout with advantages, and the step of the KL controller."""
-        self.learner.rate_factor = self.monitors.rate_factor
+        self.learner.rate_factor = self.replay.rate_factor if self.replay else self.monitors.rate_factor
         with self._timed() as clock:
             metrics = self.learner.update(rollout, self.update_number, self.kl.coef)
             seconds = clock()

@@ -444,7 +444,7 @@ def test_the_front_door(tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("NO_SUCH_TOKEN", raising=False)
     run_command(["reward", "serve", "--help"])
     assert "--token_env" in capsys.readouterr().out
-    with pytest.raises(UserError, match=r"model: .*nowhere: could not be loaded"):
+    with pytest.raises(UserError, match=r"model: .*nowhere: no such folder"):
         run_command(["reward", "serve", "--model", str(tmp_path / "nowhere")])
     with pytest.raises(UserError, match="NO_SUCH_TOKEN is not set"):
         run_command(["reward", "serve", "--model", str(tmp_path), "--token-env", "NO_SUCH_TOKEN"])

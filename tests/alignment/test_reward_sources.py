@@ -380,8 +380,8 @@ def test_the_short_form_and_names():
 def test_what_cannot_be_built_is_named_by_its_key(tmp_path, folders, monkeypatch):
     monkeypatch.delenv("JUDGE_TOKEN", raising=False)
     for config, message in [
-        (SourceConfig(model=f"{tmp_path}/nowhere"), r"rewards\.x\.model: .*nowhere: could not be loaded"),
-        (SourceConfig(ensemble=[folders[0], f"{tmp_path}/b"]), r"rewards\.x\.ensemble\[1\]: .*b: could not be loaded"),
+        (SourceConfig(model=f"{tmp_path}/nowhere"), r"rewards\.x\.model: .*nowhere: no such folder"),
+        (SourceConfig(ensemble=[folders[0], f"{tmp_path}/b"]), r"rewards\.x\.ensemble\[1\]: .*b: no such folder"),
         (SourceConfig(function="nowhere.py:f"), r"rewards\.x\.function: nowhere\.py: no such file"),
         (
             SourceConfig(url="http://host/", token_env="JUDGE_TOKEN"),
