@@ -407,3 +407,17 @@ def test_the_page_names_tests_that_exist():
     numbered = set(re.findall(r"^def (test_(?:items?_|b)\d\w+)", everything, re.M))
     assert len(numbered) > 40
     assert numbered - named == set()
+
+
+def test_the_page_names_places_that_exist():
+    """`file.py` `name`, ...: each name stands in the file before it; a file without a folder is PPO's."""
+    rows = [line.split("|") for line in (ROOT / "docs" / "ppo_checklist.md").read_text().splitlines()]
+    places = [re.findall(r"`([^`]+)`", row[4]) for row in rows if len(row) == 7 and row[1].strip().isdigit()]
+    assert len(places) == 32
+    for names in places:
+        text = ""
+        for name in names:
+            if name.endswith(".py"):
+                text = (ROOT / (name if "/" in name else f"alignment/ppo/{name}")).read_text()
+            else:
+                assert name in text, name
