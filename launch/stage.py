@@ -23,7 +23,6 @@ from launch.files import (
     append_jsonl,
     artefact_files,
     canonical_json,
-    changed_file,
     fsync_path,
     hash_files,
     join_hashes,
@@ -35,7 +34,6 @@ from launch.files import (
     write_json,
 )
 from launch.provenance import (
-    check_unchanged,
     code_version,
     content_of,
     fingerprint_input,
@@ -43,6 +41,7 @@ from launch.provenance import (
     package_versions,
     write_model_card,
 )
+from launch.run_folder import prepare_folder
 from launch.stopping import Stopped, listening
 
 
@@ -265,86 +264,6 @@ def describe_run(stage: Stage, config: StageConfig) -> dict[str, Any]:
     return {"stage": stage.name, "identity": sha256_text(canonical_json(content)), "content": content, "inputs": inputs}
 
 
-def prepare_folder(stage: Stage, config: StageConfig, run: dict[str, Any]) -> dict[str, Any] | None:
-    """Check output folder and inputs before anything is written. Returns the provenance of a run that is complete."""
-    folder = Path(config.output_dir)
-    known = read_json(folder / "run.json") if (folder / "run.json").exists() else None
-    same = known is not None and known["identity"] == run["identity"]
-    if same and (complete := _complete_artefact(folder)):
-        return complete
-    if known is None and (stranger := _find_stranger(folder)):
-        raise UserError(
-            f"output_dir: {folder} holds files that are not of an alignkit run ({stranger}), which are not ours to move; choose another --output_dir"
-        )
-    if known and not same and not config.overwrite:
-        raise UserError(
-            f"output_dir: {folder} holds another run ({_first_difference(known, run)}); choose another --output_dir, or --overwrite to start over there"
-        )
-    for name, value in artefact_paths(config).items():
-        check_unchanged(name, value)
-    if same:
-        (folder / "provenance.json").unlink(missing_ok=True)
-    elif known:
-        _move_aside(folder)
-    return None
-
-
-def _complete_artefact(folder: Path) -> dict[str, Any] | None:
-    """The provenance of a run that is complete; one whose files are not what it wrote is made again."""
-    path = folder / "provenance.json"
-    provenance = read_json(path) if path.exists() else None
-    if provenance and (name := changed_file(folder, provenance)):
-        print(
-            f"alignkit: warning: {folder / name} is gone or has changed since the run was complete; it is made again",
-            file=sys.stderr,
-            flush=True,
-        )
-        return None
-    return provenance
-
-
-def _find_stranger(folder: Path) -> str | None:
-    """A file or folder that no run of ours left in a folder without run.json; empty folders are nothing to lose."""
-    ours = (".lock", ".recipe.json", ".watchdog")
-    for path in sorted(folder.iterdir()):
-        if path.name not in ours and (not path.is_dir() or any(not p.is_dir() for p in path.rglob("*"))):
-            return path.name
-    return None
-
-
-def _move_aside(folder: Path) -> None:
-    """Keep what an overwritten run made, in `<folder>.previous` (one generation)."""
-    previous = folder.with_name(folder.name + ".previous")
-    if previous.exists():
-        shutil.rmtree(previous)
-    previous.mkdir()
-    for path in folder.iterdir():
-        if path.name != ".lock":
-            os.rename(path, previous / path.name)
-
-
-def _first_difference(known: dict[str, Any], run: dict[str, Any]) -> str:
-    old, new = known["content"], run["content"]
-    if old["stage"] != new["stage"]:
-        return f"of `{old['stage']}`, not `{new['stage']}`"
-    for part in ("config", "inputs"):
-        before, now = _flatten(old[part]), _flatten(new[part])
-        for key in sorted(set(before) | set(now)):
-            if before.get(key) != now.get(key):
-                changed = f"{key} was {before.get(key)!r}, is now {now.get(key)!r}"
-                return f"{key} differs" if part == "inputs" else changed
-    return "of another version"
-
-
-def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The leaves of nested mappings by their dotted names."""
-    leaves: dict[str, Any] = {}
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        leaves.update(_flatten(value, f"{name}.") if isinstance(value, dict) and value else {name: value})
-    return leaves
-
-
 def run_stage(stage: Stage, config: StageConfig) -> dict[str, Any]:
     """Run a stage to its end, or find it complete, or resume it. Returns its provenance. All ranks call this."""
     if not config.output_dir:
@@ -352,7 +271,7 @@ def run_stage(stage: Stage, config: StageConfig) -> dict[str, Any]:
     first = os.environ.get("RANK", "0") == "0"
     run = describe_run(stage, config)
     with lock_folder(Path(config.output_dir)) if first else contextlib.nullcontext():
-        complete = prepare_folder(stage, config, run) if first else None
+        complete = prepare_folder(config, run) if first else None
         if complete is not None and int(os.environ.get("WORLD_SIZE", "1")) == 1:
             print(f"[{stage.name}] up to date: {config.output_dir}", file=sys.stderr, flush=True)
             return complete
