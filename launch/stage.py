@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from launch.config import LIFECYCLE, artefact_paths, identity_dict, operational, to_dict
 from launch.errors import EXIT_INTERRUPTED, EXIT_RESUMABLE, UserError
@@ -41,6 +41,7 @@ from launch.provenance import (
     package_versions,
     write_model_card,
 )
+from launch.ranges import AnyInt, Count, NotNegative, PositiveInt, Range
 from launch.run_folder import prepare_folder
 from launch.stopping import Stopped, listening
 
@@ -51,19 +52,19 @@ class StageConfig:
 
     output_dir: str = operational("")
     """Folder of the run: the artefact, its checkpoints and its records."""
-    seed: int = 0
+    seed: AnyInt = 0
     """Seed from which every random choice of the stage is derived."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of matrix products; auto takes bf16 where this machine is faster with it."""
     overwrite: bool = operational(False)
     """Start over in a folder that holds another run; what was there is moved to `<folder>.previous`."""
-    checkpoint_minutes: float = operational(10.0)
+    checkpoint_minutes: NotNegative = operational(10.0)
     """Minutes between checkpoints."""
-    checkpoint_steps: int = operational(0)
+    checkpoint_steps: Count = operational(0)
     """Steps between checkpoints, besides those by time; 0 for by time alone."""
-    keep_checkpoints: int = operational(2)
+    keep_checkpoints: PositiveInt = operational(2)
     """How many checkpoints to keep; at least 2, since the newest may be damaged."""
-    watchdog_minutes: float = operational(30.0)
+    watchdog_minutes: Annotated[float, Range(0, 525_600)] = operational(30.0)
     """End the job, with a reason, when no step was made for so long; 0 switches this off."""
     trackers: list[str] = operational([])
     """Trackers besides metrics.jsonl: tensorboard, wandb, trackio (through accelerate)."""
