@@ -145,13 +145,20 @@ def library_and_task(folder: Path) -> tuple[str, str]:
     if (folder / "adapter_config.json").exists():
         return "peft", ADAPTER_TASKS.get(read_json(folder / "adapter_config.json").get("task_type", ""), "")
     config = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
-    if "_diffusers_version" in config:
-        return "diffusers", "unconditional-image-generation"
+    if "_diffusers_version" in config:  # written by the base class of diffusers' models, which ours have, too
+        return _home_of(config.get("_class_name", "")), "unconditional-image-generation"
     architecture = next(iter(config.get("architectures") or []), "")
     if not architecture:
         return "", ""
     tasks = {"ForCausalLM": "text-generation", "ForSequenceClassification": "text-classification"}
     return "transformers", next((task for suffix, task in tasks.items() if architecture.endswith(suffix)), "")
+
+
+def _home_of(name: str) -> str:
+    """The library that has a model class: diffusers, or we."""
+    import diffusers
+
+    return "diffusers" if name in dir(diffusers) else "alignkit"
 
 
 def _card_header(folder: Path, stage: str, numbers: dict[str, float], library: str, task: str) -> dict[str, Any]:

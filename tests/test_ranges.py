@@ -65,7 +65,9 @@ def fault_of(group, field, value):
 def test_a_number_outside_of_its_range_is_an_error_that_names_the_field(name):
     group, field = NUMBERS[name]
     range_ = ranges_of(group).get(field)
-    assert range_ is not None, "declare its range, launch/ranges.py; AnyInt or AnyNumber where every number has a meaning"
+    assert range_ is not None, (
+        "declare its range, launch/ranges.py; AnyInt or AnyNumber where every number has a meaning"
+    )
     whole = int in {field_types(group)[field], *typing.get_args(field_types(group)[field])}
     for value in (v for v in (*CLOSE, HUGE, -HUGE) if not whole or float(v).is_integer()):
         inside = range_.low <= value <= range_.high

@@ -312,12 +312,19 @@ def test_the_artefact_is_on_the_disk_before_the_provenance_vouches_for_it(tmp_pa
     assert {"result.txt", "out"} <= set(synced)
 
 
+def _diffusers(name):
+    return {"_diffusers_version": "1", "_class_name": name}
+
+
 @pytest.mark.parametrize(
     ("files", "library", "task"),
     [
         ({"config.json": {"architectures": ["Qwen3ForCausalLM"]}}, "transformers", "text-generation"),
         ({"config.json": {"architectures": ["Qwen3ForSequenceClassification"]}}, "transformers", "text-classification"),
-        ({"config.json": {"_diffusers_version": "1"}}, "diffusers", "unconditional-image-generation"),
+        ({"config.json": _diffusers("UNet2DModel")}, "diffusers", "unconditional-image-generation"),
+        ({"config.json": _diffusers("AutoencoderKL")}, "diffusers", "unconditional-image-generation"),
+        ({"config.json": _diffusers("VAE")}, "alignkit", "unconditional-image-generation"),
+        ({"config.json": _diffusers("GAN")}, "alignkit", "unconditional-image-generation"),
         ({"model_index.json": {}}, "diffusers", "unconditional-image-generation"),
         ({"results.json": {}}, None, None),
     ],
