@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from launch import stage
@@ -17,7 +18,7 @@ from launch.config import artefact, operational, python_function
 from launch.errors import UserError
 from launch.files import read_json, sha256_tree, write_json
 from launch.provenance import write_model_card
-from launch.runtime import start_runtime
+from launch.runtime import Runtime, start_runtime
 from launch.stage import Job, Stage, StageConfig, describe_run, run_stage
 from launch.stopping import Stopped, listening
 from tests.launch.toy import STAGE, ToyConfig
@@ -64,6 +65,29 @@ def test_killed_and_resumed_ends_the_same(tmp_path):
     assert "resuming after step 4" in again.stderr
     assert (tmp_path / "killed" / "result.txt").read_text() == (tmp_path / "whole" / "result.txt").read_text()
     assert read_metrics(tmp_path / "killed") == read_metrics(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("device", "world", "reason"),
+    [
+        ("cpu", 1, None),
+        ("cuda", 1, "a GPU does not make its sums in the same order each time"),
+        ("cpu", 2, "2 processes saved the checkpoint, 1 go on"),
+    ],
+)
+def test_a_resume_says_where_it_may_not_be_exact(tmp_path, capsys, monkeypatch, device, world, reason):
+    job = Job(STAGE, ToyConfig(output_dir=str(tmp_path / "out")), start_runtime("fp32"))
+    assert job.resume() is None and "may differ" not in capsys.readouterr().err
+    job.checkpoints.save_with(1, lambda folder: None, {"world": world})
+    monkeypatch.setattr(Runtime, "device", torch.device(device))
+    assert job.resume().step == 1
+    said = capsys.readouterr().err
+    assert "resuming after step 1" in said
+    assert (
+        f"may differ in its last bits from that of a run which was never stopped: {reason}" in said
+        if reason
+        else "may differ" not in said
+    )
 
 
 def test_a_row_after_the_last_checkpoint_is_there_once(tmp_path):
