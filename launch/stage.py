@@ -69,7 +69,7 @@ class StageConfig:
     keep_checkpoints: PositiveInt = operational(2)
     """How many checkpoints to keep; at least 2, since the newest may be damaged."""
     watchdog_minutes: Annotated[float, Range(0, 525_600)] = operational(30.0)
-    """End the job, with a reason, when no step was made for so long; 0 switches this off."""
+    """End the job, with a reason, when no step was made for so long, counted from the first; 0 switches this off."""
     trackers: list[str] = operational([])
     """Trackers besides metrics.jsonl: tensorboard, wandb, trackio (through accelerate)."""
 
@@ -149,7 +149,7 @@ class Job:
             self.runtime.accelerator.log(metrics, step=step)
 
     def beat(self, step: int) -> None:
-        """Tell the watchdog that a step was made."""
+        """Tell the watchdog that a step was made. Its clock begins here, or in `resume`."""
         self.watchdog.beat(step)
 
     def progress(self, total: float, description: str, done: float = 0) -> contextlib.AbstractContextManager[Any]:
@@ -159,7 +159,10 @@ class Job:
         return progress(total, description, done, visible=self.runtime.is_main)
 
     def resume(self) -> Any:
-        """The checkpoint to go on from, or None; the log is cut back to it, so that nothing is logged twice."""
+        """The checkpoint to go on from, or None; the log is cut back to it, so that nothing is logged twice.
+
+        Call when all is prepared: the watchdog expects the first step from now on.
+        """
         checkpoint = self.checkpoints.latest()
         if self.runtime.is_main and (path := self.output_dir / "metrics.jsonl").exists():
             if checkpoint:
@@ -171,6 +174,7 @@ class Job:
             if reason := _why_inexact(self.runtime, checkpoint):
                 self.say(f"the result may differ in its last bits from that of a run which was never stopped: {reason}")
         self.runtime.barrier()
+        self.beat(checkpoint.step if checkpoint else 0)
         return checkpoint
 
     def checkpoint_due(self, step: int) -> bool:

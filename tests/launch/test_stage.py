@@ -442,6 +442,17 @@ def test_a_wedged_job_ends_with_a_reason(tmp_path):
     )
 
 
+def test_preparing_for_longer_than_a_step_may_take_is_no_wedge(tmp_path):
+    result = toy("--output_dir", tmp_path / "out", "--prepare", 2, "--watchdog_minutes", 0.02)
+    assert result.returncode == 0, result.stderr
+    assert "stuck" not in result.stderr
+
+
+def test_a_wedge_in_the_first_step_is_seen(tmp_path):
+    result = toy("--output_dir", tmp_path / "out", "--prepare", 1, "--long_step", 1, "--watchdog_minutes", 0.03)
+    assert result.returncode == 75 and "rank 0: no step for" in result.stderr, result.stderr
+
+
 def test_full_disk_while_finishing_is_one_sentence(tmp_path):
     """A folder on a file system of 1 MiB: the stage cannot write, says so, and leaves no torn record."""
     if os.geteuid() != 0:
