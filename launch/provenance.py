@@ -14,6 +14,7 @@ import yaml
 from launch.errors import UserError, nearest
 from launch.files import changed_file, read_json, sha256_text, sha256_tree, write_atomic
 from launch.functions import PREFIX, fingerprint
+from launch.hub import describe_commit
 
 PACKAGES = [
     "torch",
@@ -89,7 +90,8 @@ def _processor_name() -> str:
 
 
 def fingerprint_input(field: str, value: str) -> dict[str, Any]:
-    """What identifies an input: the content hash of a path or of a function's file, or the name of an embedded or hub source.
+    """What identifies an input: the content hash of a path or of a function's file, or the name of an embedded source, or of one on the
+    hub, whose commit is told beside it: it is compared where it is known (`launch.hub.find_moved`), and no part of the hash.
 
     UserError when the path is missing, or is a stage's folder that was not finished.
     """
@@ -97,7 +99,8 @@ def fingerprint_input(field: str, value: str) -> dict[str, Any]:
         return {"source": value, "sha256": fingerprint(field, value.removeprefix(PREFIX))}
     if value.startswith(NAMED_SOURCES):
         version = platform.python_version() if value.startswith("embedded:") else None
-        return {"source": value, "sha256": sha256_text(f"{value} {version}"), "version": version}
+        commit = describe_commit(value) if value.startswith("hub:") else {}
+        return {"source": value, "sha256": sha256_text(f"{value} {version}"), "version": version, **commit}
     path = Path(value.split("::")[0])  # `::train` and the like pick a split of what lies there
     if not path.exists():
         siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
@@ -175,6 +178,12 @@ def _card_header(folder: Path, stage: str, numbers: dict[str, float], library: s
     return header
 
 
+def _version_of(entry: dict[str, Any]) -> str:
+    if "commit" in entry:
+        return f"commit {entry['commit'] or 'unknown'}"
+    return f"sha256 {entry['sha256'][:12]}"
+
+
 def write_model_card(
     folder: Path,
     stage: str,
@@ -192,7 +201,7 @@ def write_model_card(
     library, task = found_library if library is None else library, found_task if task is None else task
     header = _card_header(folder, stage, numbers, library, task)
     parents = "\n".join(
-        f"- {name}: `{entry.get('path') or entry.get('source')}` (sha256 {entry['sha256'][:12]})"
+        f"- {name}: `{entry.get('path') or entry.get('source')}` ({_version_of(entry)})"
         for name, entry in provenance["inputs"].items()
     )
     rows = "\n".join(f"| {name} | {value:.6g} |" for name, value in sorted(numbers.items()))

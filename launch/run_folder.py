@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from launch.config import artefact_paths
 from launch.errors import UserError
 from launch.files import changed_file, fsync_path, read_json
+from launch.hub import find_moved
 from launch.provenance import check_unchanged
 
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ def prepare_folder(config: StageConfig, run: dict[str, Any]) -> dict[str, Any] |
         )
         _finish_move(folder)
     known = read_json(folder / "run.json") if (folder / "run.json").exists() else None
-    same = known is not None and known["identity"] == run["identity"]
+    moved = find_moved(known["inputs"], run["inputs"]) if known else None
+    same = known is not None and known["identity"] == run["identity"] and not moved
     if same and (complete := _complete_artefact(folder)):
         return complete
     if known is None and (stranger := _find_stranger(folder)):
@@ -44,7 +46,7 @@ def prepare_folder(config: StageConfig, run: dict[str, Any]) -> dict[str, Any] |
         )
     if known and not same and not config.overwrite:
         raise UserError(
-            f"output_dir: {folder} holds another run ({_first_difference(known, run)}); choose another --output_dir, or --overwrite to start over there"
+            f"output_dir: {folder} holds another run ({moved or _first_difference(known, run)}); choose another --output_dir, or --overwrite to start over there"
         )
     for name, value in artefact_paths(config).items():
         check_unchanged(name, value)

@@ -33,6 +33,7 @@ from launch.files import (
     write_atomic,
     write_json,
 )
+from launch.hub import settle_commits
 from launch.provenance import (
     code_version,
     content_of,
@@ -369,7 +370,7 @@ def _finish(
         "config": to_dict(config),
         "choices": record["choices"],
         "identity": run["identity"],
-        "inputs": run["inputs"],
+        "inputs": settle_commits(run["inputs"], record["inputs"]),
         "content_sha256": join_hashes(hashes),
         "files": files,
         "files_sha256": hashes,
