@@ -109,6 +109,7 @@ def beating(job: Job, total: int, description: str) -> Iterator[Beat]:
             meter.advance(n)
             job.beat(done)
 
+        beat(0)  # the watchdog's clock begins
         yield beat
 
 

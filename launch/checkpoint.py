@@ -10,7 +10,9 @@ The protocol (the evidence that asks for each step is in docs/launch.md):
  7. the newest whose manifest verifies is resumed from; every one that is passed over is named with the reason, and
     set aside as `damaged-step-<step>` at the next save, or rotation would count it among the newest;
  8. when checkpoints exist and none verifies the job ends: it never starts again from scratch in silence.
-Nothing on the way back executes: tensors are safetensors, the rest is JSON.
+Nothing on the way back executes: tensors are safetensors, the rest is JSON; what DeepSpeed and the transformers Trainer
+write are pickles, which are read with `weights_only=True` (launch/shards.py). The hashes find accidents; they have no
+key, and so are no defence against somebody who can write to the folder.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Typed recipes: a YAML file and `--key value` overrides become one checked dataclass.
 
 Every field is declared once, in a dataclass, with its type, its default and a string below it as its
-documentation. Unknown keys and wrong types are errors that name the key, the file and the nearest valid key.
+documentation. A number's field declares its range, too (launch/ranges.py). Unknown keys and wrong types are errors that name the key, the file and the nearest valid key.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import yaml
 
 from launch.errors import UserError, nearest
 from launch.functions import PREFIX
+from launch.ranges import check_ranges
 
 T = TypeVar("T")
 COMMAND_LINE = "command line"
@@ -231,14 +232,20 @@ def build(
             f"{where}: '{prefix}{missing[0]}' is missing; add `{missing[0]}: ...` or --{prefix}{missing[0]} VALUE"
         )
     config = cls(**checked)
-    if hasattr(config, "check"):
-        try:
-            config.check()
-        except UserError:
-            raise
-        except ValueError as error:
-            raise UserError(f"{place(str(error)) if place else where}: {prefix}{error}") from None
+    try:
+        check_config(config)
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"{place(str(error)) if place else where}: {prefix}{error}") from None
     return config
+
+
+def check_config(config: Any) -> None:
+    """ValueError when a number is outside of the range that its field declares, or by the config's own `check`."""
+    check_ranges(config)
+    if hasattr(config, "check"):
+        config.check()
 
 
 def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:

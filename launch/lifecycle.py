@@ -22,6 +22,7 @@ from typing import Any
 from launch.config import find_recipe, parse_overrides, read_yaml
 from launch.errors import EXIT_INTERRUPTED, UserError, nearest
 from launch.files import changed_file, damaged_file, read_json
+from launch.hub import find_moved
 from launch.plan import PlannedStage, plan_stages
 from launch.provenance import fingerprint_input
 from launch.stage_process import RunningStage, environment_of
@@ -86,10 +87,9 @@ def is_up_to_date(stage: PlannedStage) -> bool:
             return False
         if damaged_file(stage.folder, provenance):
             return False
-        return all(
-            fingerprint_input(n, i.get("path") or i["source"])["sha256"] == i["sha256"]
-            for n, i in provenance["inputs"].items()
-        )
+        before = provenance["inputs"]
+        now = {name: fingerprint_input(name, entry.get("path") or entry["source"]) for name, entry in before.items()}
+        return not find_moved(before, now) and all(now[name]["sha256"] == before[name]["sha256"] for name in before)
     except (UserError, KeyError, TypeError):
         return False
 

@@ -14,6 +14,7 @@ import yaml
 from launch.errors import UserError, nearest
 from launch.files import changed_file, read_json, sha256_text, sha256_tree, write_atomic
 from launch.functions import PREFIX, fingerprint
+from launch.hub import describe_commit
 
 PACKAGES = [
     "torch",
@@ -89,7 +90,8 @@ def _processor_name() -> str:
 
 
 def fingerprint_input(field: str, value: str) -> dict[str, Any]:
-    """What identifies an input: the content hash of a path or of a function's file, or the name of an embedded or hub source.
+    """What identifies an input: the content hash of a path or of a function's file, or the name of an embedded source, or of one on the
+    hub, whose commit is told beside it: it is compared where it is known (`launch.hub.find_moved`), and no part of the hash.
 
     UserError when the path is missing, or is a stage's folder that was not finished.
     """
@@ -97,7 +99,8 @@ def fingerprint_input(field: str, value: str) -> dict[str, Any]:
         return {"source": value, "sha256": fingerprint(field, value.removeprefix(PREFIX))}
     if value.startswith(NAMED_SOURCES):
         version = platform.python_version() if value.startswith("embedded:") else None
-        return {"source": value, "sha256": sha256_text(f"{value} {version}"), "version": version}
+        commit = describe_commit(value) if value.startswith("hub:") else {}
+        return {"source": value, "sha256": sha256_text(f"{value} {version}"), "version": version, **commit}
     path = Path(value.split("::")[0])  # `::train` and the like pick a split of what lies there
     if not path.exists():
         siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
@@ -145,13 +148,20 @@ def library_and_task(folder: Path) -> tuple[str, str]:
     if (folder / "adapter_config.json").exists():
         return "peft", ADAPTER_TASKS.get(read_json(folder / "adapter_config.json").get("task_type", ""), "")
     config = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
-    if "_diffusers_version" in config:
-        return "diffusers", "unconditional-image-generation"
+    if "_diffusers_version" in config:  # written by the base class of diffusers' models, which ours have, too
+        return _home_of(config.get("_class_name", "")), "unconditional-image-generation"
     architecture = next(iter(config.get("architectures") or []), "")
     if not architecture:
         return "", ""
     tasks = {"ForCausalLM": "text-generation", "ForSequenceClassification": "text-classification"}
     return "transformers", next((task for suffix, task in tasks.items() if architecture.endswith(suffix)), "")
+
+
+def _home_of(name: str) -> str:
+    """The library that has a model class: diffusers, or we."""
+    import diffusers
+
+    return "diffusers" if name in dir(diffusers) else "alignkit"
 
 
 def _card_header(folder: Path, stage: str, numbers: dict[str, float], library: str, task: str) -> dict[str, Any]:
@@ -166,6 +176,12 @@ def _card_header(folder: Path, stage: str, numbers: dict[str, float], library: s
         }
         header["model-index"] = [{"name": folder.name, "results": [result]}]
     return header
+
+
+def _version_of(entry: dict[str, Any]) -> str:
+    if "commit" in entry:
+        return f"commit {entry['commit'] or 'unknown'}"
+    return f"sha256 {entry['sha256'][:12]}"
 
 
 def write_model_card(
@@ -185,7 +201,7 @@ def write_model_card(
     library, task = found_library if library is None else library, found_task if task is None else task
     header = _card_header(folder, stage, numbers, library, task)
     parents = "\n".join(
-        f"- {name}: `{entry.get('path') or entry.get('source')}` (sha256 {entry['sha256'][:12]})"
+        f"- {name}: `{entry.get('path') or entry.get('source')}` ({_version_of(entry)})"
         for name, entry in provenance["inputs"].items()
     )
     rows = "\n".join(f"| {name} | {value:.6g} |" for name, value in sorted(numbers.items()))

@@ -25,6 +25,7 @@ from transformers.utils import logging as transformers_logging
 
 from launch.errors import UserError, nearest
 from launch.processes import die_with_parent
+from launch.shards import guard_deepspeed
 
 Precision = Literal["fp32", "bf16"]
 
@@ -178,7 +179,7 @@ def _set_threads(accelerator: Accelerator) -> None:
 
 
 def _tame_deepspeed(timeout_s: float) -> None:
-    """Two faults of DeepSpeed 0.19, measured (docs/launch.md).
+    """Three faults of DeepSpeed 0.19, measured (docs/launch.md): two of its start, and how it reads (launch/shards.py).
 
     It makes its process groups without a time-out: a wedged rank then hangs the others for 30 minutes. And on the CPU it
     compiles an operator at start (100 s the first time) that inference alone uses; a job that is killed meanwhile leaves a
@@ -193,6 +194,7 @@ def _tame_deepspeed(timeout_s: float) -> None:
         return dist.new_group(ranks, timeout=datetime.timedelta(seconds=timeout_s))
 
     TorchBackend.new_group = new_group
+    guard_deepspeed()
 
 
 def choose_precision(runtime: Runtime, step: Callable[[], Any], repeats: int = 3) -> Precision:

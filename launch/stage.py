@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from launch.config import LIFECYCLE, artefact_paths, identity_dict, operational, to_dict
 from launch.errors import EXIT_INTERRUPTED, EXIT_RESUMABLE, UserError
@@ -23,7 +23,6 @@ from launch.files import (
     append_jsonl,
     artefact_files,
     canonical_json,
-    changed_file,
     fsync_path,
     hash_files,
     join_hashes,
@@ -34,8 +33,8 @@ from launch.files import (
     write_atomic,
     write_json,
 )
+from launch.hub import settle_commits
 from launch.provenance import (
-    check_unchanged,
     code_version,
     content_of,
     fingerprint_input,
@@ -43,7 +42,13 @@ from launch.provenance import (
     package_versions,
     write_model_card,
 )
+from launch.ranges import AnyInt, Count, NotNegative, PositiveInt, Range
+from launch.run_folder import prepare_folder
 from launch.stopping import Stopped, listening
+
+if TYPE_CHECKING:
+    from launch.checkpoint import Checkpoint
+    from launch.runtime import Runtime
 
 
 @dataclass(kw_only=True)
@@ -52,20 +57,20 @@ class StageConfig:
 
     output_dir: str = operational("")
     """Folder of the run: the artefact, its checkpoints and its records."""
-    seed: int = 0
+    seed: AnyInt = 0
     """Seed from which every random choice of the stage is derived."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of matrix products; auto takes bf16 where this machine is faster with it."""
     overwrite: bool = operational(False)
     """Start over in a folder that holds another run; what was there is moved to `<folder>.previous`."""
-    checkpoint_minutes: float = operational(10.0)
+    checkpoint_minutes: NotNegative = operational(10.0)
     """Minutes between checkpoints."""
-    checkpoint_steps: int = operational(0)
+    checkpoint_steps: Count = operational(0)
     """Steps between checkpoints, besides those by time; 0 for by time alone."""
-    keep_checkpoints: int = operational(2)
+    keep_checkpoints: PositiveInt = operational(2)
     """How many checkpoints to keep; at least 2, since the newest may be damaged."""
-    watchdog_minutes: float = operational(30.0)
-    """End the job, with a reason, when no step was made for so long; 0 switches this off."""
+    watchdog_minutes: Annotated[float, Range(0, 525_600)] = operational(30.0)
+    """End the job, with a reason, when no step was made for so long, counted from the first; 0 switches this off."""
     trackers: list[str] = operational([])
     """Trackers besides metrics.jsonl: tensorboard, wandb, trackio (through accelerate)."""
 
@@ -145,7 +150,7 @@ class Job:
             self.runtime.accelerator.log(metrics, step=step)
 
     def beat(self, step: int) -> None:
-        """Tell the watchdog that a step was made."""
+        """Tell the watchdog that a step was made. Its clock begins here, or in `resume`."""
         self.watchdog.beat(step)
 
     def progress(self, total: float, description: str, done: float = 0) -> contextlib.AbstractContextManager[Any]:
@@ -155,7 +160,10 @@ class Job:
         return progress(total, description, done, visible=self.runtime.is_main)
 
     def resume(self) -> Any:
-        """The checkpoint to go on from, or None; the log is cut back to it, so that nothing is logged twice."""
+        """The checkpoint to go on from, or None; the log is cut back to it, so that nothing is logged twice.
+
+        Call when all is prepared: the watchdog expects the first step from now on.
+        """
         checkpoint = self.checkpoints.latest()
         if self.runtime.is_main and (path := self.output_dir / "metrics.jsonl").exists():
             if checkpoint:
@@ -164,7 +172,10 @@ class Job:
                 write_atomic(path, "")
         if checkpoint:
             self.say(f"resuming after step {checkpoint.step}")
+            if reason := _why_inexact(self.runtime, checkpoint):
+                self.say(f"the result may differ in its last bits from that of a run which was never stopped: {reason}")
         self.runtime.barrier()
+        self.beat(checkpoint.step if checkpoint else 0)
         return checkpoint
 
     def checkpoint_due(self, step: int) -> bool:
@@ -238,6 +249,14 @@ class Job:
             self.watchdog.stop()
 
 
+def _why_inexact(runtime: Runtime, checkpoint: Checkpoint) -> str:
+    """Why a resume is not promised to be exact to the bit; empty where it is. On the CPU it is in bf16, too: measured."""
+    before = checkpoint.meta["world"]
+    if before != runtime.world:
+        return f"{before} processes saved the checkpoint, {runtime.world} go on, and their sums are rounded in another order"
+    return "" if runtime.device.type == "cpu" else "a GPU does not make its sums in the same order each time"
+
+
 def _cut_log(path: Path, step: int, size: int | None) -> None:
     """Drop what was logged after a checkpoint: all beyond `size` bytes. Where that does not fit, rows of later steps."""
     content = path.read_bytes()
@@ -265,86 +284,6 @@ def describe_run(stage: Stage, config: StageConfig) -> dict[str, Any]:
     return {"stage": stage.name, "identity": sha256_text(canonical_json(content)), "content": content, "inputs": inputs}
 
 
-def prepare_folder(stage: Stage, config: StageConfig, run: dict[str, Any]) -> dict[str, Any] | None:
-    """Check output folder and inputs before anything is written. Returns the provenance of a run that is complete."""
-    folder = Path(config.output_dir)
-    known = read_json(folder / "run.json") if (folder / "run.json").exists() else None
-    same = known is not None and known["identity"] == run["identity"]
-    if same and (complete := _complete_artefact(folder)):
-        return complete
-    if known is None and (stranger := _find_stranger(folder)):
-        raise UserError(
-            f"output_dir: {folder} holds files that are not of an alignkit run ({stranger}), which are not ours to move; choose another --output_dir"
-        )
-    if known and not same and not config.overwrite:
-        raise UserError(
-            f"output_dir: {folder} holds another run ({_first_difference(known, run)}); choose another --output_dir, or --overwrite to start over there"
-        )
-    for name, value in artefact_paths(config).items():
-        check_unchanged(name, value)
-    if same:
-        (folder / "provenance.json").unlink(missing_ok=True)
-    elif known:
-        _move_aside(folder)
-    return None
-
-
-def _complete_artefact(folder: Path) -> dict[str, Any] | None:
-    """The provenance of a run that is complete; one whose files are not what it wrote is made again."""
-    path = folder / "provenance.json"
-    provenance = read_json(path) if path.exists() else None
-    if provenance and (name := changed_file(folder, provenance)):
-        print(
-            f"alignkit: warning: {folder / name} is gone or has changed since the run was complete; it is made again",
-            file=sys.stderr,
-            flush=True,
-        )
-        return None
-    return provenance
-
-
-def _find_stranger(folder: Path) -> str | None:
-    """A file or folder that no run of ours left in a folder without run.json; empty folders are nothing to lose."""
-    ours = (".lock", ".recipe.json", ".watchdog")
-    for path in sorted(folder.iterdir()):
-        if path.name not in ours and (not path.is_dir() or any(not p.is_dir() for p in path.rglob("*"))):
-            return path.name
-    return None
-
-
-def _move_aside(folder: Path) -> None:
-    """Keep what an overwritten run made, in `<folder>.previous` (one generation)."""
-    previous = folder.with_name(folder.name + ".previous")
-    if previous.exists():
-        shutil.rmtree(previous)
-    previous.mkdir()
-    for path in folder.iterdir():
-        if path.name != ".lock":
-            os.rename(path, previous / path.name)
-
-
-def _first_difference(known: dict[str, Any], run: dict[str, Any]) -> str:
-    old, new = known["content"], run["content"]
-    if old["stage"] != new["stage"]:
-        return f"of `{old['stage']}`, not `{new['stage']}`"
-    for part in ("config", "inputs"):
-        before, now = _flatten(old[part]), _flatten(new[part])
-        for key in sorted(set(before) | set(now)):
-            if before.get(key) != now.get(key):
-                changed = f"{key} was {before.get(key)!r}, is now {now.get(key)!r}"
-                return f"{key} differs" if part == "inputs" else changed
-    return "of another version"
-
-
-def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The leaves of nested mappings by their dotted names."""
-    leaves: dict[str, Any] = {}
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        leaves.update(_flatten(value, f"{name}.") if isinstance(value, dict) and value else {name: value})
-    return leaves
-
-
 def run_stage(stage: Stage, config: StageConfig) -> dict[str, Any]:
     """Run a stage to its end, or find it complete, or resume it. Returns its provenance. All ranks call this."""
     if not config.output_dir:
@@ -352,7 +291,7 @@ def run_stage(stage: Stage, config: StageConfig) -> dict[str, Any]:
     first = os.environ.get("RANK", "0") == "0"
     run = describe_run(stage, config)
     with lock_folder(Path(config.output_dir)) if first else contextlib.nullcontext():
-        complete = prepare_folder(stage, config, run) if first else None
+        complete = prepare_folder(config, run) if first else None
         if complete is not None and int(os.environ.get("WORLD_SIZE", "1")) == 1:
             print(f"[{stage.name}] up to date: {config.output_dir}", file=sys.stderr, flush=True)
             return complete
@@ -431,7 +370,7 @@ def _finish(
         "config": to_dict(config),
         "choices": record["choices"],
         "identity": run["identity"],
-        "inputs": run["inputs"],
+        "inputs": settle_commits(run["inputs"], record["inputs"]),
         "content_sha256": join_hashes(hashes),
         "files": files,
         "files_sha256": hashes,

@@ -12,12 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
-from typing import Literal
+from typing import Annotated, Literal
 
 from launch.cli import COMMANDS, find_command
 from launch.config import build, describe, field_types, parse_overrides
 from launch.errors import UserError, nearest
 from launch.files import write_atomic
+from launch.ranges import PositiveInt, Range
 
 HOME = Path(__file__).resolve().parent
 
@@ -28,37 +29,32 @@ class LaunchConfig:
 
     on: Literal["local", "slurm", "kubernetes"] = "local"
     """What starts the job."""
-    nodes: int = 1
+    nodes: PositiveInt = 1
     """Machines."""
-    processes_per_node: int = 8
+    processes_per_node: PositiveInt = 8
     """Processes on each machine: one for each GPU."""
     zero: Literal[0, 1, 2, 3] = 0
     """DeepSpeed ZeRO stage; 0 is data parallel without DeepSpeed."""
     job_name: str = "alignkit"
     """Name of the job: lower-case letters, digits and dashes."""
-    hours: int = 24
+    hours: PositiveInt = 24
     """Time limit under Slurm."""
-    cpus_per_process: int = 8
+    cpus_per_process: PositiveInt = 8
     """CPU cores for each process."""
     image: str = "alignkit:latest"
     """Container image under Kubernetes; it has alignkit installed."""
     volume: str = "alignkit-runs"
     """Persistent volume claim under Kubernetes, mounted at /runs: recipe and output_dir must lie there, all ranks see it."""
-    port: int = 29500
+    port: Annotated[int, Range(1, 65_535)] = 29500
     """Port of the rendezvous on the first machine."""
     write: str | None = None
     """Write to this file instead of printing."""
 
     def check(self) -> None:
-        for name in ("nodes", "processes_per_node", "hours", "cpus_per_process"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)} is below 1; give a positive integer")
         if not re.fullmatch(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?", self.job_name):  # with what JobSet adds: a host name
             raise ValueError(
                 f"job_name: {self.job_name!r}: give up to 40 lower-case letters, digits and dashes, a letter first and no dash last"
             )
-        if not 0 < self.port < 65536:
-            raise ValueError(f"port: {self.port} is no TCP port; give one from 1 to 65535")
 
 
 def accelerate_words(config: LaunchConfig, module: str, stage_words: Sequence[str], rank: str, address: str) -> str:

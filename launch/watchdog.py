@@ -21,6 +21,9 @@ from launch.errors import EXIT_RESUMABLE
 class Watchdog:
     """Ends the process with code 75 when `beat` was not called for `limit_s` seconds (0 switches it off).
 
+    The clock begins with the first `beat`: before the first step a stage reads and prepares its data, which has no steps
+    and may take longer than any of them. `Job.resume`, which ends that, beats; so does each step.
+
     The thread of each rank writes a heartbeat file into `folder` about once a second, which tells of its last beat. A
     rank that fires names the ranks whose file is old: their process is stopped, or its machine is gone. Where there are
     none it names those whose last beat is the oldest.
@@ -29,7 +32,7 @@ class Watchdog:
 
     def __init__(self, folder: Path, rank: int, limit_s: float) -> None:
         self.folder, self.rank, self.limit_s = folder, rank, limit_s
-        self._last, self._step = time.monotonic(), 0
+        self._last, self._step, self._counts = time.monotonic(), 0, False
         self._period = min(1.0, limit_s / 4)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -46,12 +49,12 @@ class Watchdog:
         self._stop.set()
 
     def beat(self, step: int) -> None:
-        """Tell that a step was made."""
-        self._last, self._step = time.monotonic(), step
+        """Tell that a step was made, or that the first one begins."""
+        self._last, self._step, self._counts = time.monotonic(), step, True
 
     def alive(self) -> None:
         """Tell that this rank works, though no step was made: it waits for a service, or for a rank that does."""
-        self.beat(self._step)
+        self._last = time.monotonic()
 
     def _write_heartbeat(self) -> None:
         path = self.folder / f"heartbeat-{self.rank}.json"
@@ -67,7 +70,7 @@ class Watchdog:
         while not self._stop.wait(self._period):
             self._write_heartbeat()
             silent = time.monotonic() - self._last
-            if silent > self.limit_s:
+            if self._counts and silent > self.limit_s:
                 self._fire(silent)
 
     def _fire(self, silent: float) -> None:

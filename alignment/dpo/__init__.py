@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from alignment.trl_stage.preferences import PreferenceConfig
 from launch.config import artefact
+from launch.ranges import Positive, Range
 from launch.stage import Job, Stage
 
 
@@ -19,23 +20,17 @@ class DPOConfig(PreferenceConfig):
 
     reference: str | None = artefact(None)
     """The model that the policy is held to; the start of `model` when not given."""
-    learning_rate: float = 5e-5
+    learning_rate: Positive = 5e-5
     """Peak learning rate."""
-    beta: float = 0.1
+    beta: Positive = 0.1
     """How strongly the policy is held to the reference: the implied reward is beta log(policy / reference)."""
     loss: Literal["sigmoid", "ipo", "hinge", "robust"] = "sigmoid"
     """The loss on the implied margin: DPO's, IPO (Azar et al. 2023), SLiC's hinge, or robust DPO (Chowdhury et al. 2024)."""
-    label_smoothing: float = 0.0
+    label_smoothing: Annotated[float, Range(0, 0.5, below=True)] = 0.0
     """Believed share of flipped labels: conservative DPO with `sigmoid`, the noise rate of `robust`."""
 
     def check(self) -> None:
         super().check()
-        if self.beta <= 0:
-            raise ValueError(f"beta: {self.beta} is not above 0; give a positive number")
-        if not 0 <= self.label_smoothing < 0.5:
-            raise ValueError(
-                f"label_smoothing: {self.label_smoothing} is not in [0, 0.5); give a share of flipped labels"
-            )
         if self.label_smoothing and self.loss not in ("sigmoid", "robust"):
             raise ValueError(
                 f"label_smoothing: the loss {self.loss} does not use it; leave it out, or use sigmoid or robust"

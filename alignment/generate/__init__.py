@@ -16,6 +16,7 @@ from alignment.models import load_causal, load_tokenizer
 from alignment.prompts import fitting_prompts, load_prompt_rows, prompt_limit
 from launch.config import artefact, operational
 from launch.files import read_jsonl_log, write_atomic
+from launch.ranges import NotNegative, PositiveInt
 from launch.stage import Job, Stage, StageConfig
 
 
@@ -27,28 +28,23 @@ class GenerateConfig(StageConfig):
     """The model: a folder, or hub:org/name."""
     prompts: str = artefact()
     """Prompts (or pairs, whose completions are kept as references): a file, a folder, embedded:... or hub:...; `::eval` picks a split."""
-    limit: int | None = None
+    limit: PositiveInt | None = None
     """Use only so many prompts, the first by content hash."""
-    samples: int = 1
+    samples: PositiveInt = 1
     """Completions for each prompt."""
-    temperature: float = 0.7
+    temperature: NotNegative = 0.7
     """Sampling temperature; 0 is greedy."""
-    max_new_tokens: int = 32
+    max_new_tokens: PositiveInt = 32
     """Longest completion."""
-    max_prompt_tokens: int = 96
+    max_prompt_tokens: PositiveInt = 96
     """Longer prompts are left out (never cut), and counted."""
-    batch_size: int = operational(64)
+    batch_size: PositiveInt = operational(64)
     """Prompts in one batch; it does not change the samples."""
 
     def check(self) -> None:
         for name in ("model", "prompts"):
             if not getattr(self, name):
                 raise ValueError(f"{name} is missing; add --{name} PATH")
-        for name in ("samples", "max_new_tokens", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)} is below 1; give a positive integer")
-        if self.temperature < 0:
-            raise ValueError(f"temperature: {self.temperature} is negative; give 0 for greedy or a positive number")
 
 
 def run(config: GenerateConfig, job: Job) -> dict[str, Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from launch.ranges import Positive, PositiveInt
+
 
 @dataclass(kw_only=True)
 class LoraOptions:
@@ -12,9 +14,9 @@ class LoraOptions:
     Dropout is 0: PPO's ratio is 1 at the first step, and a pair of answers is compared, only without it.
     """
 
-    rank: int = 16
+    rank: PositiveInt = 16
     """Rank of the adapters; at least that of an adapter that is trained on."""
-    alpha: float | None = None
+    alpha: Positive | None = None
     """An adapter adds alpha / rank * B A to its layer's weight; 2 * rank when not given."""
     targets: list[str] = field(default_factory=list)
     """Linear layers that get adapters, by the last part of their name (q_proj, v_proj); all but the head when empty."""
@@ -23,9 +25,3 @@ class LoraOptions:
     def scale(self) -> float:
         """Factor of B A."""
         return (2.0 * self.rank if self.alpha is None else self.alpha) / self.rank
-
-    def check(self) -> None:
-        if self.rank < 1:
-            raise ValueError(f"rank: {self.rank} is below 1; give a positive integer")
-        if self.alpha is not None and self.alpha <= 0:
-            raise ValueError(f"alpha: {self.alpha} is not above 0; give a positive number")

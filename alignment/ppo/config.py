@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 from alignment.lora.config import LoraOptions
 from alignment.ppo.estimators import ESTIMATORS, EstimatorName, check_samples
 from alignment.ppo.options import EvaluationOptions, MonitorsOptions
 from alignment.reward.sources.config import SourceConfig, named_rewards
 from launch.config import artefact, operational
+from launch.ranges import Count, NotNegative, Positive, PositiveInt, Range, Share
 from launch.stage import StageConfig
 
 
@@ -51,99 +52,99 @@ class PPOConfig(StageConfig):
     of it. Neither prompts nor a source of reward are needed then, but for the model that the critic starts from."""
 
     # ---------------------------------------------------------------- sizes
-    updates: int = 100
+    updates: PositiveInt = 100
     """Rollouts to make; each is followed by `epochs` passes over it."""
-    batch_size: int = 64
+    batch_size: PositiveInt = 64
     """Episodes in a rollout, over all processes; a multiple of the number of processes."""
-    samples_per_prompt: int = 1
+    samples_per_prompt: PositiveInt = 1
     """Responses to each prompt; a rollout has batch_size / samples_per_prompt prompts."""
-    epochs: int = 4
+    epochs: PositiveInt = 4
     """Passes over each rollout."""
-    minibatches: int = 1
+    minibatches: PositiveInt = 1
     """Optimizer steps in each pass."""
-    micro_batch_size: int = 16
+    micro_batch_size: PositiveInt = 16
     """Room of a forward and backward pass on each process, in episodes of the full length; of shorter ones more fit."""
-    forward_batch_size: int = 32
+    forward_batch_size: PositiveInt = 32
     """Episodes in one generation pass on each process, and room of a forward-only pass as in `micro_batch_size`."""
 
     # ---------------------------------------------------------------- rollouts
-    max_prompt_tokens: int = 96
+    max_prompt_tokens: PositiveInt = 96
     """Longer prompts are left out (never cut), and counted."""
-    max_new_tokens: int = 32
+    max_new_tokens: PositiveInt = 32
     """Longest response."""
-    temperature: float = 0.7
-    """Temperature of the policy: of sampling and of every log-probability."""
+    temperature: Positive = 0.7
+    """Temperature of the policy: of sampling and of every log-probability; 0 would leave no distribution to learn from."""
     missing_eos: Literal["none", "replace", "subtract"] = "replace"
     """What happens to the score of a response without EOS: replaced by -penalty, or penalty subtracted."""
-    missing_eos_penalty: float = 1.0
+    missing_eos_penalty: NotNegative = 1.0
     """The penalty of `missing_eos`."""
 
     # ---------------------------------------------------------------- rewards and advantages
     estimator: EstimatorName = "gae"
     """Advantage estimator: gae (PPO, with a critic), grpo, rloo, reinforce++ or reinforce++-baseline (without one)."""
-    kl_coef: float = 0.05
+    kl_coef: NotNegative = 0.05
     """Weight of the KL penalty (the first value, when `kl_target` adapts it)."""
     kl_in: Literal["reward", "loss"] = "reward"
     """Where the KL penalty goes: into the token rewards, or into the policy's loss."""
     kl_kind: Literal["k1", "k2", "k3"] = "k1"
     """Schulman's estimator of the penalty's KL. In the loss k1 has k2's gradient, which is the KL's."""
-    kl_target: float | None = None
+    kl_target: Positive | None = None
     """Sequence KL in nats that the adaptive controller aims at (Ziegler et al. 2019); fixed weight when not given."""
-    kl_horizon: int = 10_000
+    kl_horizon: PositiveInt = 10_000
     """Episodes over which the adaptive controller reacts."""
-    gamma: float = 1.0
+    gamma: Share = 1.0
     """Discount."""
-    gae_lambda: float = 0.95
+    gae_lambda: Share = 0.95
     """Lambda of generalised advantage estimation."""
-    value_lambda: float | None = None
+    value_lambda: Share | None = None
     """Lambda of the critic's targets; gae_lambda when not given. 1 has no bootstrap bias (VAPO)."""
-    length_alpha: float | None = None
+    length_alpha: Positive | None = None
     """Lambda of each episode is 1 - 1 / (length_alpha * length) instead of gae_lambda (VAPO: 0.05)."""
     group_std: bool = True
     """grpo divides by the standard deviation of the group; false is Dr. GRPO."""
     normalise_scores: bool = False
     """Divide scores by their running standard deviation over all episodes (and take the running mean off)."""
-    score_clip: float | None = None
+    score_clip: Positive | None = None
     """Scores are held within +- this, after normalising."""
     whiten_rewards: bool = False
     """Scale the token rewards to variance 1 over the global batch, without shifting their mean."""
-    advantage_clip: float | None = None
+    advantage_clip: Positive | None = None
     """Advantages are held within +- this, after whitening."""
 
     # ---------------------------------------------------------------- losses
-    clip: float = 0.2
+    clip: Positive = 0.2
     """Clip range of the probability ratio: 1 - clip to 1 + clip."""
-    clip_high: float | None = None
+    clip_high: Positive | None = None
     """Upper end of the range is 1 + clip_high (DAPO's clip-higher); clip when not given."""
-    dual_clip: float | None = None
+    dual_clip: Annotated[float, Range(1, above=True)] | None = None
     """Bound, above 1, on the ratio of tokens with a negative advantage (Ye et al. 2020)."""
     loss_mean: Literal["token_mean", "sequence_mean", "constant_length"] = "token_mean"
     """How token losses become one: mean over tokens; mean over episodes of their means; sum over max_new_tokens (Dr. GRPO)."""
-    entropy_coef: float = 0.0
+    entropy_coef: NotNegative = 0.0
     """Weight of the entropy bonus."""
-    importance_cap: float = 2.0
+    importance_cap: Positive = 2.0
     """Bound of the truncated importance weight, when responses were sampled by other weights or another engine."""
-    value_clip: float | None = 0.2
+    value_clip: Positive | None = 0.2
     """Clip range of the value around its value at rollout time; null for none."""
-    value_coef: float = 0.1
+    value_coef: NotNegative = 0.1
     """Weight of the value loss: it matters for the shared gradient clipping alone, unless they share the trunk."""
     ptx_data: str | None = artefact(None)
     """Pretraining or SFT data to mix in (PTX of InstructGPT): pairs, whose completions are learned, or plain text."""
-    ptx_coef: float = 0.05
+    ptx_coef: NotNegative = 0.05
     """Weight of the PTX loss, nats per token."""
-    ptx_batch_size: int = 16
+    ptx_batch_size: PositiveInt = 16
     """Rows of `ptx_data` in each optimizer step, over all processes."""
 
     # ---------------------------------------------------------------- optimization
-    learning_rate: float = 3e-6
+    learning_rate: NotNegative = 3e-6
     """Learning rate of the policy; it falls linearly to 0."""
-    critic_learning_rate: float | None = None
+    critic_learning_rate: Positive | None = None
     """Learning rate of the critic; that of the policy when not given."""
-    critic_warmup: int = 0
+    critic_warmup: Count = 0
     """Updates at the start in which the critic learns and the policy stands still."""
-    adam_eps: float = 1e-5
+    adam_eps: Positive = 1e-5
     """Adam's epsilon: 1e-5 as in OpenAI's code; tiny values make the first steps too large."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: Positive = 1.0
     """Gradients are clipped to this norm (policy and critic together)."""
 
     # ---------------------------------------------------------------- watching over the run
@@ -178,15 +179,12 @@ class PPOConfig(StageConfig):
             if not getattr(self, name):
                 raise ValueError(f"{name} is missing; add --{name} PATH")
         sources = self.sources
-        self._check_ranges()
         self._check_batch()
         models = any(source.model for source in sources.values())
         if self.needs_critic and not self.critic and self.critic_from == "reward" and not models:
             raise ValueError(
                 "critic_from: reward, but no source of reward is a model; choose policy or trunk, or give --critic PATH"
             )
-        if self.temperature <= 0:
-            raise ValueError(f"temperature: {self.temperature} is not above 0; PPO needs a distribution to sample from")
         trained = {source.model for source in sources.values() if source.model}
         if known := trained.intersection(source.model for source in self.evaluation.judge.values()):
             raise ValueError(
@@ -204,58 +202,3 @@ class PPOConfig(StageConfig):
                 f"samples_per_prompt: {self.samples_per_prompt} does not divide batch_size {self.batch_size}; choose a divisor"
             )
         check_samples(self.estimator, self.samples_per_prompt)
-
-    def _check_ranges(self) -> None:
-        for name in POSITIVE_INTEGERS:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)} is below 1; give a positive integer")
-        for name in POSITIVE:
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ValueError(f"{name}: {value} is not above 0; give a positive number")
-        for name in NOT_NEGATIVE:
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}: {getattr(self, name)} is negative; give 0 or more")
-        for name in SHARES:
-            value = getattr(self, name)
-            if value is not None and not 0 <= value <= 1:
-                raise ValueError(f"{name}: {value} is outside [0, 1]")
-        if self.dual_clip is not None and self.dual_clip <= 1:
-            raise ValueError(f"dual_clip: {self.dual_clip} is not above 1; 3 is usual, or leave it out")
-
-
-POSITIVE_INTEGERS = (
-    "updates",
-    "batch_size",
-    "samples_per_prompt",
-    "epochs",
-    "minibatches",
-    "micro_batch_size",
-    "forward_batch_size",
-    "max_new_tokens",
-    "ptx_batch_size",
-)
-POSITIVE = (
-    "clip",
-    "clip_high",
-    "value_clip",
-    "kl_horizon",
-    "kl_target",
-    "max_grad_norm",
-    "adam_eps",
-    "critic_learning_rate",
-    "length_alpha",
-    "score_clip",
-    "advantage_clip",
-    "importance_cap",
-)
-NOT_NEGATIVE = (
-    "learning_rate",
-    "kl_coef",
-    "value_coef",
-    "missing_eos_penalty",
-    "critic_warmup",
-    "entropy_coef",
-    "ptx_coef",
-)
-SHARES = ("gamma", "gae_lambda", "value_lambda")

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 from alignment.reward.sources.config import SourceConfig, named_rewards
 from launch.config import artefact, operational
+from launch.ranges import AnyNumber, Count, Positive, PositiveInt, Range
 
 Action = Literal["off", "warn", "stop", "rollback"]
 
@@ -20,17 +21,17 @@ Action = Literal["off", "warn", "stop", "rollback"]
 class EvaluationOptions:
     """When and on what the policy is measured during training."""
 
-    every: int = 0
+    every: Count = 0
     """Updates between evaluations; 0 for none. With any, the policy is also measured before the first update and at the end."""
     prompts: str | None = artefact(None)
     """Held-out prompts, from where `prompts` of a run may come from. Those that are trained on too are left out, and counted."""
-    limit: int = 256
+    limit: PositiveInt = 256
     """Held-out prompts to measure on: the first by content hash."""
     gold: str | None = artefact(None)
     """A reward model that the policy is not trained against, as judge. The short form of `gold_rewards`."""
     gold_rewards: dict[str, SourceConfig] = field(default_factory=dict)
     """Sources of the judge's reward by name, as in `rewards`. Without a judge the training reward decides."""
-    kl_budget: float | None = None
+    kl_budget: Positive | None = None
     """Sequence KL in nats that the best policy (`best/`) may have: the upper limit of its interval is held to it."""
     lexicon: str | None = artefact(None)
     """A word list, one term on each line, whose rate in the completions is measured."""
@@ -41,16 +42,11 @@ class EvaluationOptions:
         return named_rewards(self.gold, self.gold_rewards) if self.gold or self.gold_rewards else {}
 
     def check(self) -> None:
-        if self.every < 0 or self.limit < 1:
-            name = "every" if self.every < 0 else "limit"
-            raise ValueError(f"{name}: {getattr(self, name)} is too small; give a positive number of them")
         if self.every and not self.prompts:
             raise ValueError("prompts is missing; add --evaluation.prompts PATH, or set every to 0")
         unread = [name for name in ("prompts", "gold", "gold_rewards", "kl_budget", "lexicon") if getattr(self, name)]
         if not self.every and unread:
             raise ValueError(f"{unread[0]}: is not read while every is 0; add --evaluation.every N, or leave it out")
-        if self.kl_budget is not None and self.kl_budget <= 0:
-            raise ValueError(f"kl_budget: {self.kl_budget} is not above 0; give nats, or leave it out")
         try:
             _ = self.judge
         except ValueError as error:
@@ -66,69 +62,65 @@ class MonitorOptions:
 
     action: Action = operational("warn")
     """off; warn: say so; stop: end in order with a checkpoint; rollback: go on from before the fault, with a lower rate."""
-    threshold: float = operational(0.0)
+    threshold: AnyNumber = operational(0.0)
     """Beyond this the number is a fault."""
-    patience: int = operational(1)
+    patience: PositiveInt = operational(1)
     """Updates in a row (of evaluations: evaluations in a row) that are faulty before there is an alarm."""
-
-    def check(self) -> None:
-        if self.patience < 1:
-            raise ValueError(f"patience: {self.patience} is below 1; give a positive integer")
 
 
 @dataclass(kw_only=True)
 class KLOptions(MonitorOptions):
     """The policy has left the reference: `kl/k1` above the threshold, nats of a sequence."""
 
-    threshold: float = operational(50.0)
+    threshold: AnyNumber = operational(50.0)
 
 
 @dataclass(kw_only=True)
 class NegativeKLOptions(MonitorOptions):
     """`kl/k1` clearly negative, which no KL is: below -threshold by more than three standard errors. A bug, or other weights."""
 
-    threshold: float = operational(0.1)
-    patience: int = operational(2)
+    threshold: AnyNumber = operational(0.1)
+    patience: PositiveInt = operational(2)
 
 
 @dataclass(kw_only=True)
 class EntropyOptions(MonitorOptions):
     """Entropy collapse: `policy/entropy` below this share of that of the first updates."""
 
-    threshold: float = operational(0.2)
-    patience: int = operational(2)
+    threshold: AnyNumber = operational(0.2)
+    patience: PositiveInt = operational(2)
 
 
 @dataclass(kw_only=True)
 class LengthOptions(MonitorOptions):
     """Length drift: `rollout/length` over this many times that of the first updates, or under its inverse."""
 
-    threshold: float = operational(2.0)
-    patience: int = operational(2)
+    threshold: AnyNumber = operational(2.0)
+    patience: PositiveInt = operational(2)
 
 
 @dataclass(kw_only=True)
 class ExplainedVarianceOptions(MonitorOptions):
     """The critic knows less than a constant: `critic/explained_variance` below the threshold."""
 
-    threshold: float = operational(0.0)
-    patience: int = operational(10)
+    threshold: AnyNumber = operational(0.0)
+    patience: PositiveInt = operational(10)
 
 
 @dataclass(kw_only=True)
 class ClipFractionOptions(MonitorOptions):
     """Steps too large: `policy/clip_fraction` above the threshold."""
 
-    threshold: float = operational(0.4)
-    patience: int = operational(2)
+    threshold: AnyNumber = operational(0.4)
+    patience: PositiveInt = operational(2)
 
 
 @dataclass(kw_only=True)
 class MissingEOSOptions(MonitorOptions):
     """Responses do not end: `rollout/missing_eos_rate` above the threshold."""
 
-    threshold: float = operational(0.5)
-    patience: int = operational(3)
+    threshold: AnyNumber = operational(0.5)
+    patience: PositiveInt = operational(3)
 
 
 @dataclass(kw_only=True)
@@ -136,15 +128,15 @@ class RewardHackingOptions(MonitorOptions):
     """The training reward has risen since the evaluation with the highest gold reward, while the gold reward has clearly
     fallen: the whole interval of its paired change lies below -threshold, in units of the gold reward."""
 
-    threshold: float = operational(0.0)
+    threshold: AnyNumber = operational(0.0)
 
 
 @dataclass(kw_only=True)
 class DisagreementOptions(MonitorOptions):
     """The reward is above that of the first updates while the members of an ensemble disagree this many times as much."""
 
-    threshold: float = operational(2.0)
-    patience: int = operational(2)
+    threshold: AnyNumber = operational(2.0)
+    patience: PositiveInt = operational(2)
 
 
 @dataclass(kw_only=True)
@@ -161,13 +153,13 @@ class MonitorsOptions:
     reward_hacking: RewardHackingOptions = field(default_factory=RewardHackingOptions)
     disagreement: DisagreementOptions = field(default_factory=DisagreementOptions)
 
-    first_updates: int = operational(5)
+    first_updates: PositiveInt = operational(5)
     """Updates whose means entropy, length and disagreement are compared with."""
-    rollback_every: int = 10
+    rollback_every: PositiveInt = 10
     """Updates between the checkpoints that a roll-back may return to (kept besides those by time)."""
-    rollback_factor: float = 0.5
+    rollback_factor: Annotated[float, Range(0, 1, above=True)] = 0.5
     """Factor of the learning rates after each roll-back."""
-    rollbacks: int = operational(2)
+    rollbacks: Count = operational(2)
     """Roll-backs to make; the next alarm then stops the run."""
 
     @property
@@ -180,12 +172,3 @@ class MonitorsOptions:
     def roll_back(self) -> bool:
         """Whether any of them rolls back."""
         return any(options.action == "rollback" for options in self.each.values())
-
-    def check(self) -> None:
-        for name in ("first_updates", "rollback_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)} is below 1; give a positive integer")
-        if not 0 < self.rollback_factor <= 1:
-            raise ValueError(f"rollback_factor: {self.rollback_factor} is outside (0, 1]")
-        if self.rollbacks < 0:
-            raise ValueError(f"rollbacks: {self.rollbacks} is negative; give 0 or more")

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from data import Preference, deduplicate, pairs_from_ranking, save_preferences, validate_preferences
 from launch.config import artefact
 from launch.errors import UserError
+from launch.ranges import NotNegative
 from launch.stage import Job, Stage, StageConfig
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class PreferencesConfig(StageConfig):
     """The reward model of judge `reward`."""
     pairs: Literal["extremes", "all"] = "extremes"
     """With judge `reward`: the best against the worst completion of a prompt, or every pair."""
-    tie_margin: float = 0.0
+    tie_margin: NotNegative = 0.0
     """With judge `reward`: completions whose scores are closer than this are a tie, and make no pair."""
     unfinished: Literal["drop", "keep"] = "drop"
     """Samples that were cut at max_new_tokens: left out and counted, or paired as if they had ended there."""

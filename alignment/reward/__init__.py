@@ -8,6 +8,7 @@ from typing import Any
 from alignment.lora.config import LoraOptions
 from alignment.trl_stage.preferences import PreferenceConfig
 from launch.config import artefact
+from launch.ranges import NotNegative, Positive
 from launch.stage import Job, Stage
 
 
@@ -20,11 +21,11 @@ class RewardConfig(PreferenceConfig):
 
     lora: LoraOptions | None = None
     """Train an adapter of `model` and a head (lora.rank, lora.alpha, lora.targets); all weights when not given."""
-    learning_rate: float = 1e-4
+    learning_rate: Positive = 1e-4
     """Peak learning rate."""
-    margin_per_strength: float = 0.0
+    margin_per_strength: NotNegative = 0.0
     """Margin of a pair in the loss, for each unit of its `strength`."""
-    centering: float = 0.01
+    centering: NotNegative = 0.01
     """Weight of the penalty on the mean reward of a pair (Eisenstein et al. 2023); without it normalising disturbs the ranking."""
     normalise: bool = True
     """Give the rewards of the calibration texts mean 0 and standard deviation 1, in the weights."""

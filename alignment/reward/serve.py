@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from alignment.reward.batcher import Batcher, Busy
 from alignment.reward.model import RewardModel
@@ -29,6 +29,7 @@ from alignment.reward.request import BadRequest, read_request
 from alignment.reward.sources.build import read_secret
 from launch.config import describe, load_config
 from launch.errors import UserError
+from launch.ranges import PositiveInt, Range
 
 PATHS = ("/", "/score", "/get_reward")
 SILENCE_S = 60.0  # a client that sends nothing for so long is cut off
@@ -45,7 +46,7 @@ class ServeConfig:
     """The reward model: a folder or hub:org/name."""
     host: str = "127.0.0.1"
     """Address to listen on; others than this machine's own need token_env, or without_token."""
-    port: int = 8000
+    port: Annotated[int, Range(0, 65_535)] = 8000
     """Port to listen on; 0 takes a free one, which the first line of output names."""
     token_env: str | None = None
     """Environment variable that holds the bearer token which requests must bring."""
@@ -53,23 +54,18 @@ class ServeConfig:
     """Listen on an open address without a token: whoever reaches the port may use the model."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of the weights and the body; the head computes in fp32."""
-    batch_tokens: int = 8192
+    batch_tokens: PositiveInt = 8192
     """Padded size of a batch."""
-    max_rows: int = 1024
+    max_rows: PositiveInt = 1024
     """Most rows in one request."""
-    max_waiting: int = 4096
+    max_waiting: PositiveInt = 4096
     """Most rows that wait for the model; beyond, requests are answered with 503."""
-    max_request_mib: int = 8
+    max_request_mib: PositiveInt = 8
     """Largest body of a request."""
 
     def check(self) -> None:
         if not self.model:
             raise ValueError("model is missing; add --model DIR")
-        for name in ("batch_tokens", "max_rows", "max_waiting", "max_request_mib"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)} is below 1; give a positive integer")
-        if not 0 <= self.port < 65536:
-            raise ValueError(f"port: {self.port} is no port; give one from 1 to 65535, or 0 for any")
         if not (is_own_address(self.host) or self.token_env or self.without_token):
             raise ValueError(
                 f"host: {self.host} can be reached from other machines; add --token_env VARIABLE, or --without_token"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from data import split_by_hash
 from launch.config import artefact
 from launch.errors import UserError
+from launch.ranges import Count, NotNegative, Positive, PositiveInt, Range, ShareBelowOne
 from launch.seeding import derive_seed
 from launch.stage import Job, StageConfig
 
@@ -28,51 +29,42 @@ class TrainerConfig(StageConfig):
     """Training data: a file, a folder, embedded:... or hub:org/name."""
     eval_data: str | None = artefact(None)
     """Held-out data; when not given, `eval_fraction` of `data` is held out."""
-    eval_fraction: float = 0.05
+    eval_fraction: ShareBelowOne = 0.05
     """Share of `data` that is held out, by a hash of the content: no held-out prompt is trained on."""
     split_salt: str = "alignkit"
     """Text that enters the hash of the split; stages that must hold out the same items share it."""
-    max_length: int | None = None
+    max_length: Annotated[int, Range(2)] | None = None
     """Longest row in tokens; longer ones are left out and counted, never cut. The model's context when not given."""
 
-    epochs: float = 1.0
+    epochs: Positive = 1.0
     """Passes over the training data."""
-    batch_size: int = 32
+    batch_size: PositiveInt = 32
     """Rows (or pairs) in one optimizer step, over all processes."""
-    micro_batch_size: int = 0
+    micro_batch_size: Count = 0
     """Rows (or pairs) in one forward and backward pass on each process; 0 for all of a process's share."""
-    learning_rate: float = 5e-4
+    learning_rate: Positive = 5e-4
     """Peak learning rate."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """Course of the learning rate after the warm-up; all but `constant` end at 0."""
-    warmup_fraction: float = 0.1
+    warmup_fraction: ShareBelowOne = 0.1
     """Share of the steps over which the learning rate rises from 0."""
-    weight_decay: float = 0.0
+    weight_decay: NotNegative = 0.0
     """AdamW's weight decay (not on norms and biases)."""
-    adam_beta2: float = 0.999
+    adam_beta2: ShareBelowOne = 0.999
     """AdamW's decay of the squared gradients."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: Positive = 1.0
     """Gradients are clipped to this norm."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a fifth slower."""
-    eval_steps: int = 0
+    eval_steps: Count = 0
     """Steps between evaluations on the held-out data; 0 for at the end alone."""
 
     def check(self) -> None:
         for name in ("model", "data"):
             if not getattr(self, name):
                 raise ValueError(f"{name} is missing; add --{name} PATH")
-        for name in ("epochs", "batch_size", "learning_rate", "max_grad_norm"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name}: {getattr(self, name)} is not above 0; give a positive number")
-        if not 0 <= self.warmup_fraction < 1:
-            raise ValueError(f"warmup_fraction: {self.warmup_fraction} is not in [0, 1); give a share of the steps")
-        if not 0 <= self.eval_fraction < 1:
-            raise ValueError(f"eval_fraction: {self.eval_fraction} is not in [0, 1); give a share of the data")
         if self.eval_steps and not self.eval_data and not self.eval_fraction:
             raise ValueError("eval_steps: nothing is held out; give eval_data or an eval_fraction above 0")
-        if self.max_length is not None and self.max_length < 2:
-            raise ValueError(f"max_length: {self.max_length} is below 2; give the longest row in tokens")
 
 
 def hold_out(items: list[T], config: TrainerConfig) -> tuple[list[T], list[T]]:

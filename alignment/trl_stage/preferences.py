@@ -8,6 +8,7 @@ from typing import Literal
 
 from alignment.trl_stage.config import TrainerConfig, hold_out
 from data import Preference, find_contamination, load_preferences, plain_text
+from launch.ranges import ShareBelowOne
 from launch.stage import Job
 
 
@@ -15,7 +16,7 @@ from launch.stage import Job
 class PreferenceConfig(TrainerConfig):
     """Training on preference pairs."""
 
-    eval_fraction: float = 0.1
+    eval_fraction: ShareBelowOne = 0.1
     """Share of `data` that is held out, by a hash of the prompt: no held-out prompt is trained on."""
     invalid: Literal["error", "drop"] = "error"
     """What to do with faulty rows (an empty answer, chosen equal to rejected): stop and name the first, or leave them out."""

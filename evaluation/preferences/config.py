@@ -8,6 +8,7 @@ from typing import Literal
 from evaluation.preferences.accuracy import Ties
 from evaluation.scoring import BATCH_TOKENS
 from launch.config import artefact, operational
+from launch.ranges import NotNegative, Positive, PositiveInt
 from launch.stage import StageConfig
 
 REQUIRED = {"accuracy": ("model", "preferences"), "win-rate": ("completions", "baseline", "judge")}
@@ -23,7 +24,7 @@ class RewardEvaluationConfig(StageConfig):
     """Name of the subject in reports; the folder's name unless given."""
     precision: Literal["auto", "fp32", "bf16"] = "fp32"
     """Arithmetic of matrix products: bf16 is faster on most machines, and makes ties of close rewards."""
-    batch_tokens: int = operational(BATCH_TOKENS)
+    batch_tokens: PositiveInt = operational(BATCH_TOKENS)
     """Tokens in one batch, padding included; it changes results by rounding alone."""
 
     model: str = artefact("")
@@ -35,7 +36,7 @@ class RewardEvaluationConfig(StageConfig):
     context: stop and name the first, or leave them out and say how many."""
     ties: Ties = "half"
     """Mode accuracy: a pair with equal rewards counts half, or as wrong (the custom of RewardBench 1)."""
-    max_pairs: int | None = None
+    max_pairs: PositiveInt | None = None
     """Mode accuracy: use only so many pairs, the first by a hash of the prompt."""
 
     completions: str = artefact("")
@@ -52,10 +53,10 @@ class RewardEvaluationConfig(StageConfig):
     """Mode win-rate: the policy itself; with `reference`, its KL divergence is estimated on the completions."""
     reference: str = artefact("")
     """Mode win-rate: the model that the KL divergence is measured from."""
-    kl_budget: float | None = None
+    kl_budget: Positive | None = None
     """Mode win-rate: largest KL divergence from `reference`, in nats, that a win may cost; the report says when the
     interval of `kl_k1` is not below it."""
-    temperature: float | None = None
+    temperature: NotNegative | None = None
     """Mode win-rate: sampling temperature of the completions; read from their provenance unless given."""
 
     def check(self) -> None:

@@ -29,6 +29,7 @@ from evaluation.suites.images import check_names, folder_name
 from launch.entry import run_module
 from launch.errors import UserError
 from launch.provenance import hardware, package_versions
+from launch.ranges import PositiveInt
 from launch.stage import Job, Stage, StageConfig
 
 DETECTOR = "spectral detector"
@@ -49,9 +50,9 @@ class DeepfakeConfig(StageConfig):
     """Name -> images: a folder of `alignkit sample`, a folder of pictures, or an .npz file. --generators.vae PATH"""
     real: str = field(default=EMBEDDED, metadata={"artefact": True})
     """The real images: a folder of pictures, an .npz file, or embedded:digits."""
-    max_images: int = 5000
+    max_images: PositiveInt = 5000
     """Use at most so many images of each set, drawn by seed."""
-    resamples: int = 1000
+    resamples: PositiveInt = 1000
     """Bootstrap resamples of the intervals of average precision, equal error rate and true positive rate."""
 
     def check(self) -> None:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import scipy.spatial
@@ -33,6 +33,7 @@ from evaluation.statistics import Estimate, mean, proportion
 from launch.entry import run_module
 from launch.errors import UserError
 from launch.provenance import hardware, package_versions
+from launch.ranges import PositiveInt, Range
 from launch.seeding import numpy_generator
 from launch.stage import Job, Stage, StageConfig
 
@@ -55,17 +56,15 @@ class ImagesConfig(StageConfig):
     """Where the features come from: a classifier trained on the digits, or torch-fidelity's Inception."""
     inception_weights: str = field(default="", metadata={"artefact": True})
     """Path of torch-fidelity's Inception weights; empty for their usual place in TORCH_HOME."""
-    max_images: int = 50_000
+    max_images: Annotated[int, Range(FEWEST)] = 50_000
     """Use at most so many images of each set, drawn by seed."""
-    splits: int = 1
+    splits: PositiveInt = 1
     """Splits of the Inception Score; the custom of 10 is meant for 50,000 images."""
 
     def check(self) -> None:
         if not self.generators:
             raise ValueError("generators: is empty; name one, as in --generators.vae FOLDER")
         check_names([*self.generators, REAL, PIXELS])
-        if self.max_images < FEWEST:
-            raise ValueError(f"max_images: {self.max_images} is too few; give at least {FEWEST}")
 
 
 def run(config: ImagesConfig, job: Job) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from evaluation.report.collect import Collection, collect
 from evaluation.report.export import to_csv, to_json, to_markdown
@@ -21,6 +21,7 @@ from launch.config import artefact, operational
 from launch.entry import run_module, run_stage_command
 from launch.errors import UserError, nearest
 from launch.files import read_json, write_atomic, write_json
+from launch.ranges import Range
 from launch.stage import Job, Stage, StageConfig
 
 
@@ -35,7 +36,7 @@ class ReportConfig(StageConfig):
     """Title of the page."""
     show: bool = operational(True)
     """Print the leaderboards on the terminal."""
-    width: int = 100
+    width: Annotated[int, Range(20)] = 100
     """Columns of leaderboard.txt."""
 
     def check(self) -> None:

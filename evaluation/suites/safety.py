@@ -26,6 +26,7 @@ from launch.entry import run_module
 from launch.errors import UserError
 from launch.files import sha256_file
 from launch.provenance import hardware, package_versions
+from launch.ranges import PositiveInt
 from launch.stage import Job, Stage, StageConfig
 
 
@@ -43,7 +44,7 @@ class SafetyConfig(StageConfig):
     """The column of tables that holds the training text."""
     split_text: TextSplit = "file"
     """What one document of a text file is; see `alignkit evaluate text`."""
-    copied_length: int = 50
+    copied_length: PositiveInt = 50
     """A copy is a span of so many units in a row; customary are 50 characters or 13 words."""
     copied_unit: Unit = "characters"
     """Unit of copied_length: characters or words."""
@@ -55,11 +56,9 @@ class SafetyConfig(StageConfig):
     """Completions that people labelled as refusals or answers, to measure the refusal detector and correct its rates."""
 
     def check(self) -> None:
-        """Completions, a positive length, and labels only where refusals are counted."""
+        """Completions, and labels only where refusals are counted."""
         if not self.completions:
             raise ValueError("completions is missing; add --completions PATH")
-        if self.copied_length < 1:
-            raise ValueError(f"copied_length: {self.copied_length} is below 1; give a positive integer")
         if self.refusal_labels and not self.prompts:
             raise ValueError("refusal_labels: refusals are counted on labelled prompts alone; add --prompts PATH")
 

@@ -28,6 +28,7 @@ from evaluation.scoring import BATCH_TOKENS
 from launch.config import artefact, operational
 from launch.entry import run_module
 from launch.provenance import fingerprint_input, hardware, package_versions
+from launch.ranges import PositiveInt
 from launch.stage import Job, Stage, StageConfig
 
 CHUNK = 64  # documents between two advances of the progress display
@@ -47,17 +48,17 @@ class TextConfig(StageConfig):
     """The column of tables that holds the text."""
     split_text: TextSplit = "file"
     """What one document of a text file is: the file, a paragraph (blank-line), or the text between <|endoftext|> marks."""
-    max_documents: int | None = None
+    max_documents: PositiveInt | None = None
     """Use only so many documents, the first by content hash."""
-    context: int | None = None
+    context: PositiveInt | None = None
     """Tokens that a window reads, at most; the model's longest context unless given."""
-    stride: int | None = None
+    stride: PositiveInt | None = None
     """New tokens of each further window; half the context unless given."""
     completions: str = artefact("")
     """Completions of the model (file or folder of `alignkit generate`), to measure length, diversity and repetition."""
     precision: Literal["auto", "fp32", "bf16"] = "fp32"
     """Arithmetic of matrix products: bf16 is faster on most machines, and moves the numbers in the third digit."""
-    batch_tokens: int = operational(BATCH_TOKENS)
+    batch_tokens: PositiveInt = operational(BATCH_TOKENS)
     """Tokens in one batch, padding included; it changes results by rounding alone."""
 
     def check(self) -> None:
@@ -66,9 +67,6 @@ class TextConfig(StageConfig):
             raise ValueError("model is missing; add --model PATH")
         if not self.documents and not self.completions:
             raise ValueError("documents is missing; add --documents SOURCE for perplexity, or --completions FILE")
-        for key in ("max_documents", "context", "stride"):
-            if (value := getattr(self, key)) is not None and value < 1:
-                raise ValueError(f"{key}: {value} is below 1; give a positive integer")
 
 
 def run(config: TextConfig, job: Job) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from generative.sampling import sample_images
 from launch.config import artefact, operational
 from launch.errors import UserError
 from launch.files import write_atomic
+from launch.ranges import PositiveInt
 from launch.stage import Job, Stage, StageConfig
 
 GRID_COLUMNS, GRID_IMAGES, GRID_SIDE = 16, 128, 32
@@ -28,19 +29,16 @@ class SampleConfig(StageConfig):
 
     model: str = artefact("")
     """Folder of `alignkit train-generative`, or a DDPM pipeline of diffusers."""
-    count: int = 1000
+    count: PositiveInt = 1000
     """Images to make. The first n images of a seed are the same for every count."""
-    batch_size: int = operational(100)
+    batch_size: PositiveInt = operational(100)
     """Images made at a time by one process; it does not change them."""
-    diffusion_steps: int = 20
+    diffusion_steps: PositiveInt = 20
     """DDIM steps of a diffusion model, a divisor of its schedule; VAE and GAN take one."""
 
     def check(self) -> None:
         if not self.model:
             raise ValueError("model: is missing; give the folder of a generative model")
-        for key in ("count", "batch_size", "diffusion_steps"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"{key}: {getattr(self, key)} is too few; give at least 1")
 
 
 def run(config: SampleConfig, job: Job) -> dict[str, Any]:

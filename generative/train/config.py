@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from launch.config import artefact
+from launch.ranges import NotNegative, Positive, PositiveInt, ShareBelowOne
 from launch.stage import StageConfig
 
 
@@ -13,7 +14,7 @@ from launch.stage import StageConfig
 class VAEOptions:
     """Options of kind vae."""
 
-    latent_dim: int = 16
+    latent_dim: PositiveInt = 16
     """Dimensions of the latent vector."""
 
 
@@ -21,9 +22,9 @@ class VAEOptions:
 class GANOptions:
     """Options of kind gan."""
 
-    latent_dim: int = 32
+    latent_dim: PositiveInt = 32
     """Dimensions of the latent vector."""
-    r1_weight: float = 1.0
+    r1_weight: NotNegative = 1.0
     """Weight gamma of the R1 penalty, gamma / 2 E ||grad D(x)||^2; 0 switches it off."""
 
 
@@ -31,11 +32,11 @@ class GANOptions:
 class DiffusionOptions:
     """Options of kind diffusion."""
 
-    noise_steps: int = 1000
+    noise_steps: PositiveInt = 1000
     """Steps of the noise schedule."""
     prediction: Literal["v_prediction", "epsilon"] = "v_prediction"
     """What the UNet predicts: the velocity, or the noise."""
-    min_snr_gamma: float | None = 5.0
+    min_snr_gamma: Positive | None = 5.0
     """Bound of the loss weight min(SNR, gamma); null for the plain squared error."""
 
 
@@ -65,34 +66,28 @@ class TrainConfig(StageConfig):
     """What to train: a variational autoencoder, a GAN or a diffusion model."""
     data: str = artefact("embedded:digits")
     """Images: embedded:digits, a folder of pictures, an npz file, an idx file or the folder of MNIST."""
-    image_size: int | None = None
+    image_size: PositiveInt | None = None
     """Bring the images to squares of this side; null to keep theirs."""
-    steps: int | None = None
+    steps: PositiveInt | None = None
     """Updates; null for the default of the kind."""
-    batch_size: int | None = None
+    batch_size: PositiveInt | None = None
     """Images of one update, over all processes; null for the default of the kind."""
-    learning_rate: float | None = None
+    learning_rate: Positive | None = None
     """Adam's peak rate; null for the default of the kind."""
-    width: int | None = None
+    width: PositiveInt | None = None
     """Channels at full resolution, doubled at each halving; null for the default of the kind."""
-    ema_decay: float = 0.99
-    """Decay of the average of the weights that is saved, reached after a warm-up."""
+    ema_decay: ShareBelowOne = 0.99
+    """Decay of the average of the weights that is saved, reached after a warm-up; 0 switches the average off."""
     vae: VAEOptions = field(default_factory=VAEOptions)
     """Options of kind vae."""
     gan: GANOptions = field(default_factory=GANOptions)
     """Options of kind gan."""
     diffusion: DiffusionOptions = field(default_factory=DiffusionOptions)
     """Options of kind diffusion."""
-    log_steps: int = 10
+    log_steps: PositiveInt = 10
     """Steps between rows of metrics.jsonl."""
 
     def check(self) -> None:
-        for key in ("image_size", "steps", "batch_size", "learning_rate", "width"):
-            value = getattr(self, key)
-            if value is not None and value <= 0:
-                raise ValueError(f"{key}: {value} is not positive; give a positive number or null")
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay: {self.ema_decay} is outside [0, 1); 0 switches the average off")
         if self.kind == "gan" and self.precision == "bf16":
             raise ValueError("precision: a GAN trains in fp32, R1 being a second derivative; give fp32 or auto")
         if self.kind == "diffusion" and self.dials.width % 8:

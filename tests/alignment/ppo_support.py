@@ -8,6 +8,7 @@ from alignment.ppo.models import load_roles
 from alignment.ppo.rewards import build_rewards
 from alignment.ppo.trainer import PPOTrainer
 from alignment.reward.sources.protocol import single
+from launch.config import check_config
 from launch.runtime import start_runtime
 from tests.support import save_policy, save_reward, word_tokenizer
 
@@ -52,7 +53,7 @@ def make(folders, runtime):
             temperature=0.9,
         )
         config = PPOConfig(**{**settings, **changes})
-        config.check()
+        check_config(config)
         roles = load_roles(config)
         if config.replay:
             return PPOTrainer(config, roles, None, [], runtime)

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from alignment.dpo import STAGE, DPOConfig
 from alignment.dpo.stage import make_rows
 from data import Preference
+from launch.config import check_config
 from tests.alignment.trl_support import run, save_preferences, summary
 from tests.support import read_metrics, save_policy, word_tokenizer
 
@@ -83,6 +84,6 @@ def test_another_reference(policy, trained, tmp_path):
 
 def test_settings_that_do_not_fit_are_errors():
     with pytest.raises(ValueError, match="beta: 0 is not above 0"):
-        DPOConfig(model="m", data="d", beta=0).check()
+        check_config(DPOConfig(model="m", data="d", beta=0))
     with pytest.raises(ValueError, match="label_smoothing: the loss ipo does not use it"):
         DPOConfig(model="m", data="d", loss="ipo", label_smoothing=0.1).check()

@@ -140,7 +140,7 @@ def test_bad_settings(make, tmp_path):
         ({"every": 5, "prompts": "y", "gold": "r"}, "evaluation.gold: the policy is trained against r"),
         ({"every": 5, "prompts": "y", "gold": "g", "gold_rewards": {"a": {"model": "b"}}}, "gold and gold_rewards are"),
         ({"every": 5, "prompts": "y", "kl_budget": 0}, "kl_budget: 0.0 is not above 0"),
-        ({"every": -1}, "evaluation.every: -1 is too small"),
+        ({"every": -1}, "evaluation.every: -1 is negative"),
         ({"evry": 1}, "did you mean 'every'"),
     ):
         with pytest.raises(UserError, match=message):

@@ -284,8 +284,8 @@ def test_the_recorded_precision_is_used_on_resume(sources, tmp_path, monkeypatch
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--depth", "0"], "depth: 0 must be above 0"),
-        (["--tokens", "0"], "tokens: 0 must be above 0"),
+        (["--depth", "0"], "depth: 0 is below 1"),
+        (["--tokens", "0"], "tokens: 0 is below 1"),
         (["--tokens", "ten"], "tokens: 'ten' is not an integer"),
         (["--data", "absent.txt"], "data: absent.txt: no such file"),
         (["--tokenizer", "absent"], "tokenizer: absent: no such file"),

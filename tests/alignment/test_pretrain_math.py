@@ -81,7 +81,7 @@ def test_plan_without_overrides_follows_the_formulas():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"depth": 0}, "depth: 0 must be above 0"),
+        ({"depth": 0}, "depth: 0 is below 1"),
         ({"context": -1}, "context: -1"),
         ({"tokens": 0}, "tokens: 0"),
         ({"heldout": "first:0.1"}, "heldout: 'first:0.1'"),

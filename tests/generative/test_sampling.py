@@ -216,7 +216,7 @@ def test_folders_without_a_whole_model(tmp_path, make, sentence):
         ([], "model: is missing"),
         (["--model", "nowhere"], "model: nowhere: no such file or folder"),
         (["--model", "{diffusion}", "--diffusion_steps", "3"], "does not divide the 20 steps"),
-        (["--model", "{diffusion}", "--count", "0"], "count: 0 is too few"),
+        (["--model", "{diffusion}", "--count", "0"], "count: 0 is below 1"),
     ],
 )
 def test_settings_that_cannot_be(tmp_path, models, capsys, words, sentence):

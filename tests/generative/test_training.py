@@ -203,7 +203,7 @@ def test_unknown_kind(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (("--steps", 0), "steps: 0 is not positive"),
+        (("--steps", 0), "steps: 0 is below 1"),
         (("--learning_rate", "fast"), "learning_rate"),
         (("--ema_decay", 1), "ema_decay: 1.0 is outside [0, 1)"),
         (("--kind", "gan", "--precision", "bf16"), "precision: a GAN trains in fp32"),

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from launch import stage
@@ -17,7 +18,7 @@ from launch.config import artefact, operational, python_function
 from launch.errors import UserError
 from launch.files import read_json, sha256_tree, write_json
 from launch.provenance import write_model_card
-from launch.runtime import start_runtime
+from launch.runtime import Runtime, start_runtime
 from launch.stage import Job, Stage, StageConfig, describe_run, run_stage
 from launch.stopping import Stopped, listening
 from tests.launch.toy import STAGE, ToyConfig
@@ -64,6 +65,29 @@ def test_killed_and_resumed_ends_the_same(tmp_path):
     assert "resuming after step 4" in again.stderr
     assert (tmp_path / "killed" / "result.txt").read_text() == (tmp_path / "whole" / "result.txt").read_text()
     assert read_metrics(tmp_path / "killed") == read_metrics(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("device", "world", "reason"),
+    [
+        ("cpu", 1, None),
+        ("cuda", 1, "a GPU does not make its sums in the same order each time"),
+        ("cpu", 2, "2 processes saved the checkpoint, 1 go on"),
+    ],
+)
+def test_a_resume_says_where_it_may_not_be_exact(tmp_path, capsys, monkeypatch, device, world, reason):
+    job = Job(STAGE, ToyConfig(output_dir=str(tmp_path / "out")), start_runtime("fp32"))
+    assert job.resume() is None and "may differ" not in capsys.readouterr().err
+    job.checkpoints.save_with(1, lambda folder: None, {"world": world})
+    monkeypatch.setattr(Runtime, "device", torch.device(device))
+    assert job.resume().step == 1
+    said = capsys.readouterr().err
+    assert "resuming after step 1" in said
+    assert (
+        f"may differ in its last bits from that of a run which was never stopped: {reason}" in said
+        if reason
+        else "may differ" not in said
+    )
 
 
 def test_a_row_after_the_last_checkpoint_is_there_once(tmp_path):
@@ -312,12 +336,19 @@ def test_the_artefact_is_on_the_disk_before_the_provenance_vouches_for_it(tmp_pa
     assert {"result.txt", "out"} <= set(synced)
 
 
+def _diffusers(name):
+    return {"_diffusers_version": "1", "_class_name": name}
+
+
 @pytest.mark.parametrize(
     ("files", "library", "task"),
     [
         ({"config.json": {"architectures": ["Qwen3ForCausalLM"]}}, "transformers", "text-generation"),
         ({"config.json": {"architectures": ["Qwen3ForSequenceClassification"]}}, "transformers", "text-classification"),
-        ({"config.json": {"_diffusers_version": "1"}}, "diffusers", "unconditional-image-generation"),
+        ({"config.json": _diffusers("UNet2DModel")}, "diffusers", "unconditional-image-generation"),
+        ({"config.json": _diffusers("AutoencoderKL")}, "diffusers", "unconditional-image-generation"),
+        ({"config.json": _diffusers("VAE")}, "alignkit", "unconditional-image-generation"),
+        ({"config.json": _diffusers("GAN")}, "alignkit", "unconditional-image-generation"),
         ({"model_index.json": {}}, "diffusers", "unconditional-image-generation"),
         ({"results.json": {}}, None, None),
     ],
@@ -409,6 +440,17 @@ def test_a_wedged_job_ends_with_a_reason(tmp_path):
         "run(config, job)" in (tmp_path / "out" / ".watchdog" / "hang-0.txt").read_text()
         or "in run" in (tmp_path / "out" / ".watchdog" / "hang-0.txt").read_text()
     )
+
+
+def test_preparing_for_longer_than_a_step_may_take_is_no_wedge(tmp_path):
+    result = toy("--output_dir", tmp_path / "out", "--prepare", 2, "--watchdog_minutes", 0.02)
+    assert result.returncode == 0, result.stderr
+    assert "stuck" not in result.stderr
+
+
+def test_a_wedge_in_the_first_step_is_seen(tmp_path):
+    result = toy("--output_dir", tmp_path / "out", "--prepare", 1, "--long_step", 1, "--watchdog_minutes", 0.03)
+    assert result.returncode == 75 and "rank 0: no step for" in result.stderr, result.stderr
 
 
 def test_full_disk_while_finishing_is_one_sentence(tmp_path):

@@ -18,7 +18,7 @@ import shutil, sys, time
 from pathlib import Path
 from launch.watchdog import Watchdog
 folder = Path(sys.argv[1])
-Watchdog(folder, 0, 0.4).start()
+Watchdog(folder, 0, 0.4).start().beat(0)
 shutil.rmtree(folder)
 folder.write_text("nothing can be written below a file, nor on a full disk")
 time.sleep(20)

@@ -23,6 +23,8 @@ class ToyConfig(StageConfig):
     """How fast."""
     source: str = artefact("")
     """An input."""
+    prepare: float = 0.0
+    """Seconds before the first step."""
     pause: float = 0.0
     """Seconds of each step."""
     long_step: int = 0
@@ -40,13 +42,16 @@ class ToyConfig(StageConfig):
 def run(config, job):
     total = torch.zeros(3)
     start = 0
+    time.sleep(config.prepare)
+    job.watchdog.alive()  # as what waits for a service in the meantime
+    time.sleep(config.prepare)
     if found := job.resume():
         start, total = found.step, found.state()["total"]
     for step in range(start + 1, config.steps + 1):
         total += config.rate * step
         job.log(step, {"total": float(total[0]), "perf/when": time.time()})
-        job.beat(step)
         time.sleep(60 if step == config.long_step else config.pause)
+        job.beat(step)
         if step == config.crash_at:
             raise ZeroDivisionError("a bug of the stage")
         once = Path(config.output_dir) / ".once"

@@ -14,6 +14,7 @@ from urllib.parse import parse_qsl, urlsplit
 from launch.config import artefact, operational, python_function
 from launch.errors import UserError
 from launch.functions import split_name
+from launch.ranges import AnyNumber, Count, NotNegative, Positive, PositiveInt
 
 KINDS = ("model", "ensemble", "function", "rule", "url")
 OPTIONS: dict[str, tuple[str, ...]] = {
@@ -35,7 +36,7 @@ _SECRET = re.compile(r"key|token|secret|passw|auth|signature", re.IGNORECASE)
 class SourceConfig:
     """One source of reward: exactly one of model, ensemble, function, rule and url. See docs/reward_sources.md."""
 
-    weight: float = 1.0
+    weight: AnyNumber = 1.0
     """Factor of this source in the total; 0 logs it alone, a negative one turns it into a penalty."""
 
     model: str | None = artefact(None)
@@ -45,7 +46,7 @@ class SourceConfig:
     """Reward models, at least two, that judge together."""
     aggregate: Literal["mean", "min", "mean-std"] | None = None
     """How the ensemble's rewards become one: their mean (when not given), minimum, or mean - std_weight * std."""
-    std_weight: float | None = None
+    std_weight: NotNegative | None = None
     """Weight of the members' standard deviation in `mean-std`; 1 when not given."""
 
     function: str | None = python_function()
@@ -53,11 +54,11 @@ class SourceConfig:
 
     rule: Literal["length", "repetition", "format"] | None = None
     """length: 0 up to `soft` tokens, -1 from `hard`; repetition: minus the share of repeated n-grams; format: 1 if `pattern` matches."""
-    soft: int | None = None
+    soft: Count | None = None
     """Tokens, EOS included, up to which a completion costs nothing."""
-    hard: int | None = None
+    hard: PositiveInt | None = None
     """Tokens from which on a completion costs 1."""
-    ngram: int | None = None
+    ngram: PositiveInt | None = None
     """Words in an n-gram of the repetition rule; 4 when not given."""
     pattern: str | None = None
     """Regular expression that a completion must contain."""
@@ -70,11 +71,11 @@ class SourceConfig:
     """The column that is sent as `labels`; `reference` when not given."""
     token_env: str | None = operational(None)
     """The environment variable that holds the service's bearer token."""
-    batch_size: int | None = operational(None)
+    batch_size: PositiveInt | None = operational(None)
     """Episodes in one request; 32 when not given."""
-    concurrency: int | None = operational(None)
+    concurrency: PositiveInt | None = operational(None)
     """Requests at a time, on each process; 4 when not given."""
-    timeout_s: float | None = operational(None)
+    timeout_s: Positive | None = operational(None)
     """Seconds to wait for an answer before the request is sent again; 60 when not given."""
 
     @property
@@ -94,8 +95,8 @@ class SourceConfig:
         self._check_options()
         if len(self.ensemble) == 1:
             raise ValueError("ensemble: it has one member; name at least two, or use model")
-        if self.std_weight is not None and (self.aggregate != "mean-std" or self.std_weight < 0):
-            raise ValueError(f"std_weight: {self.std_weight} needs to be 0 or more, and aggregate: mean-std")
+        if self.std_weight is not None and self.aggregate != "mean-std":
+            raise ValueError(f"std_weight: {self.std_weight} needs aggregate: mean-std; add it, or leave this out")
         if self.function:
             self._check_function(self.function)
         if self.rule:
@@ -122,19 +123,14 @@ class SourceConfig:
     def _check_rule(self) -> None:
         if missing := [name for name in OPTIONS[self.kind] if name != "ngram" and getattr(self, name) is None]:
             raise ValueError(f"{missing[0]} is missing; `rule: {self.rule}` needs {' and '.join(OPTIONS[self.kind])}")
-        if self.soft is not None and self.hard is not None and not 0 <= self.soft < self.hard:
-            raise ValueError(f"soft: {self.soft} is not between 0 and hard ({self.hard}); give fewer tokens than hard")
-        if self.ngram is not None and self.ngram < 1:
-            raise ValueError(f"ngram: {self.ngram} is below 1; give a positive integer")
+        if self.soft is not None and self.hard is not None and self.soft >= self.hard:
+            raise ValueError(f"soft: {self.soft} is not below hard ({self.hard}); give fewer tokens than hard")
         try:
             re.compile(self.pattern or "")
         except re.error as error:
             raise ValueError(f"pattern: {self.pattern!r} is no regular expression ({error}); mend it") from None
 
     def _check_requests(self) -> None:
-        for name in ("batch_size", "concurrency", "timeout_s"):
-            if getattr(self, name) is not None and getattr(self, name) <= 0:
-                raise ValueError(f"{name}: {getattr(self, name)} is not above 0; give a positive number")
         if self.token_env is not None and not self.token_env.isidentifier():  # perhaps the token itself: not repeated
             raise ValueError(
                 "token_env: this is no name of an environment variable; put the token into one, name it here"
