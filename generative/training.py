@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from data.order import batch_rows
 from evaluation.loading import plain_weights
-from generative.images import to_signed
+from generative.scaling import to_signed
 from launch.checkpoint import Checkpoint, CheckpointStore
 from launch.engine import Engine, load_engines, save_engines
 from launch.errors import UserError

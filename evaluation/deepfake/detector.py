@@ -14,6 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from data.images import content_fractions
 from evaluation.deepfake.features import spectral_features
 from evaluation.deepfake.metrics import (
     auc_interval,
@@ -23,7 +24,6 @@ from evaluation.deepfake.metrics import (
     roc_auc,
     true_positive_rate_at,
 )
-from evaluation.images.sets import content_fractions
 from evaluation.statistics import LEVEL, Estimate, bootstrap, proportion
 from launch.errors import UserError
 

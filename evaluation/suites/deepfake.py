@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from data.images import EMBEDDED, ImageSet, load_images
 from evaluation.deepfake.detector import (
     THRESHOLD,
     Halves,
@@ -22,7 +23,6 @@ from evaluation.deepfake.detector import (
     run_test,
     split_halves,
 )
-from evaluation.images.sets import EMBEDDED, ImageSet, load_images
 from evaluation.schema import EvaluationResult, Metric, Protocol, Slice, Subject, metric, write_samples
 from evaluation.statistics import Estimate
 from evaluation.suites.images import check_names, folder_name
@@ -47,8 +47,9 @@ class DeepfakeConfig(StageConfig):
 
     generators: dict[str, str] = field(default_factory=dict, metadata={"artefact": True})
     """Name -> images: a folder of `alignkit sample`, a folder of pictures, or an .npz file. --generators.vae PATH"""
-    real: str = field(default=EMBEDDED, metadata={"artefact": True})
-    """The real images: a folder of pictures, an .npz file, or embedded:digits."""
+    real: str = field(default=f"{EMBEDDED}::eval", metadata={"artefact": True})
+    """The real images, best some that no generator was trained on: a folder of pictures, an .npz or idx file, or
+    embedded:digits; `::eval` picks the half that no training takes by default."""
     max_images: int = 5000
     """Use at most so many images of each set, drawn by seed."""
     resamples: int = 1000

@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import load_file
 
 from data.embedded import digits
+from data.images import load_training_images
 from data.order import epoch_order
 from generative.gan import discriminator_nll, r1_penalty
-from generative.images import load_training_images, to_signed
+from generative.scaling import to_signed
 from generative.train import STAGE, TrainConfig
 from generative.train.stage import build_learner
 from generative.training import Batch, Trainer, lr_factor

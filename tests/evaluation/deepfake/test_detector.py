@@ -11,6 +11,7 @@ import scipy.ndimage
 import torch
 from PIL import Image
 
+from data.images import load_images
 from evaluation.deepfake.detector import (
     Scored,
     auc_estimate,
@@ -20,7 +21,6 @@ from evaluation.deepfake.detector import (
     run_test,
     split_halves,
 )
-from evaluation.images.sets import load_images
 from evaluation.schema import load, read_samples
 from evaluation.suites.deepfake import DETECTOR, STAGE, DeepfakeConfig
 from launch.errors import UserError
