@@ -50,6 +50,17 @@ def values(metrics: dict[str, Any]) -> dict[str, float]:
     return {figure: entry["value"] for figure, entry in metrics.items()}
 
 
+def describe_yardsticks(scores: dict[str, dict[str, Any]], work: Path) -> dict[str, Any]:
+    """The yardsticks' figures with their intervals, what they were compared with, and the extractor."""
+    shown = ("value", "ci_low", "ci_high", "n")
+    protocol = read_json(work / folder_name(REAL) / "results.json")["protocol"]
+    return {
+        "yardsticks": {y: {f: {k: m[k] for k in shown} for f, m in scores[y].items()} for y in YARDSTICKS},
+        "reference": {key: protocol[key] for key in ("dataset", "split", "n_items")},
+        "extractor": protocol["settings"]["extractor"],
+    }
+
+
 def main() -> None:
     """Train, evaluate, write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -71,11 +82,7 @@ def main() -> None:
             scores = evaluate({label: folder / "images" for label, folder in folders.items()}, work / f"scores-{seed}")
             for label, (kind, text) in names.items():
                 rows.setdefault(f"{kind} {text}".strip(), []).append(made[label] | values(scores[label]))
-        shown = ("value", "ci_low", "ci_high", "n")
-        yardsticks = {y: {f: {k: m[k] for k in shown} for f, m in scores[y].items()} for y in YARDSTICKS}
-        protocol = read_json(work / f"scores-{options.seeds[-1]}" / folder_name(YARDSTICKS[0]) / "results.json")[
-            "protocol"
-        ]
+        yardsticks = describe_yardsticks(scores, work / f"scores-{options.seeds[-1]}")
         provenance = read_json(next(iter(folders.values())) / "model" / "provenance.json")
     result = {
         "benchmark": "generative",
@@ -83,9 +90,7 @@ def main() -> None:
         + "".join(f' --try "{text}"' for text in options.tries),
         "runs": rows,
         "mean": {k: {f: statistics.fmean(r[f] for r in group) for f in FIGURES} for k, group in rows.items()},
-        "yardsticks": yardsticks,
-        "reference": {key: protocol[key] for key in ("dataset", "split", "n_items")},
-        "extractor": protocol["settings"]["extractor"],
+        **yardsticks,
         "hardware": provenance["hardware"],
         "versions": provenance["versions"],
     }
@@ -93,7 +98,7 @@ def main() -> None:
     for label, means in result["mean"].items():
         spread = [f"{r['fd_digits']:.1f}" for r in rows[label]]
         print(f"{label}: fd_digits {means['fd_digits']:.1f} ({', '.join(spread)})")
-    for name, figures in yardsticks.items():
+    for name, figures in yardsticks["yardsticks"].items():
         print(f"{name}: fd_digits {figures['fd_digits']['value']:.1f}")
 
 

@@ -20,13 +20,13 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 from data.order import batch_rows
-from evaluation.loading import plain_weights
 from generative.scaling import to_signed
 from launch.checkpoint import Checkpoint, CheckpointStore
 from launch.engine import Engine, load_engines, save_engines
 from launch.errors import UserError
 from launch.runtime import Runtime
 from launch.seeding import numpy_generator
+from launch.zero import plain_weights
 
 Terms = dict[str, Tensor]
 WARMUP = 0.03  # share of the steps
