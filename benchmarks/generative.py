@@ -17,6 +17,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.common import RESULTS, alignkit
 from evaluation.suites.images import PIXELS, REAL, folder_name
 from launch.files import read_json, write_json
@@ -91,6 +93,7 @@ def main() -> None:
         "runs": rows,
         "mean": {k: {f: statistics.fmean(r[f] for r in group) for f in FIGURES} for k, group in rows.items()},
         **yardsticks,
+        "threads": torch.get_num_threads(),
         "hardware": provenance["hardware"],
         "versions": provenance["versions"],
     }
