@@ -70,11 +70,17 @@ class Phase:
 class Learner(Protocol):
     """What a kind of model brings to the loop."""
 
-    model: Any
-    """What is saved, with `save_pretrained`."""
-    averaged: nn.Module
-    """The part of it that generates: its weights are averaged over the steps."""
-    phases: Sequence[Phase]
+    @property
+    def model(self) -> Any:
+        """What is saved, with `save_pretrained`."""
+
+    @property
+    def averaged(self) -> nn.Module:
+        """The part of it that generates: its weights are averaged over the steps."""
+
+    @property
+    def phases(self) -> Sequence[Phase]:
+        """The updates of a step, in order."""
 
 
 def lr_factor(step: int, steps: int) -> float:
