@@ -11,10 +11,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from alignment.lora.layers import sort_config
 from data.tokenizer import check_tokenizer
 from evaluation.adapters import is_adapter
-from evaluation.loading import plain_weights, read_causal, read_tokenizer
+from evaluation.loading import read_causal, read_tokenizer
 from launch.engine import check_weights
 from launch.errors import UserError
 from launch.stage import Job
+from launch.zero import plain_weights
 
 
 def load_tokenizer(name: str, field: str = "model") -> PreTrainedTokenizerBase:

@@ -4,8 +4,9 @@
 
 Each seed trains, samples 1,000 images and evaluates them as a user would. With `--try "KEY VALUE ..."` (repeatable,
 `diffusion.prediction epsilon` for one) further settings are measured beside the defaults. The result goes to
-benchmarks/results/generative.json. The extractor is a classifier trained on half of the digits, so the distance is
-`fd_digits`, not FID.
+benchmarks/results/generative.json, with the yardsticks of `evaluate images`: real digits held out, and independent
+pixels. Extractor and generators are trained on one half of the digits; the other half is parted into reference and
+yardstick. The extractor is no Inception, so the distance is `fd_digits`, not FID.
 """
 
 from __future__ import annotations
@@ -16,10 +17,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.common import RESULTS, alignkit
+from evaluation.suites.images import PIXELS, REAL, folder_name
 from launch.files import read_json, write_json
 
 KINDS = ("vae", "gan", "diffusion")
+YARDSTICKS = (REAL, PIXELS)
 FIGURES = ("fd_digits", "is_digits", "precision_digits", "recall_digits")
 
 
@@ -31,15 +36,31 @@ def train_and_sample(kind: str, seed: int, options: list[str], folder: Path) -> 
     return {"seed": seed, **times}
 
 
-def evaluate(folders: dict[str, Path], work: Path) -> dict[str, dict[str, float]]:
-    """The figures of each folder of images, judged together."""
+def evaluate(folders: dict[str, Path], work: Path) -> dict[str, dict[str, Any]]:
+    """The metrics of each folder of images and of the yardsticks, judged together: {subject: {figure: metric}}."""
     words = [word for name, folder in folders.items() for word in (f"--generators.{name}", folder)]
     alignkit("evaluate", "images", *words, "--output_dir", work)
     found = {}
-    for name in folders:
-        metrics = {m["name"].split("@")[0]: m["value"] for m in read_json(work / name / "results.json")["metrics"]}
+    for name in (*folders, *YARDSTICKS):
+        metrics = {m["name"].split("@")[0]: m for m in read_json(work / folder_name(name) / "results.json")["metrics"]}
         found[name] = {figure: metrics[figure] for figure in FIGURES}
     return found
+
+
+def values(metrics: dict[str, Any]) -> dict[str, float]:
+    """The bare numbers."""
+    return {figure: entry["value"] for figure, entry in metrics.items()}
+
+
+def describe_yardsticks(scores: dict[str, dict[str, Any]], work: Path) -> dict[str, Any]:
+    """The yardsticks' figures with their intervals, what they were compared with, and the extractor."""
+    shown = ("value", "ci_low", "ci_high", "n")
+    protocol = read_json(work / folder_name(REAL) / "results.json")["protocol"]
+    return {
+        "yardsticks": {y: {f: {k: m[k] for k in shown} for f, m in scores[y].items()} for y in YARDSTICKS},
+        "reference": {key: protocol[key] for key in ("dataset", "split", "n_items")},
+        "extractor": protocol["settings"]["extractor"],
+    }
 
 
 def main() -> None:
@@ -62,7 +83,8 @@ def main() -> None:
             }
             scores = evaluate({label: folder / "images" for label, folder in folders.items()}, work / f"scores-{seed}")
             for label, (kind, text) in names.items():
-                rows.setdefault(f"{kind} {text}".strip(), []).append(made[label] | scores[label])
+                rows.setdefault(f"{kind} {text}".strip(), []).append(made[label] | values(scores[label]))
+        yardsticks = describe_yardsticks(scores, work / f"scores-{options.seeds[-1]}")
         provenance = read_json(next(iter(folders.values())) / "model" / "provenance.json")
     result = {
         "benchmark": "generative",
@@ -70,6 +92,8 @@ def main() -> None:
         + "".join(f' --try "{text}"' for text in options.tries),
         "runs": rows,
         "mean": {k: {f: statistics.fmean(r[f] for r in group) for f in FIGURES} for k, group in rows.items()},
+        **yardsticks,
+        "threads": torch.get_num_threads(),
         "hardware": provenance["hardware"],
         "versions": provenance["versions"],
     }
@@ -77,6 +101,8 @@ def main() -> None:
     for label, means in result["mean"].items():
         spread = [f"{r['fd_digits']:.1f}" for r in rows[label]]
         print(f"{label}: fd_digits {means['fd_digits']:.1f} ({', '.join(spread)})")
+    for name, figures in yardsticks["yardsticks"].items():
+        print(f"{name}: fd_digits {figures['fd_digits']['value']:.1f}")
 
 
 if __name__ == "__main__":

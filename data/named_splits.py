@@ -6,7 +6,7 @@ train on what another holds out, and two reward models trained on the halves sha
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from data.records import Turns, plain_text
@@ -18,13 +18,13 @@ EVAL_SHARE = 0.1
 SPLITS = ("train", "eval", "train/a", "train/b")
 
 
-def parse_source(source: str) -> tuple[str, str | None]:
-    """(`SOURCE`, split) of `SOURCE::split`; the split is None when none is named."""
+def parse_source(source: str, splits: Sequence[str] = SPLITS) -> tuple[str, str | None]:
+    """(`SOURCE`, split) of `SOURCE::split`, split one of `splits`; it is None when none is named."""
     bare, mark, split = source.partition("::")
     if not mark:
         return source, None
-    if split not in SPLITS:
-        raise UserError(f"{source}: no such split{nearest(split, SPLITS)}")
+    if split not in splits:
+        raise UserError(f"{source}: no such split{nearest(split, splits)}")
     return bare, split
 
 

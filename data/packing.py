@@ -27,6 +27,7 @@ IGNORE = -100
 """The target of a cell that predicts nothing (the default ignore_index of torch's cross-entropy)."""
 
 Batch = dict[str, np.ndarray]
+Tokens = Sequence[int] | np.ndarray
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +92,7 @@ def best_fit_decreasing(lengths: np.ndarray, row: int) -> list[list[int]]:
     return rows
 
 
-def pack_documents(documents: Sequence[Sequence[int]], row: int, pad_id: int) -> PackedRows:
+def pack_documents(documents: Sequence[Tokens], row: int, pad_id: int) -> PackedRows:
     """Pack token documents into rows of `row` cells by best-fit decreasing; longer documents are cut into pieces.
 
     Give each document its end token. A document of one token has nothing to predict and is left out.
@@ -151,7 +152,7 @@ class Windows:
         }
 
 
-def cut_windows(tokens: Sequence[int], row: int, seed: int) -> Windows:
+def cut_windows(tokens: Tokens, row: int, seed: int) -> Windows:
     """Windows over one long document; UserError when it is shorter than two rows."""
     windows = Windows(np.asarray(tokens, dtype=np.int32), row, seed)
     if windows.count < 1:

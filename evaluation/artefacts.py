@@ -10,12 +10,13 @@ from typing import Any, TypeVar
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from evaluation.loading import plain_weights, read_causal, read_classifier, read_tokenizer
+from evaluation.loading import read_causal, read_classifier, read_tokenizer
 from evaluation.schema import EvaluationResult, Judge, Subject, SubjectKind
 from evaluation.scoring import Beat
 from launch.files import read_json
 from launch.provenance import fingerprint_input
 from launch.stage import Job
+from launch.zero import plain_weights
 
 T = TypeVar("T")
 R = TypeVar("R")

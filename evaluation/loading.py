@@ -26,6 +26,7 @@ from transformers import (
 from evaluation.adapters import HEAD, is_adapter, merge, read_adapter
 from evaluation.scoring import check_reward_model
 from launch.errors import UserError, nearest
+from launch.zero import plain_weights
 
 REMEDY = "give a folder made by an alignkit stage or by save_pretrained, or hub:org/name"
 _ORG_AND_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
@@ -147,19 +148,3 @@ def locate(field: str, source: str) -> str:
         return source
     siblings = [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
     raise UserError(f"{field}: {source}: no such folder{nearest(path.name, siblings) if siblings else ''}; {REMEDY}")
-
-
-@contextlib.contextmanager
-def plain_weights() -> Iterator[None]:
-    """Inside, `from_pretrained` makes whole models also under ZeRO-3, which partitions what it loads otherwise.
-
-    A model that is only read needs this: no engine gathers its weights before a forward pass.
-    """
-    from transformers.integrations import deepspeed as integration
-
-    active = integration._hf_deepspeed_config_weak_ref
-    integration._hf_deepspeed_config_weak_ref = None
-    try:
-        yield
-    finally:
-        integration._hf_deepspeed_config_weak_ref = active

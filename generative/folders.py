@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from generative.diffusion import DiffusionModel
 from generative.gan import GAN
@@ -26,6 +27,8 @@ class GenerativeModel(Protocol):
     def noise_shape(self) -> tuple[int, ...]: ...
 
     def generate(self, noise: Tensor) -> Tensor: ...
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
 
     def to(self, device: torch.device) -> Any: ...
 

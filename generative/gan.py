@@ -46,7 +46,7 @@ class Generator(nn.Module):
         return torch.tanh(self.decoder(noise_BZ))
 
 
-class Judge(nn.Module):
+class PenalisedDiscriminator(nn.Module):
     """The discriminator as it is trained: R1, itself a gradient, is taken inside the forward pass.
 
     Outside, DDP and DeepSpeed would see a backward pass that is not the step's.

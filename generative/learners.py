@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from generative.diffusion import DiffusionModel, min_snr_weight, signal_to_noise, stratified_timesteps
-from generative.gan import GAN, Judge, discriminator_nll, generator_nll
+from generative.gan import GAN, PenalisedDiscriminator, discriminator_nll, generator_nll
 from generative.training import Batch, Phase, Terms
 from generative.vae import VAE, negative_elbo
 from launch.engine import Engine
@@ -54,9 +54,10 @@ class GANLearner:
 
     def __init__(self, model: GAN, rate: float, r1_weight: float, batch_size: int, runtime: Runtime) -> None:
         self.model, self.averaged, self.r1_weight = model, model.generator, r1_weight
-        judge, generator = Judge(model.discriminator), model.generator
+        penalised, generator = PenalisedDiscriminator(model.discriminator), model.generator
         # not clipped, since R1 holds the gradients
-        self.discriminator = Engine(runtime, judge, make_adam(judge, rate, GAN_BETAS), math.inf, batch_size, whole=True)
+        adam = make_adam(penalised, rate, GAN_BETAS)
+        self.discriminator = Engine(runtime, penalised, adam, math.inf, batch_size, whole=True)
         self.generator = Engine(runtime, generator, make_adam(generator, rate, GAN_BETAS), math.inf, batch_size)
         self.phases = [
             Phase("discriminator", self.discriminator, self.discriminator_terms),

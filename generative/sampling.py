@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from generative.folders import GenerativeModel
-from generative.images import to_uint8
+from generative.scaling import to_uint8
 from launch.seeding import numpy_generator
 
 FEWEST_ROWS = 16  # smaller batches take other kernels on the CPU, which round differently (2e-6, measured)

@@ -20,13 +20,13 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 from data.order import batch_rows
-from evaluation.loading import plain_weights
-from generative.images import to_signed
+from generative.scaling import to_signed
 from launch.checkpoint import Checkpoint, CheckpointStore
 from launch.engine import Engine, load_engines, save_engines
 from launch.errors import UserError
 from launch.runtime import Runtime
 from launch.seeding import numpy_generator
+from launch.zero import plain_weights
 
 Terms = dict[str, Tensor]
 WARMUP = 0.03  # share of the steps
@@ -70,11 +70,17 @@ class Phase:
 class Learner(Protocol):
     """What a kind of model brings to the loop."""
 
-    model: Any
-    """What is saved, with `save_pretrained`."""
-    averaged: nn.Module
-    """The part of it that generates: its weights are averaged over the steps."""
-    phases: Sequence[Phase]
+    @property
+    def model(self) -> Any:
+        """What is saved, with `save_pretrained`."""
+
+    @property
+    def averaged(self) -> nn.Module:
+        """The part of it that generates: its weights are averaged over the steps."""
+
+    @property
+    def phases(self) -> Sequence[Phase]:
+        """The updates of a step, in order."""
 
 
 def lr_factor(step: int, steps: int) -> float:

@@ -7,6 +7,9 @@ imported the libraries once: the import costs more than some stages. With `jobs:
 that do not need one another run at a time, each on its share of the cores; an entry with `alone: true` gets the whole
 machine. SIGTERM, SIGUSR1 and Ctrl-C stop the stages that run, which save, and no further one is started; the code is
 75 then, or 130 by Ctrl-C. A second Ctrl-C ends everything at once.
+
+`--seed N` (0 unless given) repeats a lifecycle with other chance: it adds 1000 N to the seed of every stage, so that
+stages which the recipe gives different seeds keep different ones. `--STAGE.seed` sets that of one stage.
 """
 
 from __future__ import annotations
@@ -41,7 +44,7 @@ def main(arguments: Sequence[str]) -> None:
     words = list(arguments)
     if not words or words[0] in ("-h", "--help"):
         print(
-            "alignkit run RECIPE --output_dir DIR [--stages a,b] [--jobs N] [--STAGE.key value ...]\n\n"
+            "alignkit run RECIPE --output_dir DIR [--stages a,b] [--jobs N] [--seed N] [--STAGE.key value ...]\n\n"
             + (__doc__ or "")
         )
         return
@@ -56,7 +59,8 @@ def main(arguments: Sequence[str]) -> None:
     recipe = find_recipe(words[0])
     content = read_yaml(recipe)
     jobs = _number_of_jobs(asked if asked is not None else content.get("jobs", 1), str(recipe))
-    plan = plan_stages(content, str(recipe), Path(output_dir), overrides)
+    seed = _number_of_seed(overrides.pop("seed", 0))
+    plan = plan_stages(content, str(recipe), Path(output_dir), overrides, seed)
     unknown = [name for name in chosen if name not in {stage.name for stage in plan}]
     if unknown:
         raise UserError(f"--stages: no stage '{unknown[0]}' in {recipe}{nearest(unknown[0], [s.name for s in plan])}")
@@ -71,6 +75,14 @@ def _number_of_jobs(value: Any, where: str) -> int:
     if str(value).isdecimal() and int(value) > 0:
         return int(value)
     raise UserError(f"{where}: jobs: '{value}' is not a positive integer; say how many stages may run at a time")
+
+
+def _number_of_seed(value: Any) -> int:
+    if str(value).isdecimal():
+        return int(value)
+    raise UserError(
+        f"command line: seed: '{value}' is no integer of 0 or more; give one, or --STAGE.seed for one stage"
+    )
 
 
 # ---------------------------------------------------------------------------------------------- running

@@ -16,6 +16,8 @@ from launch.provenance import package_versions
 
 STAGE_KEYS = ("command", "launcher", "alone", "config")
 RECIPE_KEYS = ("name", "description", "jobs", "stages", "show")
+SEED_STRIDE = 1000
+"""Seeds of one stage in two runs of a lifecycle are so far apart per `--seed`: recipes tell stages apart by small ones."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,13 @@ class PlannedStage:
         return sha256_text(canonical_json(content))
 
 
-def plan_stages(recipe: dict[str, Any], where: str, root: Path, overrides: dict[str, Any]) -> list[PlannedStage]:
-    """The stages of a recipe in order, checked: known keys and commands, references to earlier stages alone."""
+def plan_stages(
+    recipe: dict[str, Any], where: str, root: Path, overrides: dict[str, Any], seed: int = 0
+) -> list[PlannedStage]:
+    """The stages of a recipe in order, checked: known keys and commands, references to earlier stages alone.
+
+    `seed` moves the seeds of all stages that `overrides` give none, by SEED_STRIDE for each step from 0.
+    """
     for key in recipe:
         if key not in RECIPE_KEYS:
             raise UserError(f"{where}: unknown key '{key}'{nearest(str(key), RECIPE_KEYS)}")
@@ -63,8 +70,17 @@ def plan_stages(recipe: dict[str, Any], where: str, root: Path, overrides: dict[
     plan: list[PlannedStage] = []
     for name, entry in stages.items():
         known = {stage.name for stage in plan}
-        plan.append(_plan_stage(name, entry, f"{where}: stages.{name}", root, overrides.get(name, {}), known))
+        here = f"{where}: stages.{name}"
+        plan.append(_plan_stage(name, _reseeded(entry, seed), here, root, overrides.get(name, {}), known))
     return plan
+
+
+def _reseeded(entry: Any, seed: int) -> Any:
+    """A stage's entry with its seed moved; one that is faulty is left as it is, to be named where it is read."""
+    config = (entry.get("config") or {}) if isinstance(entry, dict) else None
+    if seed == 0 or not isinstance(config, dict) or not isinstance(own := config.get("seed", 0), int):
+        return entry
+    return {**entry, "config": {**config, "seed": own + SEED_STRIDE * seed}}
 
 
 def _plan_stage(

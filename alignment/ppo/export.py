@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from evaluation.adapters import HEAD
-from evaluation.loading import plain_weights
 from launch.errors import UserError
+from launch.zero import plain_weights
 
 
 def empty_policy(policy: PreTrainedModel) -> PreTrainedModel:

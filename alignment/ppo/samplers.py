@@ -11,8 +11,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from alignment.lora.adapted import AdaptedModel
-from evaluation.loading import plain_weights
 from launch.engine import Engine
+from launch.zero import plain_weights
 
 
 class Sampler(Protocol):

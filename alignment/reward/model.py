@@ -40,7 +40,8 @@ class RewardModel:
         """
         import torch
 
-        from evaluation.loading import plain_weights, read_classifier, read_tokenizer
+        from evaluation.loading import read_classifier, read_tokenizer
+        from launch.zero import plain_weights
 
         tokenizer = read_tokenizer(field, name)
         with plain_weights():

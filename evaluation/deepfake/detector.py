@@ -6,6 +6,7 @@ training halves; every number comes from the other halves. Its threshold is froz
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from data.images import content_fractions
 from evaluation.deepfake.features import spectral_features
 from evaluation.deepfake.metrics import (
     auc_interval,
@@ -23,9 +25,9 @@ from evaluation.deepfake.metrics import (
     roc_auc,
     true_positive_rate_at,
 )
-from evaluation.images.sets import content_fractions
 from evaluation.statistics import LEVEL, Estimate, bootstrap, proportion
 from launch.errors import UserError
+from launch.seeding import numpy_generator
 
 Array = NDArray[np.float64]
 
@@ -52,6 +54,16 @@ class Scored:
 
     labels: np.ndarray
     scores: Array
+
+    @property
+    def real(self) -> Array:
+        """Scores of the real images."""
+        return self.scores[self.labels == 0]
+
+    @property
+    def generated(self) -> Array:
+        """Scores of the generated images."""
+        return self.scores[self.labels == 1]
 
 
 def split_halves(images: np.ndarray, name: str) -> Halves:
@@ -96,6 +108,35 @@ def auc_estimate(test: Scored, level: float = LEVEL) -> Estimate:
     auc = roc_auc(test.labels, test.scores)
     low, high = auc_interval(auc, positives, len(test.labels) - positives, level)
     return Estimate(auc, len(test.labels), None, low, high, level, "Newcombe score, Hanley-McNeil variance")
+
+
+def mean_auc_estimate(tests: Mapping[tuple[str, str], Scored], seed: int, resamples: int = 1000) -> Estimate:
+    """Mean area under the ROC over tests {(trained on, tested on): scores}; n counts the images tested, each once.
+
+    The interval answers: how far would other test images move this mean, for these detectors and these generators?
+    Detectors are fixed, as in `auc_estimate`; the images are drawn anew, and each set with one draw for all of the
+    tests that it is in: every test has the real images, and those of one generator meet every detector.
+    """
+    sizes = {"": next(iter(tests.values())).real}
+    sizes |= {tested_on: test.generated for (_, tested_on), test in tests.items()}
+    generator = numpy_generator(seed, "bootstrap mean AUC")
+    draws = {name: _resampled_counts(len(scores), resamples, generator) for name, scores in sizes.items()}
+    total = np.zeros(resamples)
+    for (_, tested_on), test in tests.items():
+        above_RG = np.sign(test.generated[None] - test.real[:, None]) / 2 + 0.5  # 1, or 1/2 where scores are equal
+        total += ((draws[""] @ above_RG) * draws[tested_on]).sum(axis=1) / above_RG.size
+    value = float(np.mean([roc_auc(test.labels, test.scores) for test in tests.values()]))
+    means, n = total / len(tests), sum(map(len, sizes.values()))
+    if np.ptp(means) < 1e-12:
+        return Estimate(value, n, None, None, None, LEVEL, "none (the same area on every resample)")
+    low, high = np.quantile(means, [0.5 - LEVEL / 2, 0.5 + LEVEL / 2])
+    method = f"bootstrap percentile over test images, detectors fixed, {resamples} resamples"
+    return Estimate(value, n, float(means.std(ddof=1)), float(low), float(high), LEVEL, method)
+
+
+def _resampled_counts(n: int, resamples: int, generator: np.random.Generator) -> Array:
+    """How often each of n images is in each resample of size n: float64 (resamples, n)."""
+    return generator.multinomial(n, np.full(n, 1 / n), size=resamples).astype(np.float64)
 
 
 def detector_estimates(test: Scored, seed: int, resamples: int = 1000) -> dict[str, Estimate]:

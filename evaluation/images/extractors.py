@@ -20,12 +20,13 @@ from torch import Tensor, nn
 from torch_fidelity import FeatureExtractorBase, register_feature_extractor
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
-from evaluation.images.sets import EMBEDDED, ImageSet, load_images
+from data.images import EMBEDDED, ImageSet, load_images
 from launch.errors import UserError
 from launch.files import sha256_file
 from launch.seeding import permutation, torch_generator
 
 REGISTERED_NAME = "alignkit-digits"
+TRAINED_ON = f"{EMBEDDED}::train"
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILE}"
 INCEPTION_SHA256_START = "6726825d"
@@ -157,7 +158,7 @@ class Extractor:
 
 def prepare_digits(folder: Path, seed: int = 0) -> tuple[Extractor, float]:
     """Train the digits extractor into a folder (seconds). Returns it and its accuracy on the held-out digits."""
-    train, test = load_images(f"{EMBEDDED}/train"), load_images(f"{EMBEDDED}/test")
+    train, test = load_images(TRAINED_ON), load_images(f"{EMBEDDED}::eval")
     model = train_digits_classifier(train, seed)
     images, labels = torch.from_numpy(test.images).float() / 255, torch.from_numpy(np.asarray(test.labels))
     accuracy = (model(images)[1].argmax(dim=1) == labels).double().mean().item()
@@ -171,6 +172,12 @@ def prepare_digits(folder: Path, seed: int = 0) -> tuple[Extractor, float]:
         "digits", REGISTERED_NAME, path, weights_hash(model.state_dict()), description, "features", "logits"
     )
     return extractor, accuracy
+
+
+def count_seen(images: ImageSet) -> int:
+    """How many of these images the digits extractor was trained on, by their pixels."""
+    trained_on = {image.tobytes() for image in load_images(TRAINED_ON).images}
+    return sum(image.tobytes() in trained_on for image in images.images)
 
 
 def weights_hash(weights: dict[str, Tensor]) -> str:

@@ -13,8 +13,8 @@ from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics
 from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.utils import create_feature_extractor, get_featuresdict_from_dataset
 
+from data.images import ImageSet
 from evaluation.images.extractors import Extractor
-from evaluation.images.sets import ImageSet
 
 DISAGREEMENT = 1e-6
 """Relative difference between torch-fidelity's number and ours that is reported as a fault."""

@@ -1,1 +1,1 @@
-"""Measures on preferences: reward-model accuracy and calibration, length bias, win rates, KL to a reference."""
+"""Pure measures on preferences: reward-model accuracy and calibration, length bias, win rates, KL to a reference."""

@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
+from data.images import EMBEDDED, ImageSet, load_images
 from evaluation.deepfake.detector import (
+    PENALTY,
     THRESHOLD,
     Halves,
     Scored,
@@ -19,10 +19,10 @@ from evaluation.deepfake.detector import (
     control_test,
     detector_estimates,
     fit_detector,
+    mean_auc_estimate,
     run_test,
     split_halves,
 )
-from evaluation.images.sets import EMBEDDED, ImageSet, load_images
 from evaluation.schema import EvaluationResult, Metric, Protocol, Slice, Subject, metric, write_samples
 from evaluation.statistics import Estimate
 from evaluation.suites.images import check_names, folder_name
@@ -48,12 +48,13 @@ class DeepfakeConfig(StageConfig):
 
     generators: dict[str, str] = field(default_factory=dict, metadata={"artefact": True})
     """Name -> images: a folder of `alignkit sample`, a folder of pictures, or an .npz file. --generators.vae PATH"""
-    real: str = field(default=EMBEDDED, metadata={"artefact": True})
-    """The real images: a folder of pictures, an .npz file, or embedded:digits."""
+    real: str = field(default=f"{EMBEDDED}::eval", metadata={"artefact": True})
+    """The real images, best some that no generator was trained on: a folder of pictures, an .npz or idx file, or
+    embedded:digits; `::eval` picks the half that no training takes by default."""
     max_images: PositiveInt = 5000
     """Use at most so many images of each set, drawn by seed."""
     resamples: PositiveInt = 1000
-    """Bootstrap resamples of the intervals of average precision, equal error rate and true positive rate."""
+    """Bootstrap resamples of the intervals of average precision, equal error rate, true positive rate and mean areas."""
 
     def check(self) -> None:
         if not self.generators:
@@ -121,7 +122,7 @@ def _protocol(config: DeepfakeConfig, real: ImageSet) -> Protocol:
         split="halves by content: train, test",
         seeds=[config.seed],
         settings={
-            "detector": "logistic regression (C 0.1, classes balanced) on standardised log ring powers and 8x8 block DCT",
+            "detector": f"logistic regression (C {PENALTY:g}, classes balanced) on standardised log ring powers and 8x8 block DCT",
             "threshold": THRESHOLD,
             "image_shape": list(real.images.shape[1:]),
             "compression": real.compression,
@@ -185,15 +186,18 @@ def _detector_result(
     slices = [
         Slice("trained on", row, [_matrix_metric(column, matrix[row, column]) for column in names]) for row in names
     ]
-    own = [matrix[n, n].value for n in names]
-    others = [matrix[a, b].value for a in names for b in names if a != b]
-    metrics = [
-        _control_metric(control),
-        Metric("auc_own_generator", float(np.mean(own)), len(own), description="Mean AUC on the training generator"),
-    ]
-    if others:
-        meaning = "Mean AUC on generators that were not trained on"
-        metrics.append(Metric("auc_other_generators", float(np.mean(others)), len(others), description=meaning))
+    own = {pair: test for pair, test in tests.items() if pair[0] == pair[1]}
+    others = {pair: test for pair, test in tests.items() if pair[0] != pair[1]}
+    means = {
+        "auc_own_generator": (own, "the training generator"),
+        "auc_other_generators": (others, "generators that were not trained on"),
+    }
+    metrics = [_control_metric(control)]
+    for name, (pairs, where) in means.items():
+        if pairs:
+            metrics.append(
+                _mean_metric(name, mean_auc_estimate(pairs, config.seed, config.resamples), where, len(pairs))
+            )
     EvaluationResult(
         suite="deepfake",
         subject=Subject(DETECTOR, "detector"),
@@ -203,6 +207,13 @@ def _detector_result(
         versions=package_versions(),
         hardware=hardware(),
     ).save(job.output_dir)
+
+
+def _mean_metric(name: str, estimate: Estimate, where: str, pairs: int) -> Metric:
+    meaning = (
+        f"Mean AUC on {where}. The interval is over test images: detectors and generators are those that were given"
+    )
+    return metric(name, estimate, meaning, higher_is_better=None, pairs=pairs)
 
 
 def _matrix_metric(column: str, estimate: Estimate) -> Metric:

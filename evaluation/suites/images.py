@@ -15,7 +15,8 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import scipy.spatial
 
-from evaluation.images.extractors import Extractor, prepare_digits, prepare_inception
+from data.images import EMBEDDED, ImageSet, content_fractions, image_set, load_images
+from evaluation.images.extractors import Extractor, count_seen, prepare_digits, prepare_inception
 from evaluation.images.fidelity import (
     DISAGREEMENT,
     Features,
@@ -27,7 +28,6 @@ from evaluation.images.fidelity import (
 from evaluation.images.grid import image_grid, save_png
 from evaluation.images.intervals import frechet_estimate, inception_estimate, kernel_estimate
 from evaluation.images.metrics import Manifold, precision_recall_density_coverage, shuffled
-from evaluation.images.sets import EMBEDDED, ImageSet, content_fractions, image_set, load_images
 from evaluation.schema import EvaluationResult, Metric, Protocol, Subject, metric, write_samples
 from evaluation.statistics import Estimate, mean, proportion
 from launch.entry import run_module
@@ -47,8 +47,9 @@ class ImagesConfig(StageConfig):
 
     generators: dict[str, str] = field(default_factory=dict, metadata={"artefact": True})
     """Name -> images: a folder of `alignkit sample`, a folder of pictures, or an .npz file. --generators.vae PATH"""
-    reference: str = field(default=EMBEDDED, metadata={"artefact": True})
-    """The real images: a folder of pictures, an .npz file, or embedded:digits (also /train and /test)."""
+    reference: str = field(default=f"{EMBEDDED}::eval", metadata={"artefact": True})
+    """The real images, best some that no generator was trained on: a folder of pictures, an .npz or idx file, or
+    embedded:digits; `::eval` picks the half that neither the extractor nor, by default, a generator was trained on."""
     baselines: bool = True
     """Hold half of the reference out and measure it like a generator (the floor), and images of independent pixels
     (the ceiling); without this the whole reference is compared with."""
@@ -71,7 +72,7 @@ def run(config: ImagesConfig, job: Job) -> dict[str, Any]:
     """Write one results.json for each generator and baseline, in a folder of its name."""
     if not job.runtime.is_main:
         return {}
-    sets, reference = _load(config)
+    sets, reference = load_sets(config)
     if config.extractor == "digits":
         extractor, accuracy = prepare_digits(job.output_dir)  # not config.seed: the extractor defines the metric
         job.say(f"digits extractor: accuracy {accuracy:.3f} on held-out digits")
@@ -90,9 +91,10 @@ def run(config: ImagesConfig, job: Job) -> dict[str, Any]:
     return summary
 
 
-def _load(config: ImagesConfig) -> tuple[dict[str, ImageSet], ImageSet]:
+def load_sets(config: ImagesConfig) -> tuple[dict[str, ImageSet], ImageSet]:
     """The sets to measure, cut to one common size, and the reference."""
     reference = load_images(config.reference)
+    _check_unseen(config, reference)
     sets = {name: load_images(source) for name, source in config.generators.items()}
     for name, images in sets.items():
         if images.images.shape[1:] != reference.images.shape[1:]:
@@ -110,6 +112,15 @@ def _load(config: ImagesConfig) -> tuple[dict[str, ImageSet], ImageSet]:
         fewest = min(sets, key=lambda name: len(sets[name]))
         raise UserError(f"{fewest}: has {len(sets[fewest])} images; a score needs at least {FEWEST}")
     return {k: v.sample(count, config.seed) for k, v in sets.items()}, reference.sample(config.max_images, config.seed)
+
+
+def _check_unseen(config: ImagesConfig, reference: ImageSet) -> None:
+    """UserError when the digits extractor was trained on reference images: the yardstick of real ones is flattered then."""
+    if config.extractor == "digits" and (seen := count_seen(reference)):
+        raise UserError(
+            f"reference: the digits extractor was trained on {seen} of the {len(reference)} images of {config.reference}; "
+            f"compare with images that it has not seen, as in --reference {EMBEDDED}::eval"
+        )
 
 
 def folder_name(name: str) -> str:

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from evaluation.preferences import head_to_head, reward_model
-from evaluation.preferences.config import RewardEvaluationConfig
+from evaluation.suites import head_to_head, reward_accuracy
+from evaluation.suites.reward_config import RewardEvaluationConfig
 from launch.entry import run_module
 from launch.stage import Job, Stage
 
 
 def run(config: RewardEvaluationConfig, job: Job) -> dict[str, Any]:
     """Write results.json and samples.jsonl."""
-    return (reward_model if config.mode == "accuracy" else head_to_head).evaluate(config, job)
+    return (reward_accuracy if config.mode == "accuracy" else head_to_head).evaluate(config, job)
 
 
 STAGE = Stage("evaluate reward", RewardEvaluationConfig, run)

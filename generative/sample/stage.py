@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from data.image_files import SAMPLES_FILE
 from evaluation.images.grid import image_grid, save_png
-from evaluation.images.sets import SAMPLES_FILE
 from generative.diffusion import DiffusionModel
 from generative.folders import load_model
 from generative.sampling import sample_images

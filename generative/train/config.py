@@ -64,8 +64,9 @@ class TrainConfig(StageConfig):
 
     kind: Literal["vae", "gan", "diffusion"] = "diffusion"
     """What to train: a variational autoencoder, a GAN or a diffusion model."""
-    data: str = artefact("embedded:digits")
-    """Images: embedded:digits, a folder of pictures, an npz file, an idx file or the folder of MNIST."""
+    data: str = artefact("embedded:digits::train")
+    """Images: embedded:digits, a folder of pictures, an npz file, an idx file or the folder of MNIST; `::train` picks
+    the half that `evaluate images` does not compare with."""
     image_size: PositiveInt | None = None
     """Bring the images to squares of this side; null to keep theirs."""
     steps: PositiveInt | None = None

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from data.images import load_training_images
 from generative.diffusion import DiffusionModel
 from generative.gan import GAN
-from generative.images import load_training_images
 from generative.learners import DiffusionLearner, GANLearner, VAELearner
 from generative.train.config import TrainConfig
 from generative.training import Learner, Trainer

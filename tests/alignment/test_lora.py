@@ -15,9 +15,11 @@ from alignment.lora.layers import CLASSIFIER
 from alignment.lora.training import with_adapter
 from alignment.models import load_causal
 from alignment.reward import STAGE as REWARD
+from alignment.reward import RewardConfig
 from alignment.reward.head import load_scorer
 from alignment.reward.model import RewardModel
 from alignment.sft import STAGE as SFT
+from alignment.trl_stage.preferences import load_preference_split
 from evaluation.adapters import adapter_folder, read_adapter, split_adapter
 from launch.config import build
 from launch.errors import UserError
@@ -288,9 +290,12 @@ def test_reward_makes_an_adapter_with_a_normalised_head(root, base, reward):
     assert torch.equal(judge.model.score.weight, adapter.head_LD)
     chosen, rejected = (judge.score([r["prompt"] for r in rows], [r[s] for r in rows]) for s in ("chosen", "rejected"))
     assert sum(a > b for a, b in zip(chosen, rejected, strict=True)) / len(rows) > 0.9
-    scores = torch.tensor(chosen + rejected)
-    assert float(scores.mean()) == pytest.approx(0, abs=0.3)
-    assert float(scores.std()) == pytest.approx(1, abs=0.3)
+    config = RewardConfig(output_dir="x", data=str(root / "preferences.jsonl"), eval_fraction=0.3)
+    trained, _ = load_preference_split(config)  # what the head is normalised on
+    sides = [judge.score([p.prompt for p in trained], [getattr(p, s) for p in trained]) for s in ("chosen", "rejected")]
+    scores = torch.tensor(sides, dtype=torch.float64)
+    assert float(scores.mean()) == pytest.approx(0, abs=1e-5)
+    assert float(scores.std(correction=0)) == pytest.approx(1, abs=1e-5)
     peft_model = AutoPeftModelForSequenceClassification.from_pretrained(str(reward), num_labels=1).eval()
     peft_model.config.pad_token_id = 0
     assert logits(peft_model).item() == pytest.approx(judge.score_tokens(IDS, torch.ones_like(IDS)).item(), abs=1e-5)

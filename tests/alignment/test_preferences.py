@@ -5,6 +5,7 @@ import json
 import pytest
 
 from alignment.preferences import STAGE
+from alignment.reward.model import RewardModel
 from data import load_preferences
 from launch.errors import UserError
 from launch.stage import Job
@@ -66,7 +67,11 @@ def test_a_reward_model_ranks_the_samples_of_a_prompt(tmp_path, monkeypatch):
     words += ["--reward", save_reward(tmp_path / "reward")]
     folder = run(STAGE, tmp_path / "out", *words, "--pairs", "all")
     pairs = load_preferences(folder / "preferences.jsonl")
-    assert len(pairs) == 12 and all(p.strength > 0 for p in pairs)
+    judge = RewardModel.from_pretrained(tmp_path / "reward")
+    assert len(pairs) == 12
+    for pair in pairs:
+        better, worse = judge.score([pair.prompt] * 2, [pair.chosen, pair.rejected])
+        assert pair.strength == pytest.approx(better - worse, abs=1e-5) and better > worse
     assert 8 in beats  # every scored row was reported: a watchdog sees a long run
     best = run(STAGE, tmp_path / "extremes", *words)
     assert {p.prompt for p in load_preferences(best / "preferences.jsonl")} == {"to in a", "to in by"}

@@ -230,7 +230,8 @@ def test_the_artefact_is_a_plain_hugging_face_folder(artefact):
     text = json.loads((folder / "heldout.jsonl").read_text())["text"]
     ids = tokenizer(text, return_tensors="pt")["input_ids"][:, :17]
     assert model(input_ids=ids, labels=ids).loss.item() < math.log(261) - 1
-    assert AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1).config.pad_token_id is not None
+    judge = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1)
+    assert judge.config.pad_token_id == tokenizer.pad_token_id
 
 
 def test_provenance_holds_the_plan_and_the_measured_precision(artefact):

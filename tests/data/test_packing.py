@@ -1,6 +1,5 @@
 """Packed rows: every token is predicted once, nothing crosses a document, the model agrees with documents run alone."""
 
-import time
 from itertools import pairwise
 
 import numpy as np
@@ -80,13 +79,11 @@ def test_known_packing():
     assert rows == [[1, 2, 5], [0, 3, 4]]  # 8; 4 + 4; the 2 fits both, into the newer; 1 and 1 into the other
 
 
-def test_waste_and_speed_on_two_million_characters():
+def test_waste_on_two_million_characters():
     """The size of the embedded prose: 600k tokens in 7,000 documents of very different lengths, rows of 256."""
     generator = np.random.default_rng(0)
     documents = [np.ones(int(n), dtype=np.int32) for n in generator.lognormal(3.8, 1.1, 7000) + 2]
-    start = time.perf_counter()
     packed = pack_documents(documents, 256, pad_id=0)
-    assert time.perf_counter() - start < 5
     assert packed.waste < 0.01
     assert packed.waste == packed.padding / (packed.count * 256)
 

@@ -1,5 +1,7 @@
 """The package's front: names resolve, and importing them stays cheap."""
 
+import importlib
+import inspect
 import subprocess
 import sys
 
@@ -10,7 +12,10 @@ import data
 
 @pytest.mark.parametrize("name", data.__all__)
 def test_every_public_name_resolves(name):
-    assert getattr(data, name) is not None
+    found = getattr(data, name)
+    if type(found) is type or inspect.isfunction(found):  # neither a constant nor an alias of types
+        assert (found.__module__, found.__name__) == (f"data.{data._HOME[name]}", name)
+    assert found is getattr(importlib.import_module(f"data.{data._HOME[name]}"), name)
 
 
 def test_unknown_name():

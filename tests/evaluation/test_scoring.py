@@ -204,6 +204,8 @@ def test_damaged_weights_are_named():
 def test_the_reward_head_is_fp32_under_autocast():
     model = tiny.reward_model()
     with torch.autocast("cpu", torch.bfloat16):
-        rewards = scoring.score_ids(model, SEQUENCES)
+        rewards = torch.cat([scoring.score_ids(model, [ids]) for ids in SEQUENCES])
+        last = torch.stack([model.model(torch.tensor([ids])).last_hidden_state[0, -1] for ids in SEQUENCES])
     assert (rewards != rewards.bfloat16().float()).any()
-    torch.testing.assert_close(rewards, scoring.score_ids(model, SEQUENCES), atol=0.2, rtol=0)
+    expected = last.float() @ model.score.weight[0]  # a body in bf16, a head in fp32
+    torch.testing.assert_close(rewards, expected.detach(), atol=1e-6, rtol=1e-6)

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from evaluation.images.sets import load_images
+from data.images import load_images
 from generative import GAN, VAE, DiffusionModel, load_model, sample_images
 from generative.sample import STAGE
 from generative.sampling import sample_noise

@@ -11,10 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from data.embedded import digits
+from data.images import load_training_images
 from data.order import epoch_order
 from generative.gan import discriminator_nll, r1_penalty
-from generative.images import load_training_images, to_signed
+from generative.scaling import to_signed
 from generative.train import STAGE, TrainConfig
 from generative.train.stage import build_learner
 from generative.training import Batch, Trainer, lr_factor
@@ -134,12 +134,23 @@ def test_training_lowers_the_loss(images, kind, name):
     assert np.mean(losses[-10:]) < 0.75 * np.mean(losses[:5])
 
 
-def test_untrained_diffusion_error_is_the_variance_of_its_target(images):
-    """The UNet's output layer starts near zero: epsilon's target has variance 1."""
-    trainer = make_trainer(images, "diffusion", batch_size=64, diffusion={"noise_steps": 20, "prediction": "epsilon"})
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_the_first_diffusion_loss_by_hand(images, prediction):
+    """x_t = sqrt(a) x + sqrt(1 - a) e; the target is e or sqrt(a) e - sqrt(1 - a) x, the weight min(SNR, 5) over SNR (+ 1)."""
+    trainer = make_trainer(images, "diffusion", batch_size=16, diffusion={"noise_steps": 20, "prediction": prediction})
+    batch, model = trainer.batch(), trainer.learner.model
+    noise = batch.normal("noise", *model.noise_shape)
+    times = (torch.arange(16).double() + batch.uniform("times").double()) / 16 * 20
+    kept = model.scheduler.alphas_cumprod[times.long()][:, None, None, None]  # a: the share of the signal
+    noisy = kept.sqrt() * batch.images + (1 - kept).sqrt() * noise
+    target = noise if prediction == "epsilon" else kept.sqrt() * noise - (1 - kept).sqrt() * batch.images
+    with torch.no_grad():
+        error = (model.unet(noisy, times.long()).sample - target).square().mean((1, 2, 3))
+    snr = (kept / (1 - kept)).flatten()
+    weight = snr.clamp(max=5) / (snr + (prediction == "v_prediction"))
     metrics = trainer.update()
-    assert metrics["unet/squared_error"] == pytest.approx(1.0, abs=0.25)
-    assert metrics["unet/loss"] < metrics["unet/squared_error"]  # min(SNR, 5) / SNR is at most 1
+    assert metrics["unet/squared_error"] == pytest.approx(float(error.mean()), rel=1e-5)
+    assert metrics["unet/loss"] == pytest.approx(float((weight * error).mean()), rel=1e-5)
 
 
 @pytest.mark.parametrize("checkpoint_steps", [0, 1])
@@ -259,6 +270,6 @@ def test_defaults_belong_to_the_kind_and_can_be_overridden():
 def test_summary_is_in_the_provenance_and_finite(tmp_path):
     provenance = train(tmp_path / "out", "vae", steps=3)
     summary = provenance["summary"]
-    assert summary["steps"] == 3 and summary["images"] == len(digits()[0])
+    assert summary["steps"] == 3 and summary["images"] == 872
     assert all(math.isfinite(v) for v in summary.values())
     assert json.loads((tmp_path / "out" / "config.json").read_text())["latent_dim"] == TINY["vae"]["latent_dim"]

@@ -67,6 +67,28 @@ def test_faults_in_a_lifecycle(tmp_path, recipe, overrides, message):
         plan_stages(recipe, "r.yaml", tmp_path, overrides)
 
 
+def test_a_seed_moves_those_of_all_stages_and_keeps_them_apart(tmp_path):
+    stages = {
+        "a": {"command": "generate", "config": {"prompts": "p", "seed": 3}},
+        "b": {"command": "generate", "config": {"prompts": "p", "seed": 4}},
+        "c": {"command": "sft"},
+        "d": {"command": "ppo", "config": {"policy": "@c"}},
+    }
+    plans = [plan_stages({"stages": stages}, "r", tmp_path, {"d": {"seed": "7"}}, seed) for seed in (0, 1, 2)]
+    seeds = [[stage.config.get("seed") for stage in plan] for plan in plans]
+    assert seeds == [[3, 4, None, "7"], [1003, 1004, 1000, "7"], [2003, 2004, 2000, "7"]]
+    prints = [[stage.fingerprint for stage in plan] for plan in plans]
+    assert prints[0] == [s.fingerprint for s in plan_stages({"stages": stages}, "r", tmp_path, {"d": {"seed": "7"}})]
+    assert [len(set(column)) for column in zip(*prints, strict=True)] == [3, 3, 3, 1]  # what ran before is stale
+
+
+@pytest.mark.parametrize("words", [["--seed", "-1"], ["--seed", "one"], ["--seed.x", "1"]])
+def test_a_seed_is_an_integer(tmp_path, words):
+    (tmp_path / "r.yaml").write_text("stages: {a: {command: sft}}")
+    with pytest.raises(UserError, match=r"seed: .* is no integer of 0 or more"):
+        lifecycle.main([str(tmp_path / "r.yaml"), "--output_dir", str(tmp_path / "out"), *words])
+
+
 def test_values_that_json_lacks_reach_the_stage_as_text(tmp_path):
     config = {"learning_rate": float("nan"), "name": datetime.date(2026, 1, 2), 3: 4}
     plan = plan_stages({"stages": {"a": {"command": "ppo", "config": config}}}, "r.yaml", tmp_path, {})

@@ -11,16 +11,19 @@ import scipy.ndimage
 import torch
 from PIL import Image
 
+from data.images import load_images
 from evaluation.deepfake.detector import (
+    PENALTY,
     Scored,
     auc_estimate,
     control_test,
     detector_estimates,
     fit_detector,
+    mean_auc_estimate,
     run_test,
     split_halves,
 )
-from evaluation.images.sets import load_images
+from evaluation.deepfake.metrics import roc_auc
 from evaluation.schema import load, read_samples
 from evaluation.suites.deepfake import DETECTOR, STAGE, DeepfakeConfig
 from launch.errors import UserError
@@ -80,6 +83,46 @@ def test_estimates_of_a_perfect_and_of_a_blind_detector():
     assert all(e.low <= e.value <= e.high for e in blind.values())
 
 
+def scored(real, generated):
+    return Scored(np.repeat([0, 1], [len(real), len(generated)]), np.concatenate([real, generated]))
+
+
+def test_mean_auc_of_one_test_is_the_bootstrap_of_its_area():
+    draw = np.random.default_rng(0)
+    real, generated = (
+        draw.normal(0, 1, 60).round(1),
+        draw.normal(0.8, 1, 40).round(1),
+    )  # rounded, so that some are equal
+    found = mean_auc_estimate({("a", "a"): scored(real, generated)}, seed=0, resamples=4000)
+    brute = [
+        roc_auc(np.repeat([0, 1], [60, 40]), np.concatenate([draw.choice(real, 60), draw.choice(generated, 40)]))
+        for _ in range(4000)
+    ]
+    assert found.value == roc_auc(np.repeat([0, 1], [60, 40]), np.concatenate([real, generated])) and found.n == 100
+    assert [found.low, found.high] == pytest.approx(np.quantile(brute, [0.025, 0.975]), abs=0.008)
+    assert found.stderr == pytest.approx(np.std(brute), rel=0.06)
+    assert "over test images, detectors fixed" in found.method
+
+
+def test_mean_auc_draws_each_set_once_for_all_tests():
+    draw = np.random.default_rng(1)
+    real, fake, other = (draw.normal(m, 1, 50) for m in (0, 0.7, 0.7))
+    alone = mean_auc_estimate({("a", "a"): scored(real, fake)}, 0)
+    twice = mean_auc_estimate({("a", "a"): scored(real, fake), ("b", "a"): scored(real, fake)}, 0)
+    assert twice.stderr == pytest.approx(alone.stderr) and twice.n == alone.n == 100  # no new images, nothing gained
+    two = mean_auc_estimate({("a", "a"): scored(real, fake), ("a", "b"): scored(real, other)}, 0, resamples=4000)
+    brute = []
+    for _ in range(4000):
+        r = draw.choice(real, 50)
+        brute.append(np.mean([roc_auc(np.repeat([0, 1], 50), [*r, *draw.choice(x, 50)]) for x in (fake, other)]))
+    assert two.n == 150 and two.stderr == pytest.approx(np.std(brute), rel=0.06)  # 15 % less were real drawn twice
+
+
+def test_mean_auc_without_overlap_has_no_interval():
+    found = mean_auc_estimate({("a", "a"): scored(np.zeros(30), np.ones(30))}, 0)
+    assert found.value == 1 and found.low is None and "same area on every resample" in found.method
+
+
 # ---------------------------------------------------------------------------------------------- stage
 
 
@@ -128,6 +171,12 @@ def test_the_matrix_has_every_pair(evaluated):
     assert result.metric("auc_other_generators").value == pytest.approx(
         (table["linear", "auc on same"] + table["same", "auc on linear"]) / 2
     )
+    for name in ("auc_own_generator", "auc_other_generators"):
+        mean = result.metric(name)
+        assert (
+            mean.ci_low < mean.value < mean.ci_high and "detectors fixed" in mean.ci_method and mean.extra["pairs"] == 2
+        )
+    assert f"(C {PENALTY:g}, classes balanced)" in result.protocol.settings["detector"]
 
 
 def test_sets_that_differ_before_the_pixels_are_refused(tmp_path):

@@ -8,6 +8,7 @@ import safetensors.torch
 import torch
 import torch_fidelity
 
+from data.images import image_set, load_images
 from evaluation.images.extractors import (
     INCEPTION_FILE,
     DigitsClassifier,
@@ -24,7 +25,6 @@ from evaluation.images.fidelity import (
 )
 from evaluation.images.frechet import frechet_distance_from_features
 from evaluation.images.metrics import inception_score, precision_recall_density_coverage, shuffled
-from evaluation.images.sets import image_set, load_images
 from launch.errors import UserError
 
 CPU = torch.device("cpu")
@@ -43,7 +43,7 @@ def test_the_digits_extractor_knows_digits(digits_extractor):
 
 
 def test_training_is_deterministic_whatever_ran_before():
-    train = load_images("embedded:digits/test")
+    train = load_images("embedded:digits::eval")
     torch.manual_seed(1)
     first = weights_hash(train_digits_classifier(train, epochs=1).state_dict())
     torch.manual_seed(2)
@@ -61,7 +61,7 @@ def test_training_is_deterministic_whatever_ran_before():
 
 def test_features_are_those_of_the_classifier(digits_extractor):
     extractor, _ = digits_extractor
-    images = load_images("embedded:digits/test").sample(70, 0)
+    images = load_images("embedded:digits::eval").sample(70, 0)
     found = extract_features(load_extractor(extractor, CPU), extractor, images, batch=16)
     model = DigitsClassifier()
     model.load_state_dict(safetensors.torch.load_file(extractor.weights))

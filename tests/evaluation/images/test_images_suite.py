@@ -9,10 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
+from data.images import load_images
+from evaluation.images.extractors import TRAINED_ON, count_seen
 from evaluation.images.grid import image_grid
-from evaluation.images.sets import load_images
 from evaluation.schema import load, read_samples
-from evaluation.suites.images import PIXELS, REAL, STAGE, ImagesConfig, folder_name, independent_pixels
+from evaluation.suites.images import PIXELS, REAL, STAGE, ImagesConfig, folder_name, independent_pixels, load_sets
+from generative.train import TrainConfig
 from launch.config import build
 from launch.errors import UserError
 
@@ -39,7 +41,7 @@ def trained_once(digits_extractor):
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory, trained_once):
     root = tmp_path_factory.mktemp("images")
-    digits = load_images("embedded:digits").images
+    digits = load_images("embedded:digits::eval").images
     draw = np.random.default_rng(0).normal(0, 70, digits[:400].shape)
     generators = {
         "copies": save(root / "copies", digits[:400]),
@@ -47,6 +49,26 @@ def evaluated(tmp_path_factory, trained_once):
     }
     summary = STAGE.run(ImagesConfig(output_dir=str(root / "out"), generators=generators), job(root / "out"))
     return root / "out", summary
+
+
+def test_no_digit_has_two_roles(tmp_path):
+    source = save(tmp_path / "generated", load_images("embedded:digits::train").images)
+    sets, reference = load_sets(ImagesConfig(output_dir=str(tmp_path), generators={"g": source}))
+    assert TRAINED_ON == TrainConfig(output_dir="x").data == "embedded:digits::train"
+    roles = [load_images(TRAINED_ON), reference, load_images("embedded:digits::eval")]
+    assert [len(role) for role in roles] == [872, 456, 925]
+    pixels = [{image.tobytes() for image in role.images} for role in (roles[0], reference, sets[REAL])]
+    assert [len(p) for p in pixels] == [872, 456, 469]  # no copies either
+    assert not pixels[0] & pixels[1] and not pixels[0] & pixels[2] and not pixels[1] & pixels[2]
+    assert {name: len(images) for name, images in sets.items()} == {REAL: 469, "g": 469, PIXELS: 469}
+
+
+def test_a_reference_that_the_extractor_was_trained_on_is_refused(tmp_path):
+    assert count_seen(load_images("embedded:digits")) == 872 and count_seen(load_images("embedded:digits::eval")) == 0
+    source = save(tmp_path / "generated", load_images("embedded:digits::eval").images)
+    config = ImagesConfig(output_dir=str(tmp_path), generators={"g": source}, reference="embedded:digits")
+    with pytest.raises(UserError, match=r"trained on 872 of the 1797 images .* --reference embedded:digits::eval"):
+        load_sets(config)
 
 
 def test_every_set_has_a_result_at_one_n(evaluated):
@@ -94,7 +116,7 @@ def test_duplicates_are_noted(tmp_path):
     result = load(tmp_path / "out" / "c")
     assert any("30 of 40 images are exact copies" in note for note in result.notes)
     assert any("mostly bias" in note for note in result.notes)
-    assert result.protocol.n_items == 1797 and result.protocol.split == "whole"
+    assert result.protocol.n_items == 925 and result.protocol.split == "whole"
 
 
 def test_faults_are_named(tmp_path):
@@ -111,7 +133,7 @@ def test_faults_are_named(tmp_path):
 
 
 def test_independent_pixels_keep_the_margins():
-    reference = load_images("embedded:digits")
+    reference = load_images("embedded:digits::eval")
     found = independent_pixels(reference, 4000, 0).images.astype(float)
     assert np.abs(found.mean(0) - reference.images.mean(0)).max() < 8
     assert abs(np.corrcoef(found[:, 0, 3, 3], found[:, 0, 3, 4])[0, 1]) < 0.06

@@ -3,6 +3,7 @@ import shutil
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 
 from evaluation.preferences.accuracy import outcomes
@@ -52,11 +53,16 @@ def test_accuracy_mode(models, preferences, tmp_path):
     )
     accuracy = result.metric("accuracy")
     assert accuracy.value == pytest.approx((margins > 0).mean()) and accuracy.n == 12  # prompts, each with two pairs
-    assert accuracy.baseline == "taking the longer answer" and accuracy.comparison.p_value is not None
+    assert accuracy.baseline == "taking the longer answer"
     assert result.metric("pairwise_loss").value == pytest.approx(np.log1p(np.exp(-margins)).mean(), rel=1e-4)
     longer = [len(r["chosen"]) > len(r["rejected"]) for r in decided]
     equal = [len(r["chosen"]) == len(r["rejected"]) for r in decided]
     assert result.metric("baseline_longest").value == pytest.approx(np.mean(longer) + np.mean(equal) / 2)
+    gain = (margins > 0) - (np.array(longer) + np.array(equal) / 2)
+    gain = gain.reshape(2, 12).mean(0)  # each prompt is there twice
+    test = scipy.stats.ttest_1samp(gain, 0)  # equal clusters: the clustered test is that of the prompts' means
+    assert accuracy.comparison.difference == pytest.approx(gain.mean())
+    assert accuracy.comparison.p_value == pytest.approx(test.pvalue, rel=1e-6)
     assert result.metric("baseline_shortest").value == pytest.approx(1 - result.metric("baseline_longest").value)
     assert result.notes == ["1 pairs that people called ties are left out."]
     assert [(s.group, s.name, s.metrics[0].n) for s in result.slices] == [("source", "aa", 6), ("source", "bb", 6)]

@@ -1,6 +1,7 @@
 import json
 
 import pytest
+import torch
 
 from evaluation import perplexity
 from evaluation.schema import read_samples
@@ -33,7 +34,11 @@ def test_suite_reports_what_the_function_computes(models, documents, tmp_path):
     assert [r["bytes"] for r in rows] == [len(t) - 1 for t in TEXTS]  # the first byte is given
     assert rows[2]["bits_per_byte"] is None
     assert result.protocol.settings["documents"] == "each alone, from its second token (no BOS)"
-    assert rows[0]["origin"].endswith("line 1") and sum(r["nats"] for r in rows) > 0
+    assert rows[0]["origin"].endswith("line 1") and rows[2]["nats"] == 0
+    ids = torch.tensor([tiny.tokenizer()(TEXTS[0])["input_ids"]])  # fits into one window
+    with torch.no_grad():
+        mean = tiny.language_model(0)(input_ids=ids, labels=ids).loss.item()
+    assert rows[0]["nats"] == pytest.approx(mean * (ids.shape[1] - 1), rel=1e-5)
     provenance = json.loads((tmp_path / "out" / "provenance.json").read_text())
     assert provenance["summary"]["bits_per_byte"] == result.metric("bits_per_byte").value
     assert provenance["inputs"]["model"]["sha256"] == result.subject.sha256

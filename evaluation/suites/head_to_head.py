@@ -14,7 +14,6 @@ from evaluation.artefacts import (
     describe_author,
     describe_judge,
     display_name,
-    load_language_model,
     load_reward_model,
     made_from,
     over_ranks,
@@ -24,13 +23,12 @@ from evaluation.artefacts import (
 from evaluation.completions import Completion, align, completions_file, load_completions
 from evaluation.language.quality import length_metrics
 from evaluation.preferences.accuracy import outcomes
-from evaluation.preferences.config import RewardEvaluationConfig
-from evaluation.preferences.divergence import divergences
 from evaluation.preferences.metrics import head_to_head_metrics, mean_of, repeated
 from evaluation.schema import Comparison, EvaluationResult, Metric, Protocol, Subject, metric, write_samples
-from evaluation.scoring import completion_logprobs, score_sequences
+from evaluation.scoring import score_sequences
 from evaluation.statistics import paired_difference, win_rate
-from launch.errors import UserError
+from evaluation.suites.kl import estimate_kl, over_budget, sampling_temperature
+from evaluation.suites.reward_config import RewardEvaluationConfig
 from launch.files import sha256_file
 from launch.provenance import hardware, package_versions
 from launch.stage import Job
@@ -48,13 +46,13 @@ def evaluate(config: RewardEvaluationConfig, job: Job) -> dict[str, Any]:
     lengths = np.array([len(a.text) - len(b.text) for a, b in pairs], dtype=float)
     metrics = head_to_head_metrics(mine, other, lengths, prompts, baseline)
     columns = {"reward": mine, "baseline_reward": other, "outcome": outcomes(mine - other)}
-    metrics += _reference_metrics(config, job, ours, mine)
+    metrics += _human_reference_metrics(config, job, ours, mine)
     if config.proxy:
         columns["proxy_reward"] = judge_rewards("proxy", config.proxy, config, job, ours)
         metrics.append(_proxy_metric(columns["proxy_reward"], mine, prompts))
     temperature = sampling_temperature(config)
     if config.policy:
-        columns["kl_k1"], columns["kl_k3"], found = _kl(config, job, ours, temperature)
+        columns["kl_k1"], columns["kl_k3"], found = estimate_kl(config, job, ours, temperature)
         metrics += found
     metrics += _compared_lengths(ours, theirs, baseline)
     rows = [_row(*pair, {k: float(v[i]) for k, v in columns.items()}) for i, pair in enumerate(pairs)]
@@ -89,16 +87,16 @@ def judge_rewards(
         return np.array(over_ranks(job, rows, compute))
 
 
-def _reference_metrics(
+def _human_reference_metrics(
     config: RewardEvaluationConfig, job: Job, ours: Sequence[Completion], mine: np.ndarray
 ) -> list[Metric]:
     """The judge's view of human-written references, where every row has one: the ceiling."""
     if not all(row.reference for row in ours):
         return []
-    human = [dataclasses.replace(row, text=row.reference or "", finished=True) for row in ours]
-    theirs = judge_rewards("judge", config.judge, config, job, human)
+    human_references = [dataclasses.replace(row, text=row.reference or "", finished=True) for row in ours]
+    human_rewards = judge_rewards("judge", config.judge, config, job, human_references)
     groups = repeated([row.prompt_text for row in ours])
-    rate = win_rate(outcomes(mine - theirs), groups)
+    rate = win_rate(outcomes(mine - human_rewards), groups)
     text = "mean reward that the judge gives to the human-written references"
     return [
         metric(
@@ -108,7 +106,7 @@ def _reference_metrics(
             higher_is_better=True,
             unit="share",
         ),
-        metric("reference_judge_reward", mean_of(theirs, groups), text, higher_is_better=None, unit="reward"),
+        metric("reference_judge_reward", mean_of(human_rewards, groups), text, higher_is_better=None, unit="reward"),
     ]
 
 
@@ -123,59 +121,6 @@ def _proxy_metric(proxy: np.ndarray, judge: np.ndarray, prompts: Sequence[str]) 
         unit="reward",
         correlation_with_judge=correlation,
     )
-
-
-# ---------------------------------------------------------------------------------------------- divergence
-
-
-def sampling_temperature(config: RewardEvaluationConfig) -> float | None:
-    """The temperature that the completions were drawn at: from the config, else their provenance, else unknown."""
-    if config.temperature is not None:
-        return config.temperature
-    return provenance_of(config.completions).get("config", {}).get("temperature")
-
-
-def _kl(
-    config: RewardEvaluationConfig, job: Job, rows: Sequence[Completion], temperature: float | None
-) -> tuple[np.ndarray, np.ndarray, list[Metric]]:
-    """k1 and k3 of each completion (n,), and their metrics."""
-    if not temperature:
-        raise UserError(
-            f"temperature: KL divergence needs sampled completions, and those of {config.completions} were drawn at "
-            f"temperature {temperature}; generate with a temperature above 0, or give --temperature"
-        )
-    policy = _logprobs("policy", config.policy, config, job, rows, temperature)
-    reference = _logprobs("reference", config.reference, config, job, rows, temperature)
-    k1, k3 = divergences(policy, reference)
-    groups = repeated([row.prompt_text for row in rows])
-    text = "KL divergence of the policy from {}, summed over a completion, at the sampling temperature; estimator {}"
-    found = [
-        metric(
-            f"kl_{name}",
-            mean_of(values, groups),
-            text.format(display_name(config.reference), name),
-            higher_is_better=None,
-            unit="nats",
-            budget=config.kl_budget,
-        )
-        for name, values in (("k1", k1), ("k3", k3))
-    ]
-    return k1, k3, found
-
-
-def _logprobs(
-    field: str, source: str, config: RewardEvaluationConfig, job: Job, rows: Sequence[Completion], temperature: float
-) -> list[np.ndarray]:
-    """Log-probabilities of each completion's tokens under one model."""
-    model, _ = load_language_model(field, source, job.runtime.device)
-    with beating(job, -(-len(rows) // job.runtime.world), f"score with {field}") as beat, job.runtime.autocast():
-
-        def compute(part: list[Completion]) -> list[np.ndarray]:
-            ids = [r.prompt_ids for r in part], [r.completion_ids for r in part]
-            found = completion_logprobs(model, *ids, temperature, config.batch_tokens, beat)
-            return [values.double().numpy() for values in found]
-
-        return over_ranks(job, rows, compute)
 
 
 # ---------------------------------------------------------------------------------------------- record
@@ -219,16 +164,6 @@ def _protocol(config: RewardEvaluationConfig, job: Job, n: int, baseline: str, t
             "baseline_sha256": sha256_file(completions_file(config.baseline)),
         },
     )
-
-
-def over_budget(metrics: Sequence[Metric], budget: float | None) -> list[str]:
-    """A sentence when the divergence is not clearly within the budget."""
-    k1 = next((m for m in metrics if m.name == "kl_k1"), None)
-    if budget is None or k1 is None or k1.ci_high is None or k1.ci_high <= budget:
-        return []
-    return [
-        f"The KL divergence of {k1.value:.2f} [{k1.ci_low:.2f}, {k1.ci_high:.2f}] nats is not within the budget of {budget:g}."
-    ]
 
 
 def _notes(subject: Subject, protocol: Protocol, notes: list[str]) -> list[str]:

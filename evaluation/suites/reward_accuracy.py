@@ -11,10 +11,10 @@ import numpy as np
 from data import load_preferences, plain_text
 from data.records import Preference
 from evaluation.artefacts import beating, describe_subject, load_reward_model, made_from, over_ranks, write_result
-from evaluation.preferences.config import RewardEvaluationConfig
 from evaluation.preferences.metrics import accuracy_metric, accuracy_metrics
 from evaluation.schema import EvaluationResult, Protocol, Slice, write_samples
 from evaluation.scoring import context_of, encode, score_sequences
+from evaluation.suites.reward_config import RewardEvaluationConfig
 from launch.errors import UserError
 from launch.files import sha256_text
 from launch.provenance import fingerprint_input, hardware, package_versions

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluation.images.sets import content_fractions, image_set, load_images
+from data.images import content_fractions, image_set, load_images
 from launch.errors import UserError
 
 
@@ -13,13 +13,39 @@ def noise(*shape, seed=0):
 
 
 def test_embedded_digits_split_by_content():
-    whole, train, test = (load_images(f"embedded:digits{part}") for part in ("", "/train", "/test"))
+    whole, train, test = (load_images(f"embedded:digits{part}") for part in ("", "::train", "::eval"))
     assert whole.images.shape == (1797, 1, 8, 8) and whole.images.dtype == np.uint8 and whole.images.max() == 255
-    assert len(train) + len(test) == 1797 and 300 < len(test) < 420
+    assert (len(train), len(test)) == (872, 925)
     pixels = [{i.tobytes() for i in part.images} for part in (train, test)]
     assert not pixels[0] & pixels[1]
-    with pytest.raises(UserError, match="embedded:digits/test"):
-        load_images("embedded:digits/validation")
+    assert train.source == "embedded:digits::train" and train.sha256 == test.sha256 == whole.sha256
+    assert np.array_equal(train.labels, whole.labels[np.isin([i.tobytes() for i in whole.images], list(pixels[0]))])
+
+
+@pytest.mark.parametrize(
+    ("source", "sentence"),
+    [
+        ("embedded:digits/train", "behind two colons; write embedded:digits::train$"),
+        ("embedded:digits/test", "behind two colons; write embedded:digits::eval$"),
+        ("embedded:digits::test", "no such split; valid names: eval, train"),
+        ("embedded:digits::train/a", "no such split; did you mean 'train'"),
+        ("embedded:faces", "no such embedded images; there are embedded:digits"),
+    ],
+)
+def test_names_of_embedded_images_that_are_not_there(source, sentence):
+    with pytest.raises(UserError, match=sentence):
+        load_images(source)
+
+
+def test_every_source_has_the_same_splits(tmp_path):
+    images = load_images("embedded:digits").images[::-1]  # in another order, and from a file
+    np.savez(tmp_path / "digits.npz", images=images)
+    for part in ("::train", "::eval"):
+        found, embedded = load_images(f"{tmp_path / 'digits.npz'}{part}"), load_images(f"embedded:digits{part}")
+        assert np.array_equal(found.images[::-1], embedded.images)
+    np.savez(tmp_path / "one.npz", images=load_images("embedded:digits::eval").images[:1])
+    with pytest.raises(UserError, match="none of 1 images is in the split 'train'"):
+        load_images(f"{tmp_path / 'one.npz'}::train")
 
 
 def test_content_fractions_depend_on_the_image_alone():

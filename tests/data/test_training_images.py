@@ -9,7 +9,9 @@ import torch
 from PIL import Image
 
 from data.embedded import digits
-from generative.images import load_training_images, read_idx, resize, to_signed, to_uint8
+from data.image_files import read_idx
+from data.images import load_training_images, resize
+from generative.scaling import to_signed, to_uint8
 from launch.errors import UserError
 from tests.support import DATA
 
