@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from data import load_documents
+from data.named_splits import hash_position
 from data.records import Document
 from data.sources import TextSplit
-from data.splits import hash_position
 from evaluation.artefacts import (
     beating,
     describe_subject,
