@@ -14,6 +14,7 @@ _HOMES = {
     "sources": ("load_documents", "load_pairs", "load_prompts", "load_prompts_with_columns"),
     "embedded": ("digits", "docstring_pairs", "python_prose"),
     "named_splits": ("hold_out",),
+    "completions": ("load_completions", "save_completions"),
     "packing": ("IGNORE", "PackedRows", "Windows", "cut_windows", "pack_documents"),
     "tokenizer": ("check_tokenizer", "encode_documents", "ensure_pad_token", "train_tokenizer"),
     "preferences": (

@@ -21,7 +21,7 @@ from launch.errors import UserError
 from launch.stage import Job, Stage, StageConfig
 
 if TYPE_CHECKING:
-    from evaluation.completions import Completion
+    from data.completions import Completion
 
 
 @dataclass(kw_only=True)
@@ -69,7 +69,7 @@ def run(config: PreferencesConfig, job: Job) -> dict[str, Any]:
 
 def _read_completions(config: PreferencesConfig) -> tuple[list[Completion], int]:
     """The samples to compare, and how many were left out because they have no end."""
-    from evaluation.completions import load_completions
+    from data.completions import load_completions
 
     rows = [row for path in config.completions for row in load_completions(path)]
     usable = [row for row in rows if row.finished or config.unfinished == "keep"]
