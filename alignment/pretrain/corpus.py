@@ -25,11 +25,13 @@ if TYPE_CHECKING:
 class HeldOut:
     """Held-out text in rows: every token but the first of a document is predicted once, in disjoint windows of a row.
 
-    `scored_bytes` are the UTF-8 bytes of the predicted tokens (end tokens have none): the base of bits per byte.
+    `scored_bytes` are the UTF-8 bytes of the predicted tokens: the base of bits per byte. End tokens (`end_id`) have
+    none, and their nats are left out there.
     """
 
     rows: PackedRows
     scored_bytes: int
+    end_id: int
     texts: list[str]
 
 
@@ -65,6 +67,7 @@ def read_corpus(config: PretrainConfig) -> Corpus:
         heldout=HeldOut(
             pack_documents(held, config.context, tokenizer.pad_token_id),
             scored_bytes(tokenizer, heldout, held),
+            tokenizer.eos_token_id,
             heldout,
         ),
         train_tokens=sum(map(len, encoded)),
