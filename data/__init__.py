@@ -13,7 +13,8 @@ _HOMES = {
     "records": ("Document", "Message", "Pair", "Preference", "Turns", "plain_text"),
     "sources": ("load_documents", "load_pairs", "load_prompts", "load_prompts_with_columns"),
     "embedded": ("digits", "docstring_pairs", "python_prose"),
-    "splits": ("split_by_hash", "split_pairs"),
+    "named_splits": ("hold_out",),
+    "completions": ("load_completions", "save_completions"),
     "packing": ("IGNORE", "PackedRows", "Windows", "cut_windows", "pack_documents"),
     "tokenizer": ("check_tokenizer", "encode_documents", "ensure_pad_token", "train_tokenizer"),
     "preferences": (

@@ -39,8 +39,8 @@ def python_prose() -> list[Document]:
 def docstring_pairs() -> list[Pair]:
     """(signature, summary line) pairs of the standard library's functions, methods and classes.
 
-    Prompts are unique; some summaries are shared by several prompts (overridden methods), so split the pairs with
-    `split_pairs`, which keeps equal summaries on one side.
+    Prompts are unique, and so are summaries: of the definitions that share one (overridden methods) the first is taken.
+    So no split has a prompt or a summary on both sides.
     """
     return [Pair(prompt, completion, origin) for prompt, completion, origin in _extracted()["pairs"]]
 

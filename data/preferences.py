@@ -36,7 +36,7 @@ def load_preferences(source: str | Path, invalid: Literal["error", "drop"] = "er
         raise UserError(f"{faults[0]} ({count}; invalid='drop' leaves them out)")
     if not preferences:
         raise UserError(f"{bare}: none of {len(rows)} rows is valid; the first fault: {faults[0]}")
-    kept = keep_split(preferences, split, lambda preference: preference.prompt, bare)
+    kept = keep_split(preferences, split, bare)
     validate_preferences(kept, str(source))
     return kept
 

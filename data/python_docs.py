@@ -92,13 +92,22 @@ def _is_prose(text: str) -> bool:
 
 
 def pairs(found: Iterable[Definition]) -> list[Pair]:
-    """(signature, summary) pairs, the first of each signature."""
-    seen: dict[str, Pair] = {}
+    """(signature, summary) pairs, the first of each signature and of each summary.
+
+    Overridden methods share their summary. Were all kept, a split by prompt would have it on both sides.
+    """
+    kept: list[Pair] = []
+    prompts: set[str] = set()
+    summaries: set[str] = set()
     for name, prompt, docstring in found:
         line = summary(docstring)
-        if line and len(prompt) <= MAX_PROMPT and prompt.isascii() and prompt not in seen:
-            seen[prompt] = Pair(prompt, line, name)
-    return list(seen.values())
+        if line is None or len(prompt) > MAX_PROMPT or not prompt.isascii():
+            continue
+        if normalise(prompt) not in prompts and normalise(line) not in summaries:
+            kept.append(Pair(prompt, line, name))
+            prompts.add(normalise(prompt))
+            summaries.add(normalise(line))
+    return kept
 
 
 # ---------------------------------------------------------------------------------------------- prose
@@ -181,9 +190,11 @@ def prose(modules: Iterable[Module], topics: dict[str, str], taken: Iterable[Pai
     this text.
     """
     modules = list(modules)
-    completions = {plain_text(pair.completion) for pair in taken}
+    completions = {normalise(plain_text(pair.completion)) for pair in taken}
     leaks = leak_check(completions)
-    paired = [d for module in modules for d in module.definitions if summary(d.docstring) in completions]
+    paired = [
+        d for module in modules for d in module.definitions if normalise(summary(d.docstring) or "") in completions
+    ]
     seen = {normalise(paragraph) for d in paired for paragraph in paragraphs(d.docstring)}
 
     def fresh(text: str) -> Iterator[str]:

@@ -48,20 +48,19 @@ def load_documents(source: str | Path, text_field: str = "text", split_text: Tex
         documents = [d for path in list_files(Path(bare)) for d in _file_documents(path, text_field, split_text)]
     if not documents:
         raise UserError(f"{bare}: holds no text, only blanks; give a source with text")
-    return keep_split(documents, split, lambda document: document.text, bare)
+    return keep_split(documents, split, bare)
 
 
 def load_pairs(source: str | Path) -> list[Pair]:
     """(prompt, completion) pairs for fine-tuning, from rows of one of two forms.
 
     `prompt` + `completion`, as text or as messages; `messages` (or ShareGPT `conversations`), of which the last
-    assistant message is the completion and all before it the prompt. Splits go by the prompt; those of the embedded
-    docstrings by the completion, because their prompts are unique and some completions are not.
+    assistant message is the completion and all before it the prompt. Splits go by the prompt.
     """
     bare, split = parse_source(str(source))
-    if bare.startswith("embedded:"):
-        return keep_split(_load_embedded(bare, "pairs"), split, lambda pair: pair.completion, bare)
-    return keep_split([_pair(row) for row in load_rows(bare)], split, lambda pair: pair.prompt, bare)
+    embedded = bare.startswith("embedded:")
+    pairs: list[Pair] = _load_embedded(bare, "pairs") if embedded else [_pair(row) for row in load_rows(bare)]
+    return keep_split(pairs, split, bare)
 
 
 def load_prompts(source: str | Path) -> list[Turns]:
@@ -75,7 +74,7 @@ def load_prompts(source: str | Path) -> list[Turns]:
             prompts.extend(line for line in read_text(path).split("\n") if line.strip())
         else:
             prompts.extend(_prompt(row) for row in (read_rows(path) if path else read_hub(bare)))
-    return keep_split(prompts, split, lambda prompt: prompt, bare)
+    return keep_split(prompts, split, bare)
 
 
 def load_prompts_with_columns(source: str | Path) -> list[dict[str, Any]]:
@@ -94,7 +93,7 @@ def load_prompts_with_columns(source: str | Path) -> list[dict[str, Any]]:
             rows.extend({"prompt": line, "reference": None} for line in lines)
         else:
             rows.extend(_with_columns(row) for row in (read_rows(path) if path else read_hub(bare)))
-    return keep_split(rows, split, lambda row: row["prompt"], bare)
+    return keep_split(rows, split, bare)
 
 
 def load_rows(source: str | Path) -> list[Row]:

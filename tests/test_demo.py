@@ -22,6 +22,7 @@ SMALL = {
     "samples_a_wild.limit": 24,
     "samples_b_plain.limit": 24,
     "samples_b_wild.limit": 24,
+    "samples_eval_wild.limit": 32,
     "ppo.updates": 2,
     "ppo.batch_size": 16,
     "completions_base.limit": 32,

@@ -21,8 +21,8 @@ from alignment.ppo.rollout import Prompt
 from alignment.prompts import fitting_prompts, load_prompt_rows
 from alignment.reward.sources.config import SourceConfig
 from alignment.reward.sources.protocol import RewardSource
+from data.completions import Completion
 from data.records import normalise, plain_text
-from evaluation.completions import Completion
 from evaluation.language.quality import distinct, is_degenerate, repetition
 from evaluation.preferences.accuracy import outcomes
 from evaluation.preferences.length import length_controlled_win_rate

@@ -11,8 +11,7 @@ from alignment.ppo import objectives as ppo
 from alignment.ppo.evaluation import PURPOSE, Sample
 from alignment.ppo.rollout import Rollout
 from alignment.reward.sources.protocol import Episodes
-from data.records import plain_text
-from evaluation.completions import Completion
+from data.completions import Completion, reference_text
 
 Metrics = dict[str, float]
 
@@ -64,7 +63,6 @@ def make_samples(rollout: Rollout, episodes: Episodes, proxy_B: Tensor, gold_B: 
     k1, k3 = (_sequence_kl_B(rollout, kind).tolist() for kind in ("k1", "k3"))
     samples = []
     for i, number in enumerate(rollout.groups):
-        reference = rollout.prompts[i].get("reference")
         completion = Completion(
             id=str(number),
             prompt=episodes.prompts[i],
@@ -72,7 +70,7 @@ def make_samples(rollout: Rollout, episodes: Episodes, proxy_B: Tensor, gold_B: 
             finished=episodes.finished[i],
             prompt_ids=tuple(rollout.prompt_ids[i]),
             completion_ids=tuple(rollout.responses[i]),
-            reference=None if reference is None else plain_text(reference),
+            reference=reference_text(rollout.prompts[i].get("reference")),
             origin=PURPOSE,
         )
         gold = None if gold_B is None else float(gold_B[i])

@@ -16,14 +16,16 @@ from launch.stage import StageConfig
 class PretrainConfig(StageConfig):
     """Pretrain a GPT (Qwen3 architecture) from raw text; `depth` is the one size dial, null values follow from it."""
 
-    data: str = artefact("embedded:python-prose")
-    """The text: embedded:python-prose, a file or folder (.txt, .jsonl, .json, .csv, .tsv, .parquet), or hub:org/name."""
+    data: str = artefact("embedded:python-prose::train")
+    """The text: embedded:python-prose, a file or folder (.txt, .jsonl, .json, .csv, .tsv, .parquet), or hub:org/name;
+    `::train` leaves out the split that evaluations are made on."""
     text_field: str = "text"
     """Column of the text in tables."""
     split_text: TextSplit = "file"
     """What one document of a text file is: the file, a paragraph (blank-line), or the text between <|endoftext|> marks."""
     heldout: str = "hash:0.05"
-    """Text never trained on: hash:SHARE of the documents, by content, or last:SHARE of the characters of the one document."""
+    """Text never trained on: hash:SHARE of the documents of `::train`, by content, and all of `::eval`; or last:SHARE of
+    the characters of the one document."""
     tokenizer: str | None = artefact(None)
     """Folder of a tokenizer, or hub:org/name; null trains a byte-level BPE on the training text."""
     vocab_size: PositiveInt = 1024

@@ -10,28 +10,28 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from alignment.pretrain.config import PretrainConfig, parse_heldout
+from data.named_splits import hold_out
 from data.order import Rows
 from data.packing import PackedRows, cut_windows, pack_documents
 from data.sources import load_documents
-from data.splits import split_by_hash
 from data.tokenizer import bytes_of_token, encode_documents, train_tokenizer
 from launch.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-SPLIT_SALT = "pretrain"
-
 
 @dataclass(frozen=True)
 class HeldOut:
     """Held-out text in rows: every token but the first of a document is predicted once, in disjoint windows of a row.
 
-    `scored_bytes` are the UTF-8 bytes of the predicted tokens (end tokens have none): the base of bits per byte.
+    `scored_bytes` are the UTF-8 bytes of the predicted tokens: the base of bits per byte. End tokens (`end_id`) have
+    none, and their nats are left out there.
     """
 
     rows: PackedRows
     scored_bytes: int
+    end_id: int
     texts: list[str]
 
 
@@ -51,9 +51,8 @@ class Corpus:
 
 def read_corpus(config: PretrainConfig) -> Corpus:
     """Read and prepare the text of a config. The same on every rank; raises UserError on text that is too short."""
-    documents = [d.text for d in load_documents(config.data, config.text_field, config.split_text)]
-    kind, share = parse_heldout(config.heldout)
-    train, heldout = hold_out_end(documents, share) if kind == "last" else hold_out_documents(documents, share)
+    train, heldout = split_documents(config)
+    kind, _ = parse_heldout(config.heldout)
     tokenizer = choose_tokenizer(config.tokenizer, train, config.vocab_size)
     tokenizer.model_max_length = config.context
     encoded, held = encode_documents(tokenizer, train), encode_documents(tokenizer, heldout)
@@ -68,12 +67,20 @@ def read_corpus(config: PretrainConfig) -> Corpus:
         heldout=HeldOut(
             pack_documents(held, config.context, tokenizer.pad_token_id),
             scored_bytes(tokenizer, heldout, held),
+            tokenizer.eos_token_id,
             heldout,
         ),
         train_tokens=sum(map(len, encoded)),
         used_vocabulary=len(np.unique(np.concatenate(encoded))),
-        documents=len(documents),
+        documents=1 if kind == "last" else len(train) + len(heldout),
     )
+
+
+def split_documents(config: PretrainConfig) -> tuple[list[str], list[str]]:
+    """(training, held-out) texts of a config; one document cut in two where it holds out `last:SHARE`."""
+    documents = [d.text for d in load_documents(config.data, config.text_field, config.split_text)]
+    kind, share = parse_heldout(config.heldout)
+    return hold_out_end(documents, share) if kind == "last" else hold_out_documents(documents, share)
 
 
 def choose_tokenizer(source: str | None, texts: Sequence[str], vocab_size: int) -> PreTrainedTokenizerBase:
@@ -86,16 +93,15 @@ def choose_tokenizer(source: str | None, texts: Sequence[str], vocab_size: int) 
 
 
 def hold_out_documents(documents: Sequence[str], share: float) -> tuple[list[str], list[str]]:
-    """(training, held-out) documents by the hash of their content."""
-    fractions = {"train": 1.0 - share, "heldout": share}
-    parts = split_by_hash(documents, lambda text: text, fractions, SPLIT_SALT)
-    if not parts["train"] or not parts["heldout"]:
-        side = "held-out" if parts["train"] else "training"
+    """(training, held-out) documents by the hash of their content, see data/named_splits.py."""
+    train, held = hold_out(documents, share)
+    if not train or not held:
+        side = "held-out" if train else "training"
         raise UserError(
             f"heldout: {len(documents)} documents leave no {side} document at hash:{share}; change the share, "
             "split_text, or give last:SHARE for one long document"
         )
-    return parts["train"], parts["heldout"]
+    return train, held
 
 
 def hold_out_end(documents: Sequence[str], share: float) -> tuple[list[str], list[str]]:

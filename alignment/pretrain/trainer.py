@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -44,13 +44,17 @@ def make_optimizer(model: nn.Module, plan: Plan, weight_decay: float) -> torch.o
     return torch.optim.AdamW([matrices, rest], betas=(0.9, 0.95), eps=1e-10)
 
 
-def token_nats(model: Callable[..., Any], batch: Batch, device: torch.device) -> Tensor:
-    """Sum over the targets of a batch of -log p(target), in nats: a float32 scalar."""
+def token_nats(
+    model: Callable[..., Any], batch: Batch, device: torch.device, reduction: Literal["sum", "none"] = "sum"
+) -> Tensor:
+    """-log p(target) in nats, float32: the sum over the targets of a batch, or each, (B T,), 0 where there is none."""
     input_BT, position_BT, target_BT = (
         torch.from_numpy(batch[name]).to(device) for name in ("input_ids", "position_ids", "targets")
     )
     logits_BTV = model(input_ids=input_BT, position_ids=position_BT, use_cache=False).logits
-    return F.cross_entropy(logits_BTV.flatten(0, 1).float(), target_BT.flatten(), ignore_index=IGNORE, reduction="sum")
+    return F.cross_entropy(
+        logits_BTV.flatten(0, 1).float(), target_BT.flatten(), ignore_index=IGNORE, reduction=reduction
+    )
 
 
 def micro_batches(batch: Batch, rows: int) -> Iterator[Batch]:
@@ -124,20 +128,25 @@ class Pretrainer:
 
     @torch.no_grad()
     def evaluate(self) -> Metrics:
-        """Held-out nats per token and bits per byte: sums over all ranks' rows, divided once."""
+        """Held-out nats per token and bits per byte: sums over all ranks' rows, divided once.
+
+        Bits per byte leave out the nats of the end tokens, which have no bytes, as `evaluate text` does.
+        """
         rows, world = self.heldout.rows, self.runtime.world
         # every rank makes the same number of forward passes, since ZeRO-3 gathers weights in each of them
         padded = np.arange(-(-rows.count // world) * world)
         batch = rows.take(0, padded % rows.count)
         batch["targets"][padded >= rows.count] = IGNORE
         share = rank_part(batch, self.runtime.rank, world)
-        nats = torch.zeros((), dtype=torch.float64)
+        sums = torch.zeros(2, dtype=torch.float64)  # nats of all targets, and of the end tokens among them
         for part in micro_batches(share, self.micro_rows):
-            nats += token_nats(self.engine, part, self.runtime.device).cpu().double()
-        total = float(self.runtime.sum(nats))
+            nats_N = token_nats(self.engine, part, self.runtime.device, "none").cpu().double()
+            end_N = torch.from_numpy(part["targets"]).flatten() == self.heldout.end_id
+            sums += torch.stack([nats_N.sum(), nats_N[end_N].sum()])
+        total, ends = self.runtime.sum(sums).tolist()
         return {
             "heldout/nats_per_token": total / int((rows.targets != IGNORE).sum()),
-            "heldout/bits_per_byte": total / math.log(2) / self.heldout.scored_bytes,
+            "heldout/bits_per_byte": (total - ends) / math.log(2) / self.heldout.scored_bytes,
         }
 
     def save(self, store: CheckpointStore) -> None:

@@ -30,8 +30,8 @@ from alignment.trl_stage.config import training_arguments
 from alignment.trl_stage.preferences import count_contaminated, load_preference_split
 from alignment.trl_stage.trainer import settle_precision, train
 from data import plain_text
+from data.completions import load_completions
 from evaluation.adapters import is_adapter, split_adapter, write_head
-from evaluation.completions import load_completions
 from evaluation.scoring import inference, plan_batches, right_pad
 from launch.errors import UserError
 from launch.files import sha256_text

@@ -40,7 +40,7 @@ class CompletionTrainer(StageTrainer, SFTTrainer):
 
 
 def load_split(config: SFTConfig) -> tuple[list[Pair], list[Pair]]:
-    """Training and held-out pairs: as the config names them, or by a hash of the prompt."""
+    """Training and held-out pairs: as the config names them, or by `hold_out`."""
     pairs = load_pairs(config.data)
     if config.eval_data:
         return pairs, load_pairs(config.eval_data)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-from data import split_by_hash
+from data import Pair, Preference, named_splits
 from launch.config import artefact
 from launch.errors import UserError
 from launch.ranges import Count, NotNegative, Positive, PositiveInt, Range, ShareBelowOne
@@ -15,7 +15,7 @@ from launch.stage import Job, StageConfig
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
-T = TypeVar("T")
+T = TypeVar("T", Pair, Preference)
 Arguments = TypeVar("Arguments", bound="TrainingArguments")
 
 
@@ -30,9 +30,7 @@ class TrainerConfig(StageConfig):
     eval_data: str | None = artefact(None)
     """Held-out data; when not given, `eval_fraction` of `data` is held out."""
     eval_fraction: ShareBelowOne = 0.05
-    """Share of `data` that is held out, by a hash of the content: no held-out prompt is trained on."""
-    split_salt: str = "alignkit"
-    """Text that enters the hash of the split; stages that must hold out the same items share it."""
+    """Share of the prompts of `::train` that is held out, by content, besides all of `::eval`; 0 holds out nothing."""
     max_length: Annotated[int, Range(2)] | None = None
     """Longest row in tokens; longer ones are left out and counted, never cut. The model's context when not given."""
 
@@ -68,14 +66,13 @@ class TrainerConfig(StageConfig):
 
 
 def hold_out(items: list[T], config: TrainerConfig) -> tuple[list[T], list[T]]:
-    """(items to train on, held-out items) of one source, by a hash of the prompt; UserError when none is left."""
-    shares = {"train": 1 - config.eval_fraction, "eval": config.eval_fraction}
-    parts = split_by_hash(items, "prompt", shares, config.split_salt)
-    if not parts["train"]:
+    """(items to train on, held-out items) of one source, see data/named_splits.py; UserError when none is left."""
+    train, held = named_splits.hold_out(items, config.eval_fraction)
+    if not train:
         raise UserError(
             f"data: {config.data}: all {len(items)} rows are held out; give more rows, or --eval_fraction 0"
         )
-    return parts["train"], parts["eval"]
+    return train, held
 
 
 def divide_batch(batch_size: int, micro_batch_size: int, world: int) -> tuple[int, int]:

@@ -17,13 +17,13 @@ class PreferenceConfig(TrainerConfig):
     """Training on preference pairs."""
 
     eval_fraction: ShareBelowOne = 0.1
-    """Share of `data` that is held out, by a hash of the prompt: no held-out prompt is trained on."""
+    """Share of the prompts of `::train` that is held out, by content, besides all of `::eval`; 0 holds out nothing."""
     invalid: Literal["error", "drop"] = "error"
     """What to do with faulty rows (an empty answer, chosen equal to rejected): stop and name the first, or leave them out."""
 
 
 def load_preference_split(config: PreferenceConfig) -> tuple[list[Preference], list[Preference]]:
-    """Training and held-out preferences: as the config names them, or by a hash of the prompt."""
+    """Training and held-out preferences: as the config names them, or by `hold_out`."""
     preferences = load_preferences(config.data, config.invalid)
     if config.eval_data:
         return preferences, load_preferences(config.eval_data, config.invalid)

@@ -146,11 +146,13 @@ def window_sizes(model: PreTrainedModel, context: int | None, stride: int | None
 
 
 def _token_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    """The tokens of each text, after BOS where the tokenizer has one."""
+    """The tokens of each text, after BOS where the tokenizer has one. What looks like a special token is text."""
     prefix = [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
     ids = []
     for number, text in enumerate(texts, 1):
-        ids.append([*prefix, *tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]])
+        ids.append(
+            [*prefix, *tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]]
+        )
         if len(ids[-1]) == len(prefix):
             raise UserError(f"document {number} has no tokens; leave blank documents out")
     return ids

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from evaluation.completions import Completion
+from data.completions import Completion
 from evaluation.schema import Metric, metric
 from evaluation.statistics import LEVEL, Estimate, clustered_mean, mean, proportion
 from evaluation.statistics.intervals import z_quantile

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from data.completions import Completion, align, completions_file, load_completions
 from evaluation.artefacts import (
     beating,
     describe_author,
@@ -20,7 +21,6 @@ from evaluation.artefacts import (
     provenance_of,
     write_result,
 )
-from evaluation.completions import Completion, align, completions_file, load_completions
 from evaluation.language.quality import length_metrics
 from evaluation.preferences.accuracy import outcomes
 from evaluation.preferences.metrics import head_to_head_metrics, mean_of, repeated

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from data import load_documents, load_pairs, plain_text
+from data.completions import Completion, completions_file, load_completions
 from data.sources import TextSplit
 from evaluation.artefacts import describe_author, provenance_of, write_result
-from evaluation.completions import Completion, completions_file, load_completions
 from evaluation.language.quality import is_degenerate
 from evaluation.safety import metrics as safety_metrics
 from evaluation.safety.lexicon import count_terms, load_lexicon

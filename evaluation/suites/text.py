@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from data import load_documents
+from data.completions import Completion, load_completions
+from data.named_splits import hash_position
 from data.records import Document
 from data.sources import TextSplit
-from data.splits import hash_position
 from evaluation.artefacts import (
     beating,
     describe_subject,
@@ -20,7 +21,6 @@ from evaluation.artefacts import (
     provenance_of,
     write_result,
 )
-from evaluation.completions import Completion, load_completions
 from evaluation.language.perplexity import DocumentScore, Perplexity, conditioning, perplexity, window_sizes
 from evaluation.language.quality import is_degenerate, quality_metrics, repetition
 from evaluation.schema import EvaluationResult, Metric, Protocol, write_samples

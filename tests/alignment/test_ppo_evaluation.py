@@ -14,7 +14,7 @@ from alignment.ppo.config import PPOConfig
 from alignment.ppo.evaluation import HeldOut, History, Sample, load_held_out, measure, record_of, sample_rows
 from alignment.ppo.options import EvaluationOptions
 from alignment.ppo.stage import save_artefact
-from evaluation.completions import Completion
+from data.completions import Completion
 from evaluation.safety.lexicon import compile_lexicon
 from evaluation.scoring import completion_logprobs
 from evaluation.statistics import mean, win_rate

@@ -18,6 +18,7 @@ from alignment.pretrain.plan import derive_plan
 from alignment.pretrain.trainer import Pretrainer, token_nats
 from data.order import epoch_order, global_batch
 from data.packing import IGNORE
+from evaluation import perplexity
 from launch.checkpoint import CheckpointStore
 from launch.config import build
 from launch.entry import guarded, run_stage_command
@@ -153,6 +154,27 @@ def test_evaluation_is_every_heldout_token_once(sources, runtime):
     assert found["heldout/nats_per_token"] == pytest.approx(nats / (len(ids) - 1), rel=1e-5)
     # one byte a token
     assert found["heldout/bits_per_byte"] == pytest.approx(nats / (len(ids) - 1) / math.log(2), rel=1e-5)
+
+
+def test_a_uniform_model_pays_the_same_bits_for_each_byte(sources, runtime):
+    """By hand: V = 261 and a token for each byte, so log2 V bits for each byte; the end tokens are no bytes."""
+    trainer = make_trainer(make_config(sources, packed=True), runtime)
+    with torch.no_grad():
+        trainer.engine.module.lm_head.weight.zero_()
+    found = trainer.evaluate()
+    assert found["heldout/nats_per_token"] == pytest.approx(math.log(261), rel=1e-6)
+    assert found["heldout/bits_per_byte"] == pytest.approx(math.log2(261), rel=1e-6)
+
+
+def test_bits_per_byte_are_those_of_evaluate_text(sources, runtime):
+    config = make_config(sources, packed=True, context=64)
+    trainer = make_trainer(config, runtime)
+    train(trainer)
+    corpus = read_corpus(config)
+    scores = perplexity(trainer.engine.module, corpus.tokenizer, corpus.heldout.texts)
+    found = trainer.evaluate()
+    assert found["heldout/bits_per_byte"] == pytest.approx(scores.bits_per_byte().value, rel=1e-5)
+    assert abs(found["heldout/nats_per_token"] - math.log(scores.per("token").value)) > 1e-3  # it counts end tokens
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(sources, runtime):

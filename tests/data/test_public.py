@@ -27,7 +27,7 @@ def test_unknown_name():
 def test_loading_imports_neither_torch_nor_transformers():
     code = (
         "import sys\n"
-        "from data import load_preferences, load_documents, pack_documents, deduplicate, split_by_hash, train_tokenizer\n"
+        "from data import load_preferences, load_documents, pack_documents, deduplicate, hold_out, train_tokenizer\n"
         "heavy = {'torch', 'transformers', 'datasets', 'sklearn', 'pyarrow', 'pandas', 'scipy'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )

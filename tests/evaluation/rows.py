@@ -4,7 +4,7 @@ import itertools
 import json
 from pathlib import Path
 
-from evaluation.completions import Completion
+from data.completions import Completion
 
 _numbers = itertools.count()
 

@@ -35,7 +35,7 @@ class _Place:
     """What sources need besides their own config."""
 
     device: torch.device
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: PreTrainedTokenizerBase | None
     seed: int
     beat: Beat
     say: Say
@@ -45,7 +45,7 @@ class _Place:
 def build_source(
     rewards: Mapping[str, SourceConfig],
     device: torch.device,
-    policy_tokenizer: PreTrainedTokenizerBase,
+    policy_tokenizer: PreTrainedTokenizerBase | None,
     seed: int = 0,
     beat: Beat = lambda: None,
     say: Say = lambda line: None,
@@ -53,7 +53,8 @@ def build_source(
 ) -> RewardSource:
     """The weighted sum of the named sources (see `named_rewards`), loaded onto `device`; models are whole on each rank.
 
-    `seed`: of the back-off's jitter, no reward depends on it. `beat`: called between batches, and while a service is
+    `policy_tokenizer`: what made the token ids of the episodes; without it reward models read their text, and services
+    cannot be asked. `seed`: of the back-off's jitter, no reward depends on it. `beat`: called between batches, and while a service is
     waited for, so that a watchdog sees that this process lives; it may raise. `say`: takes a line for the user.
     `batch_tokens`: padded size of a reward model's batch. UserError names the source that cannot be had.
     """
@@ -83,6 +84,11 @@ def _build_model(name: str, path: str, field: str, place: _Place) -> ModelSource
 
 
 def _build_service(name: str, config: SourceConfig, place: _Place) -> ServiceSource:
+    if place.tokenizer is None:
+        raise UserError(
+            f"rewards.{name}.url: a service is sent the EOS and the chat template of the tokenizer that made the "
+            "completions, which is not known; add --tokenizer PATH"
+        )
     options: dict[str, Any] = config.options()
     options.pop("service", None)
     token = read_secret(f"rewards.{name}.token_env", options.pop("token_env", None))

@@ -18,18 +18,18 @@ class ModelSource:
         self,
         name: str,
         judge: RewardModel,
-        policy_tokenizer: PreTrainedTokenizerBase,
+        policy_tokenizer: PreTrainedTokenizerBase | None,
         batch_tokens: int = 8192,
         beat: Beat = lambda: None,
     ) -> None:
         self.name, self.judge, self.batch_tokens, self.beat = name, judge, batch_tokens, beat
-        self._same_ids = judge.same_tokenizer(policy_tokenizer)
-        self._same_template = judge.tokenizer.chat_template == policy_tokenizer.chat_template
+        self._same_ids = policy_tokenizer is not None and judge.same_tokenizer(policy_tokenizer)
+        self._same_template = judge.tokenizer.chat_template == getattr(policy_tokenizer, "chat_template", None)
 
     def encode(self, episodes: Episodes) -> list[list[int]]:
         """Token ids for the judge: those that the policy sampled, where they mean the same to it.
 
-        A tokenizer of its own reads the text anew: prompts through its own chat template, completions with its own EOS
+        A tokenizer of its own, or without knowing the policy's, reads the text anew: prompts through its own chat template, completions with its own EOS
         where they ended and with none where they were cut off.
         """
         texts_only = all(isinstance(prompt, str) for prompt in episodes.prompts)

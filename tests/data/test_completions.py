@@ -1,8 +1,11 @@
+"""Completions files: one reader and one writer, and rows of two files in pairs."""
+
+import dataclasses
 import json
 
 import pytest
 
-from evaluation.completions import align, load_completions
+from data.completions import align, load_completions, reference_text, save_completions
 from launch.errors import UserError
 from tests.evaluation.rows import completion, write_completions
 
@@ -14,6 +17,25 @@ def test_load_reads_file_or_folder(tmp_path):
     assert load_completions(tmp_path) == [row] and row.origin.endswith("line 1")
 
 
+def test_what_is_saved_is_loaded(tmp_path):
+    chat = [{"role": "user", "content": "Why?\u2028"}]
+    rows = [
+        completion("p", "a\nb", reference="r"),
+        dataclasses.replace(completion(chat, "", finished=False), score=-0.5),
+    ]
+    save_completions(rows, tmp_path / "completions.jsonl")
+    found = load_completions(tmp_path)
+    assert [dataclasses.replace(row, origin="") for row in found] == [
+        dataclasses.replace(row, origin="") for row in rows
+    ]
+
+
+def test_a_reference_is_text_without_roles(tmp_path):
+    chat = [{"role": "assistant", "content": "Because."}]
+    path = write_completions(tmp_path / "c.jsonl", [{"prompt": "a", "completion": "b", "reference": chat}])
+    assert load_completions(path)[0].reference == reference_text(chat) == "Because."
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -21,6 +43,8 @@ def test_load_reads_file_or_folder(tmp_path):
         ({"finished": "yes"}, "'finished' is a str, not bool"),
         ({"completion_ids": [1, -2]}, "'completion_ids' holds something other than token ids"),
         ({"prompt_ids": "1 2"}, "'prompt_ids' is a str, not list"),
+        ({"score": "high"}, "'score' is 'high', no finite number"),
+        ({"score": True}, "'score' is True, no finite number"),
     ],
 )
 def test_faulty_rows_are_named(tmp_path, change, words):

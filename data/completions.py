@@ -1,24 +1,28 @@
-"""Completions files: JSONL with {id, prompt, completion, prompt_ids, completion_ids, finished, reference}.
+"""Completions files: JSONL with the rows {id, prompt, completion, finished, prompt_ids, completion_ids, reference, score}.
 
-The stage `generate` writes them. `completion` is without the end-of-text token; `completion_ids` has it when the
-model ended by itself (`finished`). `reference` is a human-written completion, or absent.
+The stage `generate` writes them; evaluation, reward models and `preferences build` read them. `completion` is without
+the end-of-text token; `completion_ids` has it when the model ended by itself (`finished`). `reference` is a completion
+that a person wrote, or null. `score` is a judgement that somebody made of the completion, and may be absent.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.readers import Row, get_field, read_rows
+from data.readers import Row, get_field, get_turns, read_rows
 from data.records import Turns, plain_text
 from launch.errors import UserError
+from launch.files import write_atomic
 
 
 @dataclass(frozen=True)
 class Completion:
-    """One completion of one prompt."""
+    """One completion of one prompt. `origin` says where it was read."""
 
     id: str
     prompt: Turns
@@ -28,17 +32,47 @@ class Completion:
     completion_ids: tuple[int, ...]
     reference: str | None
     origin: str
+    score: float | None = None
 
     @property
     def prompt_text(self) -> str:
         """The prompt as plain text: what groups the samples of one prompt."""
         return plain_text(self.prompt)
 
+    def row(self) -> dict[str, Any]:
+        """The JSON row of this completion."""
+        row: dict[str, Any] = {
+            "id": self.id,
+            "prompt": self.prompt,
+            "completion": self.text,
+            "finished": self.finished,
+            "prompt_ids": list(self.prompt_ids),
+            "completion_ids": list(self.completion_ids),
+            "reference": self.reference,
+        }
+        return row if self.score is None else {**row, "score": self.score}
+
+
+def reference_text(turns: Turns | None) -> str | None:
+    """A reference answer as text, to compare with sampled text: of messages what they say, without their roles."""
+    if turns is None or isinstance(turns, str):
+        return turns
+    return "\n".join(message["content"] for message in turns)
+
+
+# ---------------------------------------------------------------------------------------------- files
+
 
 def completions_file(path: str | Path) -> Path:
     """The file itself, or the completions.jsonl of a folder."""
     path = Path(path)
     return path / "completions.jsonl" if path.is_dir() else path
+
+
+def save_completions(rows: Iterable[Completion], path: str | Path) -> None:
+    """Write a completions file, whole or not at all; `load_completions` gives the rows back."""
+    lines = [json.dumps(row.row(), ensure_ascii=False, allow_nan=False) + "\n" for row in rows]
+    write_atomic(path, "".join(lines))
 
 
 def load_completions(path: str | Path) -> list[Completion]:
@@ -56,7 +90,6 @@ def load_completions(path: str | Path) -> list[Completion]:
 
 
 def _completion(row: Row) -> Completion:
-    reference = row.values.get("reference")
     return Completion(
         id=str(get_field(row, "id")),
         prompt=_typed(row, "prompt", (str, list)),
@@ -64,9 +97,27 @@ def _completion(row: Row) -> Completion:
         finished=_typed(row, "finished", (bool,)),
         prompt_ids=_ids(row, "prompt_ids"),
         completion_ids=_ids(row, "completion_ids"),
-        reference=None if reference is None else plain_text(reference),
+        reference=_reference(row),
         origin=row.where,
+        score=_score(row),
     )
+
+
+def _reference(row: Row) -> str | None:
+    """The reference of a row; a blank one is none."""
+    value = row.values.get("reference")
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None
+    return reference_text(get_turns(row, "reference"))
+
+
+def _score(row: Row) -> float | None:
+    value = row.values.get("score")
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise UserError(f"{row.where}: 'score' is {value!r}, no finite number; give one, or leave the field out")
+    return float(value)
 
 
 def _typed(row: Row, name: str, kinds: tuple[type, ...]) -> Any:
