@@ -303,8 +303,13 @@ def _check_overrides(cls: Any, overrides: dict[str, Any], prefix: str = "") -> N
     for key, value in overrides.items():
         if key not in hints:
             raise UserError(f"{COMMAND_LINE}: unknown key '--{prefix}{key}'{nearest(key, hints)}")
+        inner = get_args(hints[key])[-1] if get_origin(hints[key]) is dict else None
         if isinstance(value, dict) and dataclasses.is_dataclass(hints[key]):
             _check_overrides(hints[key], value, f"{prefix}{key}.")
+        elif isinstance(value, dict) and dataclasses.is_dataclass(inner):
+            for name, part in value.items():  # a part of what the recipe says of it: not a whole one
+                if isinstance(part, dict):
+                    _check_overrides(inner, part, f"{prefix}{key}.{name}.")
         else:
             check_value(value, hints[key], f"--{prefix}{key}", COMMAND_LINE)
 
