@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from data.completions import Completion
 from evaluation.artefacts import beating, display_name, load_language_model, over_ranks, provenance_of
-from evaluation.completions import Completion
 from evaluation.preferences.divergence import divergences
 from evaluation.preferences.metrics import mean_of, repeated
 from evaluation.schema import Metric, metric
