@@ -16,7 +16,7 @@ import torch
 from launch.errors import UserError
 
 
-def allowed_classes() -> list[type]:
+def allowed_classes() -> list[Any]:
     """What the optimizer states of ZeRO 1, 2 and 3 hold besides tensors and plain values; none acts when it is made."""
     from deepspeed.runtime.fp16.loss_scaler import LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
