@@ -143,6 +143,9 @@ def check_tools() -> list[Finding]:
 
 def main(arguments: Sequence[str]) -> None:
     """Print the findings; UserError (exit code 2) when there is a fault."""
+    if any(word in ("-h", "--help") for word in arguments):
+        print(f"alignkit doctor\n\n{__doc__}")
+        return
     findings = [
         f for check in (check_python, check_requirements, check_torch, check_shadowed, check_tools) for f in check()
     ]

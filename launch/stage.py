@@ -7,6 +7,7 @@ metrics.jsonl, README.md (the model card) and provenance.json (written last: it 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import shutil
@@ -86,6 +87,15 @@ class Stage:
     """The model card's `library_name`; None reads it from the model in the folder."""
     task: str | None = None
     """The model card's task; None reads it from the model in the folder."""
+
+
+def run_of(module: str) -> Callable[[Any, Job], dict[str, Any]]:
+    """The function `run` of a module that is imported when the stage runs: its `--help` and its errors need no torch."""
+
+    def run(config: Any, job: Job) -> dict[str, Any]:
+        return importlib.import_module(module).run(config, job)
+
+    return run
 
 
 class Job:

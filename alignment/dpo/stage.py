@@ -12,7 +12,7 @@ from torch import Tensor
 from trl import DPOConfig as Arguments
 from trl import DPOTrainer
 
-from alignment.dpo import DPOConfig
+from alignment.dpo.config import DPOConfig
 from alignment.models import context_length, load_causal, load_tokenizer, save_artefact, switch_off_dropout
 from alignment.trl_stage.config import training_arguments
 from alignment.trl_stage.preferences import count_contaminated, load_preference_split

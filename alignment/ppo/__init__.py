@@ -1,15 +1,7 @@
 """PPO from human feedback under plain `accelerate launch`: see docs/ppo.md."""
 
-from __future__ import annotations
+from alignment.ppo.config import PPOConfig
+from launch.stage import Stage, run_of
 
-from typing import Any
-
-__all__ = ["STAGE"]
-
-
-def __getattr__(name: str) -> Any:
-    if name == "STAGE":  # not imported for the mathematics alone
-        from alignment.ppo.stage import STAGE
-
-        return STAGE
-    raise AttributeError(f"module 'alignment.ppo' has no attribute '{name}'")
+STAGE = Stage("ppo", PPOConfig, run_of("alignment.ppo.stage"))
+__all__ = ["STAGE", "PPOConfig"]

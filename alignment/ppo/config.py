@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from alignment.lora.config import LoraOptions
-from alignment.ppo.estimators import ESTIMATORS, EstimatorName, check_samples
-from alignment.ppo.options import EvaluationOptions, MonitorsOptions
+from alignment.ppo.options import EstimatorName, EvaluationOptions, MonitorsOptions
 from alignment.reward.sources.config import SourceConfig, named_rewards
 from launch.config import artefact, operational
 from launch.ranges import Count, NotNegative, Positive, PositiveInt, Range, Share
@@ -172,6 +171,8 @@ class PPOConfig(StageConfig):
     @property
     def needs_critic(self) -> bool:
         """Whether the estimator learns a critic."""
+        from alignment.ppo.estimators import ESTIMATORS  # which import torch: `--help` does without
+
         return ESTIMATORS[self.estimator].needs_critic
 
     def check(self) -> None:
@@ -193,6 +194,8 @@ class PPOConfig(StageConfig):
             )
 
     def _check_batch(self) -> None:
+        from alignment.ppo.estimators import check_samples
+
         if self.batch_size % self.minibatches:
             raise ValueError(
                 f"minibatches: {self.minibatches} does not divide batch_size {self.batch_size}; choose a divisor"

@@ -19,14 +19,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from alignment.ppo.objectives import gae, masked_whiten, on_mask
-
-EstimatorName = Literal["gae", "grpo", "rloo", "reinforce++", "reinforce++-baseline"]
+from alignment.ppo.options import EstimatorName
 
 
 @dataclass(frozen=True)

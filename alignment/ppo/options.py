@@ -14,6 +14,7 @@ from alignment.reward.sources.config import SourceConfig, named_rewards
 from launch.config import artefact, operational
 from launch.ranges import AnyNumber, Count, Positive, PositiveInt, Range
 
+EstimatorName = Literal["gae", "grpo", "rloo", "reinforce++", "reinforce++-baseline"]
 Action = Literal["off", "warn", "stop", "rollback"]
 
 

@@ -20,7 +20,7 @@ from alignment.prompts import fitting_prompts, load_prompt_rows, prompt_limit
 from alignment.reward.sources.build import build_source
 from launch.files import read_jsonl_log, write_atomic
 from launch.runtime import choose_precision
-from launch.stage import Job, Stage, Stopped
+from launch.stage import Job, Stopped
 
 
 def run(config: PPOConfig, job: Job) -> dict[str, Any]:
@@ -156,6 +156,3 @@ def save_artefact(trainer: PPOTrainer, folder: Path) -> None:
     if trainer.runtime.is_main:
         for each in folders:
             trainer.roles.tokenizer.save_pretrained(each)
-
-
-STAGE = Stage("ppo", PPOConfig, run)

@@ -1,7 +1,7 @@
 """Pretraining: a modern GPT block in a Hugging Face architecture, from raw text. See docs/pretrain.md."""
 
 from alignment.pretrain.config import PretrainConfig
-from alignment.pretrain.stage import STAGE
-from alignment.pretrain.trainer import Pretrainer
+from launch.stage import Stage, run_of
 
-__all__ = ["STAGE", "PretrainConfig", "Pretrainer"]
+STAGE = Stage("pretrain", PretrainConfig, run_of("alignment.pretrain.stage"))
+__all__ = ["STAGE", "PretrainConfig"]

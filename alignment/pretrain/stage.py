@@ -13,7 +13,7 @@ from alignment.pretrain.plan import Plan, derive_plan
 from alignment.pretrain.trainer import Metrics, Pretrainer, micro_batches, token_nats
 from data.order import global_batch
 from launch.runtime import choose_precision
-from launch.stage import Job, Stage
+from launch.stage import Job
 
 TRIAL_TOKENS = 256  # enough for the products to dominate; where bf16 is emulated it takes eleven times as long
 
@@ -100,6 +100,3 @@ def save_artefact(trainer: Pretrainer, corpus: Corpus, job: Job) -> None:
         corpus.tokenizer.save_pretrained(job.output_dir)
         write_heldout(corpus.heldout, job.output_dir)
     job.runtime.barrier()
-
-
-STAGE = Stage("pretrain", PretrainConfig, run)

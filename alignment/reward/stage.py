@@ -12,7 +12,7 @@ from trl import RewardConfig as Arguments
 from alignment.lora.layers import CLASSIFIER
 from alignment.lora.training import with_adapter
 from alignment.models import context_length, load_tokenizer, save_artefact
-from alignment.reward import RewardConfig
+from alignment.reward.config import RewardConfig
 from alignment.reward.head import load_scorer
 from alignment.reward.model import RewardModel
 from alignment.reward.normalise import Array, HeadUpdate, normalise_head

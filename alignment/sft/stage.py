@@ -14,7 +14,7 @@ from trl import SFTTrainer
 from alignment.lora.layers import CAUSAL
 from alignment.lora.training import with_adapter
 from alignment.models import context_length, load_causal, load_tokenizer, save_artefact
-from alignment.sft import SFTConfig
+from alignment.sft.config import SFTConfig
 from alignment.sft.rows import Row, audit_mask, make_rows
 from alignment.trl_stage.config import hold_out, training_arguments
 from alignment.trl_stage.trainer import Batch, StageTrainer, settle_precision, train

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,32 +12,13 @@ from data.image_files import SAMPLES_FILE
 from evaluation.images.grid import image_grid, save_png
 from generative.diffusion import DiffusionModel
 from generative.folders import load_model
+from generative.sample.config import SampleConfig
 from generative.sampling import sample_images
-from launch.config import artefact, operational
 from launch.errors import UserError
 from launch.files import write_atomic
-from launch.ranges import PositiveInt
-from launch.stage import Job, Stage, StageConfig
+from launch.stage import Job
 
 GRID_COLUMNS, GRID_IMAGES, GRID_SIDE = 16, 128, 32
-
-
-@dataclass(kw_only=True)
-class SampleConfig(StageConfig):
-    """Images from a generative model."""
-
-    model: str = artefact("")
-    """Folder of `alignkit train-generative`, or a DDPM pipeline of diffusers."""
-    count: PositiveInt = 1000
-    """Images to make. The first n images of a seed are the same for every count."""
-    batch_size: PositiveInt = operational(100)
-    """Images made at a time by one process; it does not change them."""
-    diffusion_steps: PositiveInt = 20
-    """DDIM steps of a diffusion model, a divisor of its schedule; VAE and GAN take one."""
-
-    def check(self) -> None:
-        if not self.model:
-            raise ValueError("model: is missing; give the folder of a generative model")
 
 
 def run(config: SampleConfig, job: Job) -> dict[str, Any]:
@@ -89,6 +69,3 @@ def _make_round(model: Any, indices: range, config: SampleConfig, job: Job, opti
     with job.runtime.autocast():
         part = sample_images(model, mine, config.seed, **options) if mine else None
     return np.concatenate([p for p in job.runtime.gather_objects(part) if p is not None])
-
-
-STAGE = Stage("sample", SampleConfig, run)

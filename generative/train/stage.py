@@ -15,7 +15,7 @@ from generative.vae import VAE
 from launch.engine import check_weights
 from launch.runtime import Runtime
 from launch.seeding import seed_libraries
-from launch.stage import Job, Stage
+from launch.stage import Job
 
 
 def run(config: TrainConfig, job: Job) -> dict[str, Any]:
@@ -62,6 +62,3 @@ def build_learner(config: TrainConfig, image_size: int, channels: int, runtime: 
     options = config.diffusion
     model = DiffusionModel.create(image_size, channels, dials.width, options.noise_steps, options.prediction)
     return DiffusionLearner(model, dials.learning_rate, options.min_snr_gamma, dials.batch_size, runtime)
-
-
-STAGE = Stage("train-generative", TrainConfig, run)

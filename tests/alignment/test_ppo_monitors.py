@@ -7,11 +7,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from alignment.ppo import STAGE
 from alignment.ppo.config import PPOConfig
 from alignment.ppo.evaluation import HeldOut
 from alignment.ppo.monitors import MONITORS, Monitors
 from alignment.ppo.options import EvaluationOptions, MonitorsOptions
-from alignment.ppo.stage import STAGE
 from alignment.reward.sources.protocol import single
 from launch.checkpoint import CheckpointStore
 from launch.config import build, identity_dict
