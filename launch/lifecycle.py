@@ -23,7 +23,7 @@ from launch.config import find_recipe, parse_overrides, read_yaml
 from launch.errors import EXIT_INTERRUPTED, UserError, nearest
 from launch.files import changed_file, damaged_file, read_json
 from launch.plan import PlannedStage, plan_stages
-from launch.provenance import fingerprint_input
+from launch.provenance import content_of, fingerprint_input
 from launch.stage_process import RunningStage, environment_of
 from launch.stopping import listening
 
@@ -87,7 +87,7 @@ def is_up_to_date(stage: PlannedStage) -> bool:
         if damaged_file(stage.folder, provenance):
             return False
         return all(
-            fingerprint_input(n, i.get("path") or i["source"])["sha256"] == i["sha256"]
+            content_of(fingerprint_input(n, i.get("path") or i["source"])) == content_of(i)
             for n, i in provenance["inputs"].items()
         )
     except (UserError, KeyError, TypeError):
