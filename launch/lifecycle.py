@@ -27,7 +27,7 @@ from launch.errors import EXIT_INTERRUPTED, UserError, nearest
 from launch.files import changed_file, damaged_file, read_json
 from launch.hub import find_moved
 from launch.plan import PlannedStage, plan_stages
-from launch.provenance import fingerprint_input
+from launch.provenance import content_of, fingerprint_input
 from launch.stage_process import RunningStage, environment_of
 from launch.stopping import listening
 
@@ -101,7 +101,7 @@ def is_up_to_date(stage: PlannedStage) -> bool:
             return False
         before = provenance["inputs"]
         now = {name: fingerprint_input(name, entry.get("path") or entry["source"]) for name, entry in before.items()}
-        return not find_moved(before, now) and all(now[name]["sha256"] == before[name]["sha256"] for name in before)
+        return not find_moved(before, now) and all(content_of(now[name]) == content_of(before[name]) for name in before)
     except (UserError, KeyError, TypeError):
         return False
 

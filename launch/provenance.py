@@ -33,6 +33,9 @@ PACKAGES = [
 ADAPTER_TASKS = {"CAUSAL_LM": "text-generation", "SEQ_CLS": "text-classification"}
 NAMED_SOURCES = ("embedded:", "hub:", PREFIX)
 """What an input begins with that is no path."""
+SPLITS_VERSION = 2
+"""Which texts are in a split (`SOURCE::train`): raised with every change of data/named_splits.py that moves one. So what was
+made with other splits is another run, and an old artefact is never evaluated on texts that it was trained on."""
 
 
 def package_versions() -> dict[str, str]:
@@ -95,6 +98,10 @@ def fingerprint_input(field: str, value: str) -> dict[str, Any]:
 
     UserError when the path is missing, or is a stage's folder that was not finished.
     """
+    return _fingerprint(field, value) | ({"splits": SPLITS_VERSION} if "::" in value else {})
+
+
+def _fingerprint(field: str, value: str) -> dict[str, Any]:
     if value.startswith(PREFIX):
         return {"source": value, "sha256": fingerprint(field, value.removeprefix(PREFIX))}
     if value.startswith(NAMED_SOURCES):
@@ -136,9 +143,9 @@ def check_unchanged(field: str, value: str) -> None:
 
 
 def content_of(entry: dict[str, Any]) -> str:
-    """What an input contributes to a run's identity: its hash and, for a path, the split (a source's hash holds it)."""
-    split = entry.get("path", "").partition("::")[2]
-    return f"{entry['sha256']}::{split}" if split else entry["sha256"]
+    """What an input contributes to a run's identity: its hash and the split of it that is read."""
+    split = (entry.get("path") or entry["source"]).partition("::")[2]
+    return f"{entry['sha256']}::{split}@{entry.get('splits', 1)}" if split else entry["sha256"]
 
 
 def library_and_task(folder: Path) -> tuple[str, str]:

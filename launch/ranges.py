@@ -33,7 +33,11 @@ class Range:
             return f"is outside {ends}; give a number within"
         if too_high:
             return f"is above {self.high:g}; give a smaller number"
-        known: dict[tuple[float, bool], str] = {(0, True): "a positive number", (0, False): "0 or more", (1, False): "a positive integer"}
+        known: dict[tuple[float, bool], str] = {
+            (0, True): "a positive number",
+            (0, False): "0 or more",
+            (1, False): "a positive integer",
+        }
         remedy = known.get((self.low, self.above), "a larger number")
         if self.low == 0 and not self.above:
             return f"is negative; give {remedy}"

@@ -30,7 +30,8 @@ class RewardEvaluationConfig(StageConfig):
     model: str = artefact("")
     """Mode accuracy: the reward model under test, a folder or hub:org/name."""
     preferences: str = artefact("")
-    """Mode accuracy: held-out preferences, a file, a folder or hub:...; `::eval` picks the split no stage trains on."""
+    """Mode accuracy: held-out preferences, a file, a folder or hub:...; `::eval` picks
+    the split that `::train`, and every stage that holds something out, leaves alone."""
     invalid: Literal["error", "drop"] = "error"
     """Mode accuracy: pairs that are faulty (an empty answer, chosen equal to rejected) or longer than the model's
     context: stop and name the first, or leave them out and say how many."""

@@ -43,7 +43,8 @@ class TextConfig(StageConfig):
     model: str = artefact("")
     """The language model: a folder, or hub:org/name."""
     documents: str = artefact("")
-    """Held-out text: a file, a folder, embedded:python-prose or hub:...; `::eval` picks the split no stage trains on."""
+    """Held-out text: a file, a folder, embedded:python-prose or hub:...; `::eval` picks
+    the split that `::train`, and every stage that holds something out, leaves alone."""
     text_field: str = "text"
     """The column of tables that holds the text."""
     split_text: TextSplit = "file"

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from data import Document, Pair, Preference, hold_out
 from data.named_splits import EVAL_SALT, hash_position, keep_split, parse_source, split_key, splits_of
 from launch.errors import UserError
+from launch.provenance import SPLITS_VERSION
 
 TEXT = st.text(min_size=1, max_size=12)
 MANY = [f"text {i}" for i in range(20_000)]
@@ -37,7 +38,14 @@ def test_known_positions():
     assert hash_position("Hello  World\n", "salt") == (int(digest, 16) >> 11) / 2**53
     assert round(hash_position("hello world", "salt"), 12) == 0.728170769027
     assert hash_position("hello world", "other") != hash_position("hello world", "salt")
-    assert EVAL_SALT == "alignkit/eval"
+    assert hash_position("hello world", EVAL_SALT) == hash_position("hello world", "alignkit/eval")
+
+
+def test_a_change_of_the_splits_raises_their_version():
+    """Whoever moves a text to another split raises SPLITS_VERSION and writes both here."""
+    homes = [sorted(splits_of(f"text {i}"))[-1] for i in range(400)]
+    digest = hashlib.sha256("".join(homes).encode()).hexdigest()[:12]
+    assert (SPLITS_VERSION, digest) == (2, "1224620eb5a1")
 
 
 def test_a_stage_that_holds_out_never_trains_on_the_eval_split():

@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 
-from launch import stage
+from launch import provenance, stage
 from launch.config import artefact, operational, python_function
 from launch.errors import UserError
 from launch.files import read_json, sha256_tree, write_json
@@ -222,6 +222,18 @@ def test_the_split_of_a_source_belongs_to_the_run(tmp_path):
     (tmp_path / "moved" / "in.txt").write_text("x")
     moved = describe_run(STAGE, ToyConfig(output_dir="o", source=f"{tmp_path}/moved/in.txt::eval"))
     assert moved["identity"] == runs[2]["identity"]
+
+
+@pytest.mark.parametrize("source", ["in.txt", "embedded:python-prose"])
+def test_a_run_with_other_splits_is_another_run(tmp_path, monkeypatch, source):
+    (tmp_path / "in.txt").write_text("x")
+    monkeypatch.chdir(tmp_path)
+    runs = []
+    for version in (provenance.SPLITS_VERSION, 1):
+        monkeypatch.setattr(provenance, "SPLITS_VERSION", version)
+        runs += [describe_run(STAGE, ToyConfig(output_dir="o", source=source + split)) for split in ("", "::train")]
+    whole, part, old_whole, old_part = (run["identity"] for run in runs)
+    assert whole == old_whole and part != old_part
 
 
 @dataclass(kw_only=True)
