@@ -185,7 +185,7 @@ class Job:
             if reason := _why_inexact(self.runtime, checkpoint):
                 self.say(f"the result may differ in its last bits from that of a run which was never stopped: {reason}")
         self.runtime.barrier()
-        self.beat(checkpoint.step if checkpoint else 0)
+        self.watchdog.beat(checkpoint.step if checkpoint else 0)
         return checkpoint
 
     def checkpoint_due(self, step: int) -> bool:

@@ -1,7 +1,19 @@
 """Pretraining: a modern GPT block in a Hugging Face architecture, from raw text. See docs/pretrain.md."""
 
-from alignment.pretrain.config import PretrainConfig
-from launch.stage import Stage, run_of
+from typing import Any
 
-STAGE = Stage("pretrain", PretrainConfig, run_of("alignment.pretrain.stage"))
 __all__ = ["STAGE", "PretrainConfig"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'alignment.pretrain' has no attribute '{name}'")
+    from alignment.pretrain.config import (
+        PretrainConfig,
+    )  # not before: a folder of the user may hide a package, which is looked for first
+    from launch.stage import Stage, run_of
+
+    globals().update(
+        PretrainConfig=PretrainConfig, STAGE=Stage("pretrain", PretrainConfig, run_of("alignment.pretrain.stage"))
+    )
+    return globals()[name]

@@ -1,7 +1,17 @@
 """The stage `sft`: supervised fine-tuning on prompts and completions. See docs/sft.md."""
 
-from alignment.sft.config import SFTConfig
-from launch.stage import Stage, run_of
+from typing import Any
 
-STAGE = Stage("sft", SFTConfig, run_of("alignment.sft.stage"))
 __all__ = ["STAGE", "SFTConfig"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'alignment.sft' has no attribute '{name}'")
+    from alignment.sft.config import (
+        SFTConfig,
+    )  # not before: a folder of the user may hide a package, which is looked for first
+    from launch.stage import Stage, run_of
+
+    globals().update(SFTConfig=SFTConfig, STAGE=Stage("sft", SFTConfig, run_of("alignment.sft.stage")))
+    return globals()[name]

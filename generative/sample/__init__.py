@@ -1,7 +1,17 @@
 """The stage `sample`: a model folder in, images out. See docs/generative.md."""
 
-from generative.sample.config import SampleConfig
-from launch.stage import Stage, run_of
+from typing import Any
 
-STAGE = Stage("sample", SampleConfig, run_of("generative.sample.stage"))
 __all__ = ["STAGE", "SampleConfig"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'generative.sample' has no attribute '{name}'")
+    from generative.sample.config import (
+        SampleConfig,
+    )  # not before: a folder of the user may hide a package, which is looked for first
+    from launch.stage import Stage, run_of
+
+    globals().update(SampleConfig=SampleConfig, STAGE=Stage("sample", SampleConfig, run_of("generative.sample.stage")))
+    return globals()[name]

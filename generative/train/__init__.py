@@ -1,7 +1,19 @@
 """The stage `train-generative`: images in, the folder of a VAE, a GAN or a diffusion model out. See docs/generative.md."""
 
-from generative.train.config import TrainConfig
-from launch.stage import Stage, run_of
+from typing import Any
 
-STAGE = Stage("train-generative", TrainConfig, run_of("generative.train.stage"))
 __all__ = ["STAGE", "TrainConfig"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'generative.train' has no attribute '{name}'")
+    from generative.train.config import (
+        TrainConfig,
+    )  # not before: a folder of the user may hide a package, which is looked for first
+    from launch.stage import Stage, run_of
+
+    globals().update(
+        TrainConfig=TrainConfig, STAGE=Stage("train-generative", TrainConfig, run_of("generative.train.stage"))
+    )
+    return globals()[name]
