@@ -232,6 +232,17 @@ class Job:
             return value
         return record["choices"][name]
 
+    def settle_precision(self, step: Callable[[], Any]) -> None:
+        """On a CPU, where the config leaves it open: fp32 or bf16 autocast, whichever makes `step` faster.
+
+        `step` is a training step without effect. (On a GPU, and under DeepSpeed, the runtime has chosen at its start.)
+        """
+        from launch.runtime import choose_precision
+
+        runtime = self.runtime
+        if self.config.precision == "auto" and runtime.device.type == "cpu" and not runtime.uses_deepspeed:
+            runtime.precision = self.decide("precision", lambda: choose_precision(runtime, step, repeats=2))
+
     @contextlib.contextmanager
     def _listening(self) -> Iterator[None]:
         """SIGTERM, SIGUSR1 and the first Ctrl-C ask for a checkpoint and an orderly end.

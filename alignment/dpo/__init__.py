@@ -8,9 +8,8 @@ __all__ = ["STAGE", "DPOConfig"]
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'alignment.dpo' has no attribute '{name}'")
-    from alignment.dpo.config import (
-        DPOConfig,
-    )  # not before: a folder of the user may hide a package, which is looked for first
+    # Not before: a folder of the user may hide a package, which is looked for first
+    from alignment.dpo.config import DPOConfig
     from launch.stage import Stage, run_of
 
     globals().update(DPOConfig=DPOConfig, STAGE=Stage("dpo", DPOConfig, run_of("alignment.dpo.stage")))

@@ -8,9 +8,8 @@ __all__ = ["STAGE", "PPOConfig"]
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'alignment.ppo' has no attribute '{name}'")
-    from alignment.ppo.config import (
-        PPOConfig,
-    )  # not before: a folder of the user may hide a package, which is looked for first
+    # Not before: a folder of the user may hide a package, which is looked for first
+    from alignment.ppo.config import PPOConfig
     from launch.stage import Stage, run_of
 
     globals().update(PPOConfig=PPOConfig, STAGE=Stage("ppo", PPOConfig, run_of("alignment.ppo.stage")))

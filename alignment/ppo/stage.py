@@ -19,14 +19,14 @@ from alignment.ppo.trainer import Metrics, PPOTrainer
 from alignment.prompts import fitting_prompts, load_prompt_rows, prompt_limit
 from alignment.reward.sources.build import build_source
 from launch.files import read_jsonl_log, write_atomic
-from launch.runtime import choose_precision
 from launch.stage import Job, Stopped
 
 
 def run(config: PPOConfig, job: Job) -> dict[str, Any]:
     """Train; the artefact is the policy, with the critic in `critic/`, and the best policy in `best/`."""
     trainer, counts = make_trainer(config, job)
-    settle_precision(trainer, job)
+    job.settle_precision(trainer.trial_step)
+    job.say(f"precision {job.runtime.precision}")
     guard = Guard(trainer, job.checkpoints, job.say)
     budget = config.evaluation.kl_budget
     best = BestPolicy(job.output_dir / "best", budget, job.runtime, lambda folder: save_artefact(trainer, folder))
@@ -140,14 +140,6 @@ def make_beat(job: Job) -> Callable[[], None]:
         job.watchdog.alive()
 
     return beat
-
-
-def settle_precision(trainer: PPOTrainer, job: Job) -> None:
-    """On the CPU, measure fp32 against bf16 autocast where the config leaves it open; a resume keeps the finding."""
-    runtime = job.runtime
-    if trainer.config.precision == "auto" and runtime.device.type == "cpu" and not runtime.uses_deepspeed:
-        runtime.precision = job.decide("precision", lambda: choose_precision(runtime, trainer.trial_step, repeats=2))
-        job.say(f"precision {runtime.precision}")
 
 
 def save_artefact(trainer: PPOTrainer, folder: Path) -> None:

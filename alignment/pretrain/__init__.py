@@ -8,9 +8,8 @@ __all__ = ["STAGE", "PretrainConfig"]
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'alignment.pretrain' has no attribute '{name}'")
-    from alignment.pretrain.config import (
-        PretrainConfig,
-    )  # not before: a folder of the user may hide a package, which is looked for first
+    # Not before: a folder of the user may hide a package, which is looked for first
+    from alignment.pretrain.config import PretrainConfig
     from launch.stage import Stage, run_of
 
     globals().update(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from alignment.pretrain.model import build_model, count_parameters
 from alignment.pretrain.plan import Plan, derive_plan
 from alignment.pretrain.trainer import Metrics, Pretrainer, micro_batches, token_nats
 from data.order import global_batch
-from launch.runtime import choose_precision
+from launch.runtime import Runtime
 from launch.stage import Job
 
 TRIAL_TOKENS = 256  # enough for the products to dominate; where bf16 is emulated it takes eleven times as long
@@ -26,7 +27,7 @@ def run(config: PretrainConfig, job: Job) -> dict[str, Any]:
     model = build_model(plan.shape, config.rope_theta, corpus.tokenizer, config.seed)
     counts = count_parameters(model, corpus.used_vocabulary)
     describe(plan, corpus, counts, job)
-    job.runtime.precision = job.decide("precision", lambda: settle_precision(config, plan, corpus, model, job))
+    job.settle_precision(make_trial(config, plan, corpus, model, job.runtime))
     trainer = Pretrainer(config, plan, model, corpus.train, corpus.heldout, job.runtime)
     if checkpoint := job.resume():
         trainer.load(checkpoint)
@@ -76,11 +77,10 @@ def describe(plan: Plan, corpus: Corpus, counts: dict[str, int], job: Job) -> No
     )
 
 
-def settle_precision(config: PretrainConfig, plan: Plan, corpus: Corpus, model: torch.nn.Module, job: Job) -> str:
-    """The precision of the run: as given, as the GPU has it, or on a CPU the faster of two, measured on this model."""
-    runtime = job.runtime
-    if config.precision != "auto" or runtime.device.type != "cpu" or runtime.uses_deepspeed:
-        return runtime.precision
+def make_trial(
+    config: PretrainConfig, plan: Plan, corpus: Corpus, model: torch.nn.Module, runtime: Runtime
+) -> Callable[[], None]:
+    """A small forward and backward pass of this model without effect, by whose time the precision is chosen."""
     batch = global_batch(corpus.train, 0, plan.batch_rows, config.seed)
     trial = next(micro_batches(batch, max(1, TRIAL_TOKENS // config.context)))
 
@@ -90,7 +90,7 @@ def settle_precision(config: PretrainConfig, plan: Plan, corpus: Corpus, model: 
         loss.backward()
         model.zero_grad(set_to_none=True)
 
-    return choose_precision(runtime, step, repeats=2)
+    return step
 
 
 def save_artefact(trainer: Pretrainer, corpus: Corpus, job: Job) -> None:

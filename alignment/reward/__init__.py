@@ -8,9 +8,8 @@ __all__ = ["STAGE", "RewardConfig"]
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'alignment.reward' has no attribute '{name}'")
-    from alignment.reward.config import (
-        RewardConfig,
-    )  # not before: a folder of the user may hide a package, which is looked for first
+    # Not before: a folder of the user may hide a package, which is looked for first
+    from alignment.reward.config import RewardConfig
     from launch.stage import Stage, run_of
 
     globals().update(RewardConfig=RewardConfig, STAGE=Stage("reward", RewardConfig, run_of("alignment.reward.stage")))

@@ -8,9 +8,8 @@ __all__ = ["STAGE", "SFTConfig"]
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'alignment.sft' has no attribute '{name}'")
-    from alignment.sft.config import (
-        SFTConfig,
-    )  # not before: a folder of the user may hide a package, which is looked for first
+    # Not before: a folder of the user may hide a package, which is looked for first
+    from alignment.sft.config import SFTConfig
     from launch.stage import Stage, run_of
 
     globals().update(SFTConfig=SFTConfig, STAGE=Stage("sft", SFTConfig, run_of("alignment.sft.stage")))

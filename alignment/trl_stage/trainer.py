@@ -26,7 +26,6 @@ from launch.checkpoint import Checkpoint
 from launch.engine import check_weights, local_weights
 from launch.errors import UserError
 from launch.progress import Meter
-from launch.runtime import choose_precision
 from launch.stage import Job
 
 if TYPE_CHECKING:
@@ -224,12 +223,7 @@ def planned_steps(trainer: Any) -> int:
 
 
 def settle_precision(trainer: Any, job: Job) -> None:
-    """Measure fp32 against bf16 autocast on one small step, where the config leaves it open and the CPU runs it.
-
-    The finding is kept for resumes. (On a GPU, and under DeepSpeed, the runtime has chosen at its start.)
-    """
-    if job.config.precision != "auto" or job.runtime.device.type != "cpu" or job.runtime.uses_deepspeed:
-        return
+    """`Job.settle_precision` by one small step of a TRL trainer, whose counts of it are forgotten."""
     rows = [trainer.train_dataset[i] for i in range(min(PROBE_ROWS, len(trainer.train_dataset)))]
     batch = trainer.data_collator(rows)
 
@@ -239,6 +233,6 @@ def settle_precision(trainer: Any, job: Job) -> None:
         loss.backward()
         trainer.model.zero_grad()
 
-    job.runtime.precision = job.decide("precision", lambda: choose_precision(job.runtime, step, repeats=2))
+    job.settle_precision(step)
     trainer._metrics["train"].clear()
     trainer._total_train_tokens = 0

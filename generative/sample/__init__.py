@@ -8,9 +8,8 @@ __all__ = ["STAGE", "SampleConfig"]
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'generative.sample' has no attribute '{name}'")
-    from generative.sample.config import (
-        SampleConfig,
-    )  # not before: a folder of the user may hide a package, which is looked for first
+    # Not before: a folder of the user may hide a package, which is looked for first
+    from generative.sample.config import SampleConfig
     from launch.stage import Stage, run_of
 
     globals().update(SampleConfig=SampleConfig, STAGE=Stage("sample", SampleConfig, run_of("generative.sample.stage")))

@@ -8,9 +8,8 @@ __all__ = ["STAGE", "TrainConfig"]
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'generative.train' has no attribute '{name}'")
-    from generative.train.config import (
-        TrainConfig,
-    )  # not before: a folder of the user may hide a package, which is looked for first
+    # Not before: a folder of the user may hide a package, which is looked for first
+    from generative.train.config import TrainConfig
     from launch.stage import Stage, run_of
 
     globals().update(

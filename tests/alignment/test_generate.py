@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alignment import generate
-from alignment.generate import STAGE, Span, missing_spans
+from alignment.generate import STAGE, stage
+from alignment.generate.stage import Span, missing_spans
 from data import load_completions
 from tests.alignment.trl_support import run, summary, write_rows
 from tests.support import save_policy, save_prompts
@@ -47,13 +47,13 @@ def test_a_run_goes_on_with_another_batch_size(words, uninterrupted, tmp_path, m
         saved.append(path)
         real(rows, path)
 
-    real = generate.save_completions
+    real = stage.save_completions
     with monkeypatch.context() as patch:
-        patch.setattr(generate, "save_completions", save)
+        patch.setattr(stage, "save_completions", save)
         with pytest.raises(RuntimeError, match="went away"):
             run(STAGE, tmp_path / "out", *words, "--batch_size", 8)
     assert len(list((tmp_path / "out" / "parts").iterdir())) == 2
-    monkeypatch.setattr(generate, "save_completions", lambda rows, path: (saved.append(path), real(rows, path)))
+    monkeypatch.setattr(stage, "save_completions", lambda rows, path: (saved.append(path), real(rows, path)))
     folder = run(STAGE, tmp_path / "out", *words, "--batch_size", second)
     assert (folder / "completions.jsonl").read_bytes() == (uninterrupted / "completions.jsonl").read_bytes()
     assert len(saved) == 3 + -(-(39 - 16) // second)  # and the first two parts were not made again

@@ -18,7 +18,7 @@ def test_help_imports_no_torch_and_lists_every_command():
     assert all(f"  {name} " in result.stdout for name in COMMANDS)
 
 
-HEAVY = {"generate", "reward serve", *(name for name in COMMANDS if name.startswith("evaluate "))}
+HEAVY = {"reward serve", *(name for name in COMMANDS if name.startswith("evaluate "))}
 """Commands whose config and work are still one module."""
 HELP = """
 import sys
