@@ -42,7 +42,7 @@ CONFIGS = stage_configs()
 NUMBERS = {
     f"{name}: {group.__name__}.{field}": (group, field)
     for name, cls in CONFIGS.items()
-    for group in groups_of(cls)
+    for group in sorted(groups_of(cls), key=lambda each: each.__name__)  # the same order in every process
     for field, hint in field_types(group).items()
     if {int, float} & {hint, *typing.get_args(hint)}
 }
