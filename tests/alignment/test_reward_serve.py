@@ -16,12 +16,12 @@ import pytest
 import torch
 from transformers import Qwen3ForSequenceClassification
 
+from alignment.exchange import Backoff, Endpoint
 from alignment.reward import batcher as batching
 from alignment.reward.batcher import Batcher, Busy
 from alignment.reward.model import RewardModel
 from alignment.reward.request import BadRequest, read_request
 from alignment.reward.serve import Handler, RewardServer, ServeConfig, is_own_address
-from alignment.reward.sources.exchange import Backoff, Endpoint
 from alignment.reward.sources.service import ServiceSource
 from data import train_tokenizer
 from launch.cli import run_command

@@ -11,10 +11,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from alignment.reward.sources import exchange
+from alignment import exchange
+from alignment.exchange import Backoff, Endpoint, Notice
 from alignment.reward.sources.build import build_source
 from alignment.reward.sources.config import SourceConfig
-from alignment.reward.sources.exchange import Backoff, Endpoint, Notice
 from alignment.reward.sources.service import ServiceSource, read_answer
 from launch.errors import UserError
 from tests.alignment.reward_support import COMPLETIONS, FINISHED, PROMPTS, FakeService, episodes, lengths
@@ -315,5 +315,5 @@ def test_answers_are_json_that_survives_float32():
 def test_an_answer_without_end_is_refused(monkeypatch):
     monkeypatch.setattr(exchange, "MAX_ANSWER_BYTES", 1000)
     endless = FakeService(lambda number, request: (200, b" " * 5000))
-    with endless as service, pytest.raises(UserError, match="this is no reward service"):
+    with endless as service, pytest.raises(UserError, match="this is another service"):
         source_for(service.url).score(episodes())
