@@ -7,7 +7,7 @@ from typing import Literal
 
 from alignment.lora.config import LoraOptions
 from alignment.ppo.estimators import ESTIMATORS, EstimatorName, check_samples
-from alignment.ppo.options import EvaluationOptions, MonitorsOptions
+from alignment.ppo.options import EvaluationOptions, MonitorsOptions, VLLMOptions
 from alignment.reward.sources.config import SourceConfig, named_rewards
 from launch.config import artefact, operational
 from launch.stage import StageConfig
@@ -73,6 +73,9 @@ class PPOConfig(StageConfig):
     """Longest response."""
     temperature: float = 0.7
     """Temperature of the policy: of sampling and of every log-probability."""
+    vllm: VLLMOptions | None = None
+    """Sample on vLLM servers (vllm.url, vllm.weights_folder), corrected by truncated importance weights; in this job when
+    not given."""
     missing_eos: Literal["none", "replace", "subtract"] = "replace"
     """What happens to the score of a response without EOS: replaced by -penalty, or penalty subtracted."""
     missing_eos_penalty: float = 1.0

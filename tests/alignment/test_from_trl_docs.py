@@ -12,17 +12,8 @@ from alignment.ppo.config import PPOConfig
 from tests.support import ROOT
 
 TEXT = (ROOT / "docs" / "from_trl.md").read_text()
-TRL_0_7 = """exp_name seed log_with task_name model_name query_dataset reward_model remove_unused_columns tracker_kwargs
-accelerator_kwargs project_kwargs tracker_project_name push_to_hub_if_best_kwargs steps learning_rate adap_kl_ctrl init_kl_coef
-kl_penalty target horizon gamma lam cliprange cliprange_value vf_coef batch_size forward_batch_size mini_batch_size
-gradient_accumulation_steps world_size ppo_epochs max_grad_norm optimize_cuda_cache optimize_device_cache early_stopping
-target_kl compare_steps ratio_threshold use_score_scaling use_score_norm score_clip whiten_rewards is_encoder_decoder
-is_peft_model backward_batch_size global_backward_batch_size global_batch_size""".split()
-PPO_V2 = """exp_name run_name reward_model_path num_ppo_epochs whiten_rewards kl_coef cliprange vf_coef cliprange_value gamma lam
-dataset_num_proc num_mini_batches total_episodes local_rollout_forward_batch_size num_sample_generations response_length
-stop_token stop_token_id temperature missing_eos_penalty sft_model_path world_size num_total_batches micro_batch_size
-local_batch_size batch_size local_mini_batch_size mini_batch_size policy ref_policy reward_model train_dataset value_model
-data_collator eval_dataset optimizers callbacks""".split()
+TRL_0_7 = ["exp_name", "seed", "log_with", "task_name", "model_name", "query_dataset", "reward_model", "remove_unused_columns", "tracker_kwargs", "accelerator_kwargs", "project_kwargs", "tracker_project_name", "push_to_hub_if_best_kwargs", "steps", "learning_rate", "adap_kl_ctrl", "init_kl_coef", "kl_penalty", "target", "horizon", "gamma", "lam", "cliprange", "cliprange_value", "vf_coef", "batch_size", "forward_batch_size", "mini_batch_size", "gradient_accumulation_steps", "world_size", "ppo_epochs", "max_grad_norm", "optimize_cuda_cache", "optimize_device_cache", "early_stopping", "target_kl", "compare_steps", "ratio_threshold", "use_score_scaling", "use_score_norm", "score_clip", "whiten_rewards", "is_encoder_decoder", "is_peft_model", "backward_batch_size", "global_backward_batch_size", "global_batch_size"]
+PPO_V2 = ["exp_name", "run_name", "reward_model_path", "num_ppo_epochs", "whiten_rewards", "kl_coef", "cliprange", "vf_coef", "cliprange_value", "gamma", "lam", "dataset_num_proc", "num_mini_batches", "total_episodes", "local_rollout_forward_batch_size", "num_sample_generations", "response_length", "stop_token", "stop_token_id", "temperature", "missing_eos_penalty", "sft_model_path", "world_size", "num_total_batches", "micro_batch_size", "local_batch_size", "batch_size", "local_mini_batch_size", "mini_batch_size", "policy", "ref_policy", "reward_model", "train_dataset", "value_model", "data_collator", "eval_dataset", "optimizers", "callbacks"]
 TRL_1_12 = [*PPO_V2, "learning_rate", "push_to_hub", "model_adapter_name", "ref_adapter_name", "kl_estimator"]
 TRL_1_12 += ["ds3_gather_for_generation", "gradient_accumulation_steps", "model", "ref_model", "peft_config", "per_device_train_batch_size"]
 
