@@ -95,6 +95,7 @@ class Endpoint:
             headers["Authorization"] = f"Bearer {self.token}"
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         try:
+            connection.connect()  # by itself: a connection that is reset while it is made has no answer to read
             # A request that is refused before it is read through breaks the pipe: the answer says why.
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 connection.request(method, target, body, headers)

@@ -22,6 +22,8 @@ from alignment.generation.sampling import Completion, Sampling
 from launch.errors import UserError
 
 LOGPROBS_MODE = "processed_logprobs"
+STARTED = "default"
+"""The version of a server that was given no weights since it was started."""
 LOADED = " (cache of other weights)"
 """After a version: its weights are loaded, keys and values of those before may still be cached."""
 
@@ -86,6 +88,8 @@ class Server:
             present = self._get("/weight_info").get("weight_version")
             if present == weights.version:
                 return False
+            if present == STARTED:
+                self.describe()  # perhaps with other options than before
             if present != weights.version + LOADED:
                 kwargs = {"weights_path": str(weights.folder)}
                 timeout_s = self.endpoint.timeout_s

@@ -80,6 +80,7 @@ class VLLMEngine:
 
     def refresh(self, model: Any) -> None:
         """Write the weights of a model and have all servers load them. No request may be under way."""
+        self.connect()
         first = self.weights is None
         version = f"{time.time_ns():x}"
         folder = self._write(model, version)

@@ -1,5 +1,6 @@
 """The client of reward services, against real sockets that are dead, slow, deaf or talk nonsense."""
 
+import http.client
 import json
 import shutil
 import ssl
@@ -233,6 +234,22 @@ def test_what_beat_raises_ends_the_wait():
     for thread in alive:
         thread.join(10)
     assert not any(thread.is_alive() for thread in alive)  # nobody goes on asking
+
+
+def test_a_connection_that_is_reset_while_it_is_made_is_made_again(monkeypatch):
+    """As a server does that is ending: its socket still listens, and nobody takes the connection."""
+    connect, resets = http.client.HTTPConnection.connect, [True]
+
+    def reset_once(connection):
+        if resets:
+            resets.pop()
+            raise ConnectionResetError("reset by peer")
+        connect(connection)
+
+    monkeypatch.setattr(http.client.HTTPConnection, "connect", reset_once)
+    with FakeService(good) as service:
+        assert source_for(service.url, batch_size=3).score(episodes()).total_B.tolist() == LENGTHS
+    assert not resets
 
 
 def test_at_most_one_line_a_minute(monkeypatch):

@@ -116,7 +116,8 @@ def test_new_weights_are_loaded_once_and_the_cache_of_the_old_ones_is_dropped(se
     second = sample(engine)
     assert second != first
     assert sample(ready([server], tmp_path / "again", changed)) == second
-    assert not engine.servers[0].load(engine.weights) or server.version == engine.weights.version
+    assert not VLLMEngine([server.url], tmp_path).servers[0].load(ServedWeights(tmp_path, server.version, 23))
+    assert len(server.loaded) == 3
 
 
 def test_the_folder_holds_two_whole_generations(server, policy, tmp_path):
@@ -140,7 +141,7 @@ def test_weights_wait_for_requests_to_those_before(server, policy, tmp_path):
     engine = ready([server], tmp_path, policy)
     begun, release = threading.Event(), threading.Event()
     server.before = lambda number: (begun.set(), release.wait(20))
-    straggler = threading.Thread(target=lambda: sample(engine_like(engine), PROMPTS[:1]))
+    straggler = threading.Thread(target=lambda: server.completions(request_of("tiny", [3], SAMPLING, 0)))
     straggler.start()
     assert begun.wait(20)
     push = threading.Thread(target=lambda: engine.refresh(policy))
@@ -153,13 +154,6 @@ def test_weights_wait_for_requests_to_those_before(server, policy, tmp_path):
     assert server.version == engine.weights.version
 
 
-def engine_like(engine):
-    """Another process's view of the servers and the weights."""
-    same = engine_for([server.url for server in engine.servers], engine.folder)
-    same.weights = engine.weights
-    return same
-
-
 def test_a_server_that_was_started_again_is_given_the_weights_again(server, policy, tmp_path):
     """In the middle of a rollout: it comes back with the model it was started with, and no token of that one is taken."""
     expected = sample(ready([server], tmp_path / "a", policy))
@@ -170,6 +164,16 @@ def test_a_server_that_was_started_again_is_given_the_weights_again(server, poli
     assert sample(engine) == expected
     assert server.version == engine.weights.version and server.loaded[-1] == engine.weights.folder
     assert [line for line in said if "was started again, and has the policy's weights again" in line]
+
+
+def test_a_server_that_comes_back_otherwise_is_refused(server, policy, tmp_path):
+    engine = ready([server], tmp_path, policy)
+    server.logprobs_mode = "raw_logprobs"
+    server.restart()
+    with pytest.raises(UserError, match="start the server with --logprobs-mode processed_logprobs"):
+        sample(engine)
+    with pytest.raises(UserError, match="start the server with --logprobs-mode processed_logprobs"):
+        engine.refresh(policy)
 
 
 def test_a_server_that_is_away_is_waited_for_and_said_to_be(server, policy, tmp_path):
@@ -336,7 +340,7 @@ def test_an_update_learns_from_the_servers_samples(make_served, server, folders,
         from alignment.ppo.config import SharedLora
 
         adapter = save_adapter(tmp_path / "adapter", folders[0])
-        changes = dict(policy=str(adapter), lora=SharedLora(rank=2), critic_from="trunk")
+        changes = dict(policy=str(adapter), lora=SharedLora(rank=4), critic_from="trunk")
     trainer = make_served(learning_rate=0.01, **changes)
     for _ in range(2):
         before = policy_state(trainer)
