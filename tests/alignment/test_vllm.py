@@ -2,6 +2,7 @@
 
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -136,6 +137,21 @@ def test_the_folder_holds_two_whole_generations(server, policy, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["something else"]
 
 
+def test_weights_that_were_not_written_to_the_end_have_no_name(server, policy, tmp_path):
+    """Killed at any moment of a write, it leaves a `partial-` folder, which no server is told of."""
+
+    def save(folder):
+        (folder).mkdir(parents=True)
+        names.extend(path.name for path in tmp_path.iterdir())
+        raise KeyboardInterrupt
+
+    engine, names = ready([server], tmp_path, policy), []
+    broken = SimpleNamespace(save_pretrained=save, config=policy.config)
+    with pytest.raises(KeyboardInterrupt):
+        engine.refresh(broken)
+    assert sorted(name.partition("-")[0] for name in names) == ["partial", "weights"] and len(server.loaded) == 1
+
+
 def test_weights_wait_for_requests_to_those_before(server, policy, tmp_path):
     """A server drops its cache only when nothing runs; till then it is asked again, and the weights are not loaded again."""
     engine = ready([server], tmp_path, policy)
@@ -146,8 +162,10 @@ def test_weights_wait_for_requests_to_those_before(server, policy, tmp_path):
     assert begun.wait(20)
     push = threading.Thread(target=lambda: engine.refresh(policy))
     push.start()
-    while server.resets.count(False) < 2:
+    end = time.monotonic() + 20
+    while server.resets.count(False) < 2 and time.monotonic() < end:
         time.sleep(0.01)
+    assert server.resets.count(False) >= 2
     assert engine.weights.version not in (server.version, "default") and len(server.loaded) == 2
     release.set()
     push.join(20), straggler.join(20)
@@ -278,9 +296,9 @@ def test_an_answer_that_makes_no_sense_ends_the_run(server, policy, tmp_path, tw
 def test_an_aborted_request_is_asked_again(server, policy, tmp_path):
     expected = sample(ready([server], tmp_path / "a", policy), PROMPTS[:1])
     engine = ready([server], tmp_path / "b", policy)
-    reasons = ["abort"]
-    server.twist = lambda choice: {**choice, "finish_reason": reasons.pop()} if reasons else choice
-    assert sample(engine, PROMPTS[:1]) == expected and not reasons
+    aborted = [{"finish_reason": "abort", "token_ids": [], "logprobs": {"token_logprobs": []}, "weight_versions": []}]
+    server.twist = lambda choice: {**choice, **aborted.pop()} if aborted else choice
+    assert sample(engine, PROMPTS[:1]) == expected and not aborted
 
 
 def test_the_config_is_checked(tmp_path):
