@@ -3,12 +3,14 @@
 from alignment.generation.engine import LocalEngine, RolloutEngine, generate
 from alignment.generation.prompts import check_lengths, left_pad, positions_of
 from alignment.generation.sampling import Completion, Sampling, pick_tokens
+from alignment.generation.vllm import VLLMEngine
 
 __all__ = [
     "Completion",
     "LocalEngine",
     "RolloutEngine",
     "Sampling",
+    "VLLMEngine",
     "check_lengths",
     "generate",
     "left_pad",

@@ -24,9 +24,20 @@ from launch.runtime import Runtime
 class Ahead:
     """Keeps the rollout of the present update until it is made, and samples that of the next. A `Sampler` itself."""
 
-    def __init__(self, runtime: Runtime, sampler: Sampler, draw: Callable[[int, Any], Sampled]) -> None:
-        """`sampler`: a copy of the policy. `draw(number, model)` samples this rank's responses for an update."""
-        self.runtime, self._sampler, self._draw = runtime, sampler, draw
+    def __init__(
+        self,
+        runtime: Runtime,
+        sampler: Sampler,
+        draw: Callable[[int, Any], Sampled],
+        wait: Callable[[Future[Sampled]], Sampled],
+        remote: bool,
+    ) -> None:
+        """`sampler`: a copy of the policy. `draw(number, model)` samples this rank's responses for an update.
+
+        `wait` waits for a thread on all ranks together. `remote`: servers sample, which may be away for ever: neither the
+        end of the process nor a checkpoint waits for them.
+        """
+        self.runtime, self._sampler, self._draw, self._wait, self._remote = runtime, sampler, draw, wait, remote
         self._flying: dict[int, Future[Sampled]] = {}
 
     def sync(self) -> Any:
@@ -36,7 +47,7 @@ class Ahead:
 
     def _settle(self) -> None:
         for flying in self._flying.values():
-            flying.exception()
+            self._wait(flying)
 
     def take(self, number: int, last: int) -> Sampled:
         """This rank's responses for update `number`; those for the next one, if there is one, begin to be sampled."""
@@ -44,20 +55,23 @@ class Ahead:
             self._start(number)
         current = self._flying[number]
         self._flying = {number: current}  # until the update is made: a checkpoint may be asked for before
-        sampled = current.result()
+        sampled = self._wait(current)
         if number + 1 < last:
             self._start(number + 1)
         return sampled
 
     def _start(self, number: int) -> None:
         model = self.sync()
-        self._flying[number] = in_background(lambda: self._draw(number, model), self.runtime, daemon=False)
+        self._flying[number] = in_background(lambda: self._draw(number, model), self.runtime, self._remote)
 
     def state(self, number: int) -> dict[str, torch.Tensor] | None:
         """The responses of all ranks for update `number`, for a checkpoint; None when none were sampled yet."""
         if number not in self._flying:
             return None
-        mine = self._flying[number].result()
+        flying = self._flying[number]
+        if self._remote and self.runtime.any_true(not flying.done() or flying.exception() is not None):
+            return None  # sampled anew after a resume, from the weights of the checkpoint
+        mine = flying.result()
         parts = self.runtime.gather_objects((mine.responses, mine.logprobs))
         responses, logprobs = ([row for part in parts for row in part[i]] for i in (0, 1))
         return {

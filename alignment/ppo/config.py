@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from alignment.lora.config import LoraOptions
-from alignment.ppo.options import EstimatorName, EvaluationOptions, MonitorsOptions
+from alignment.ppo.options import EstimatorName, EvaluationOptions, MonitorsOptions, VLLMOptions
 from alignment.reward.sources.config import SourceConfig, named_rewards
 from launch.config import artefact, operational
 from launch.ranges import Count, NotNegative, Positive, PositiveInt, Range, Share
@@ -73,6 +73,9 @@ class PPOConfig(StageConfig):
     """Longest response."""
     temperature: Positive = 0.7
     """Temperature of the policy: of sampling and of every log-probability; 0 would leave no distribution to learn from."""
+    vllm: VLLMOptions | None = None
+    """Sample on vLLM servers (vllm.url, vllm.weights_folder), corrected by truncated importance weights; in this job when
+    not given."""
     missing_eos: Literal["none", "replace", "subtract"] = "replace"
     """What happens to the score of a response without EOS: replaced by -penalty, or penalty subtracted."""
     missing_eos_penalty: NotNegative = 1.0

@@ -48,6 +48,11 @@ def critic_state(policy: PreTrainedModel, weights: dict[str, Tensor], head_1D: T
 
 def save_weights(empty: PreTrainedModel, weights: dict[str, Tensor], folder: Path) -> None:
     """Fill an empty model with weights on the CPU and write it."""
+    fill(empty, weights).save_pretrained(folder)
+
+
+def fill(empty: PreTrainedModel, weights: dict[str, Tensor]) -> PreTrainedModel:
+    """The model, with these weights."""
     empty.load_state_dict(weights, assign=True)
     empty.tie_weights()
-    empty.save_pretrained(folder)
+    return empty

@@ -1,4 +1,4 @@
-"""Groups of PPO's configuration: evaluation on held-out prompts, and the monitors of the run's health.
+"""Groups of PPO's configuration: evaluation on held-out prompts, vLLM servers, and the monitors of the run's health.
 
 A run that a monitor stopped goes on when its threshold is raised, so that thresholds, actions and patience are
 operational: no part of the run's identity. What a roll-back changes in the result is, and belongs to it.
@@ -10,6 +10,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
+from alignment.addresses import check_url, check_variable
 from alignment.reward.sources.config import SourceConfig, named_rewards
 from launch.config import artefact, operational
 from launch.ranges import AnyNumber, Count, Positive, PositiveInt, Range
@@ -52,6 +53,36 @@ class EvaluationOptions:
             _ = self.judge
         except ValueError as error:
             raise ValueError(str(error).replace("rewards", "gold_rewards").replace("reward ", "gold ")) from None
+
+
+# ---------------------------------------------------------------------------------------------- rollouts
+
+
+@dataclass(kw_only=True)
+class VLLMOptions:
+    """vLLM servers that sample in place of this job; see docs/generation.md. Where they are does not belong to the run."""
+
+    url: list[str] = operational([])
+    """Addresses of the servers, such as http://host:8000; the samples are shared out to all of them."""
+    weights_folder: str = operational("")
+    """A folder of this run alone, seen by the trainer and all servers under this path: the policy's weights go through it."""
+    token_env: str | None = operational(None)
+    """The environment variable that holds the servers' --api-key."""
+    concurrency: PositiveInt = operational(64)
+    """Requests at a time, on each process; vLLM batches them."""
+    timeout_s: Positive = operational(600.0)
+    """Seconds to wait for a completion, or for the weights to be loaded, before it is asked for again."""
+
+    def check(self) -> None:
+        if not self.url:
+            raise ValueError("url: is missing; add --vllm.url http://host:8000")
+        for address in self.url:
+            check_url("url", address)
+        if len(set(self.url)) < len(self.url):
+            raise ValueError(f"url: {max(self.url, key=self.url.count)} is given twice; keep one")
+        if not self.weights_folder:
+            raise ValueError("weights_folder: is missing; name a folder that the trainer and all servers see")
+        check_variable("token_env", self.token_env)
 
 
 # ---------------------------------------------------------------------------------------------- monitors

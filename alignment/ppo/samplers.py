@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from alignment.generation import VLLMEngine
 from alignment.lora.adapted import AdaptedModel
-from launch.engine import Engine
+from alignment.ppo.background import in_background
+from alignment.ppo.export import empty_policy, fill
+from launch.engine import Engine, check_weights
 from launch.zero import plain_weights
 
 
@@ -19,7 +23,7 @@ class Sampler(Protocol):
     """All ranks call `sync` together, before a rollout; then no rank waits for another while it samples."""
 
     def sync(self) -> Any:
-        """A causal language model, whole on this rank."""
+        """A causal language model, whole on this rank; or an engine that has the weights."""
 
 
 class PolicyItself:
@@ -52,6 +56,36 @@ class WholeCopy:
             for name, value in self.weights():
                 held[name].copy_(value)
         return self.model
+
+
+class ServedPolicy:
+    """vLLM servers. The main rank writes the policy's weights, from any ZeRO stage, and has all servers load them.
+
+    `weights` as of `WholeCopy`; `wait` waits for a thread on all ranks together: servers may be away for long.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        policy: PreTrainedModel,
+        weights: Callable[[], Iterator[tuple[str, Tensor]]],
+        served: VLLMEngine,
+        wait: Callable[[Future[Any]], Any],
+    ) -> None:
+        self.engine, self.policy, self.weights, self.served, self.wait = engine, policy, weights, served, wait
+
+    def sync(self) -> VLLMEngine:
+        runtime = self.engine.runtime
+        with self.engine.gathered(self.policy.parameters()):
+            items = self.weights() if runtime.is_main else iter(())
+            state = {name: value.detach().to("cpu", copy=True) for name, value in items}
+        check_weights(state, runtime)
+        self.wait(in_background(lambda: self._push(state) if runtime.is_main else None, runtime, daemon=True))
+        self.served.weights = runtime.broadcast(self.served.weights)
+        return self.served
+
+    def _push(self, state: dict[str, Tensor]) -> None:
+        self.served.refresh(fill(empty_policy(self.policy), state))
 
 
 class AdapterCopy:

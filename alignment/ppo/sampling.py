@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from alignment.generation import Completion, LocalEngine, Sampling
+from transformers import PreTrainedModel
+
+from alignment.generation import Completion, LocalEngine, RolloutEngine, Sampling, VLLMEngine
 from alignment.ppo.config import PPOConfig
 from alignment.ppo.rollout import Prompt
 from alignment.ppo.scoring import EarlyScores
@@ -42,7 +43,7 @@ class Sampled:
 
 
 def draw(
-    policy: Any,
+    policy: PreTrainedModel | VLLMEngine,
     share: Share,
     sampling: Sampling,
     config: PPOConfig,
@@ -57,7 +58,8 @@ def draw(
     ids = [prompt["prompt_ids"] for prompt in share.prompts]
     order = sorted(range(len(ids)), key=lambda row: (len(ids[row]), tuple(ids[row])))
     size = config.forward_batch_size if early is not None else len(order)
-    engine = LocalEngine(policy, config.forward_batch_size)
+    engine: RolloutEngine
+    engine = policy if isinstance(policy, VLLMEngine) else LocalEngine(policy, config.forward_batch_size)
     done: dict[int, Completion] = {}
     try:
         for start in range(0, len(order), size):

@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from alignment.addresses import read_secret
+from alignment.generation import VLLMEngine
 from alignment.ppo.best import BestPolicy
 from alignment.ppo.config import PPOConfig
 from alignment.ppo.evaluation import load_held_out, sample_rows
@@ -63,6 +65,8 @@ def run(config: PPOConfig, job: Job) -> dict[str, Any]:
             keep(trainer, job, guard)
         trainer.train()
     save_artefact(trainer, job.output_dir)
+    if trainer.served and job.runtime.is_main:
+        trainer.served.remove_weights()
     rows = read_jsonl_log(job.output_dir / "metrics.jsonl") if job.runtime.is_main else []
     last = {k: v for k, v in (rows[-1] if rows else {}).items() if k != "step" and not k.startswith("perf/")}
     told = len(trainer.monitors.told)
@@ -95,6 +99,7 @@ def write_records(trainer: PPOTrainer, job: Job) -> None:
 
 def make_trainer(config: PPOConfig, job: Job) -> tuple[PPOTrainer, dict[str, int]]:
     """The trainer of a config, and how many prompts there are."""
+    served = connect_servers(config, job)
     roles = load_roles(config)
     if config.replay:
         trainer = PPOTrainer(config, roles, None, [], job.runtime)
@@ -120,7 +125,28 @@ def make_trainer(config: PPOConfig, job: Job) -> tuple[PPOTrainer, dict[str, int
         )
         held_out = load_held_out(config.evaluation, roles.tokenizer, limit, rows, build, job.say)
         counts["prompts_held_out"] = len(held_out.rows)
-    return PPOTrainer(config, roles, source, rows, job.runtime, held_out=held_out), counts
+    return PPOTrainer(config, roles, source, rows, job.runtime, held_out=held_out, served=served), counts
+
+
+def connect_servers(config: PPOConfig, job: Job) -> VLLMEngine | None:
+    """The servers that sample, if the config has any: asked before anything else is loaded, so that a wrong one is told at once."""
+    options = config.vllm
+    if options is None or config.replay:
+        return None
+    served = VLLMEngine(
+        options.url,
+        options.weights_folder,
+        config.seed,
+        options.concurrency,
+        options.timeout_s,
+        read_secret("vllm.token_env", options.token_env),
+        make_beat(job),
+        partial(say_anywhere, job),
+    )
+    for url, server in zip(options.url, served.connect(), strict=True):
+        job.say(f"rollouts by vLLM {server.version} at {url} ({server.model}, {server.context} tokens)")
+    job.say("sampling on servers is not repeatable to the bit: neither is a run that was resumed")
+    return served
 
 
 def say_anywhere(job: Job, line: str) -> None:

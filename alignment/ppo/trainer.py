@@ -8,13 +8,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from alignment.generation import Sampling
+from alignment.generation import Sampling, VLLMEngine
 from alignment.ppo import objectives as ppo
 from alignment.ppo.ahead import Ahead
 from alignment.ppo.background import in_background, wait_together
@@ -30,6 +31,7 @@ from alignment.ppo.ptx import load_ptx
 from alignment.ppo.replay import Replay
 from alignment.ppo.roles import Roles
 from alignment.ppo.rollout import Prompt, Rollout, make_batch, make_rollout, plan_parts
+from alignment.ppo.samplers import Sampler, ServedPolicy
 from alignment.ppo.sampling import Sampled, Share, draw, share_of
 from alignment.ppo.scoring import Scorer
 from alignment.ppo.shared import SharedRoles
@@ -56,7 +58,9 @@ class PPOTrainer:
         runtime: Runtime,
         sink: Callable[[int, Metrics], Any] = lambda number, metrics: None,
         held_out: HeldOut | None = None,
+        served: VLLMEngine | None = None,
     ) -> None:
+        """`served`: the servers of `config.vllm`, which sample in place of this process."""
         self.config, self.roles, self.source, self.runtime, self.sink = config, roles, source, runtime, sink
         if config.batch_size % runtime.world:
             raise UserError(
@@ -81,12 +85,9 @@ class PPOTrainer:
         self.learner = Learner(config, roles.module(), groups, runtime, self.sampling.pad_id, self.room, ptx)
         self.engine = self.learner.engine
         self.reference = None if self.replay else roles.place_reference(self.engine)
-        self.sampler: Any = None if self.replay else roles.make_sampler(self.engine, bool(config.rollouts_ahead))
+        self.served = served
         self.ahead: Ahead | None = None
-        if config.rollouts_ahead and self.replay is None:
-            self.sampler = self.ahead = Ahead(
-                runtime, self.sampler, lambda number, model: self._draw(self.next_prompts(number), number, model)
-            )
+        self.sampler: Any = None if self.replay else self._make_sampler()
         self.scorer = None if source is None else Scorer(source, tokenizer, runtime, config.overlap_scoring)
         self.dump = RolloutDump(config, tokenizer, self.room, runtime)
         self.held_out, self.history = held_out, History()
@@ -100,6 +101,28 @@ class PPOTrainer:
         self.while_waiting: Callable[[bool], Any] = lambda can_save: None
         """Called on all ranks together, about once a second, while one of them waits for rewards; may raise to end it.
         The argument: whether `save` would keep all that was done so far."""
+        self._can_save = False
+        """Whether it would while something is sampled: not during an evaluation, nor of rollouts ahead, which it waits for."""
+
+    def _make_sampler(self) -> Sampler:
+        sampler: Sampler
+        ahead = bool(self.config.rollouts_ahead)
+        if self.served is not None:
+            self.served.check_room(self.room)
+            roles = self.roles
+            sampler = ServedPolicy(self.engine, roles.policy, roles.policy_weights, self.served, self._wait)
+        else:
+            sampler = self.roles.make_sampler(self.engine, ahead)
+        if not ahead:
+            return sampler
+        self.ahead = Ahead(
+            self.runtime,
+            sampler,
+            lambda number, model: self._draw(self.next_prompts(number), number, model),
+            self._wait,
+            remote=self.served is not None,
+        )
+        return self.ahead
 
     # ------------------------------------------------------------------------------------ the algorithm
 
@@ -140,10 +163,23 @@ class PPOTrainer:
 
     def rollout(self, prompts: Sequence[Prompt | str]) -> Rollout:
         """Sample `samples_per_prompt` responses to each prompt. Episodes are split over the ranks; this rank's are returned."""
-        with self._timed() as clock, self.runtime.autocast():
-            sampled = self._draw(prompts, self.update_number, self.sampler.sync())
-            seconds = clock()
+        with self._timed() as clock:
+            self._can_save = self.ahead is None
+            model, number = self.sampler.sync(), self.update_number
+            sampled = self._sample(lambda: self._draw(prompts, number, model))
+            self._can_save, seconds = False, clock()
         return self._make_rollout(sampled, seconds)
+
+    def _sample(self, work: Callable[[], Sampled]) -> Sampled:
+        """What `work` samples: in this thread, or where servers sample, which may be away for long, in another one."""
+        if self.served is not None:
+            return self._wait(in_background(work, self.runtime, daemon=True))
+        with self.runtime.autocast():
+            return work()
+
+    def _wait(self, sampling: Future[Any]) -> Any:
+        """The result of a thread, on all ranks together."""
+        return wait_together(sampling, self.runtime, self.alive, lambda: self.while_waiting(self._can_save))
 
     def _draw(self, prompts: Sequence[Prompt | str], number: int, model: Any) -> Sampled:
         """This rank's responses to the prompts of update `number`. It may run in a thread: no collective call."""
@@ -154,7 +190,7 @@ class PPOTrainer:
 
     def _make_rollout(self, sampled: Sampled, seconds: float, ahead: bool = False) -> Rollout:
         groups = [number // self.config.samples_per_prompt for number in sampled.share.numbers]
-        logprobs = sampled.logprobs if ahead else None  # else they are the policy's own
+        logprobs = sampled.logprobs if ahead or self.served else None  # else they are the policy's own
         prompts, eos_id = sampled.share.prompts, self.sampling.eos_id
         rollout = make_rollout(prompts, sampled.responses, groups, eos_id, self.runtime, logprobs)
         rollout.early = sampled.early.scores if sampled.early else None
@@ -322,8 +358,8 @@ class PPOTrainer:
         n = len(held_out.rows)
         mine = list(range(runtime.rank * n // runtime.world, (runtime.rank + 1) * n // runtime.world))
         share = Share([held_out.rows[i] for i in mine], mine)
-        with runtime.autocast():
-            sampled = draw(self.sampler.sync(), share, self.sampling, self.config, 0, purpose=PURPOSE)
+        model = self.sampler.sync()
+        sampled = self._sample(lambda: draw(model, share, self.sampling, self.config, 0, purpose=PURPOSE))
         rollout = make_rollout(share.prompts, sampled.responses, mine, self.sampling.eos_id, runtime)
         self._score_tokens(rollout)
         episodes = Episodes.decode(self.roles.tokenizer, rollout.prompts, rollout.responses)

@@ -23,10 +23,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from alignment.addresses import read_secret
 from alignment.reward.batcher import Batcher, Busy
 from alignment.reward.model import RewardModel
 from alignment.reward.request import BadRequest, read_request
-from alignment.reward.sources.build import read_secret
 from launch.config import describe, load_config
 from launch.errors import UserError
 from launch.ranges import PositiveInt, Range

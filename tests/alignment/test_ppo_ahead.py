@@ -1,6 +1,7 @@
 """Rollouts sampled one update ahead: from which weights, corrected by what, and the same whatever the threads do."""
 
 import threading
+from concurrent.futures import Future
 
 import pytest
 import torch
@@ -124,13 +125,13 @@ def test_the_share_of_a_checkpoint_on_any_number_of_processes(runtime):
     }
     found = []
     for rank in range(2):
-        ahead = Ahead(Rank(rank, 2), None, None)
+        ahead = Ahead(Rank(rank, 2), None, None, Future.result, remote=False)
         ahead.load(state, 3, prompts, 2)
         assert set(ahead._flying) == {3}
         found.append(ahead.take(3, 4))
     assert found[0] == Sampled(share_of(prompts, 2, 0, 2), [[5], [6, 7, 1]], [[0.0], [-1.0, -2.0, -3.0]])
     assert found[1] == Sampled(share_of(prompts, 2, 1, 2), [[8, 1], [9]], [[-4.0, -5.0], [-6.0]])
-    alone = Ahead(runtime, None, None)
+    alone = Ahead(runtime, None, None, Future.result, remote=False)
     alone.load(state, 3, prompts, 2)
     back = alone.state(3)
     assert all(torch.equal(back[name], state[name]) for name in state) and alone.state(4) is None

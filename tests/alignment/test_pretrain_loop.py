@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from alignment.pretrain import STAGE, PretrainConfig
-from alignment.pretrain import stage as stage_module
 from alignment.pretrain.corpus import read_corpus
 from alignment.pretrain.model import build_model
 from alignment.pretrain.plan import derive_plan
@@ -19,6 +18,7 @@ from alignment.pretrain.trainer import Pretrainer, token_nats
 from data.order import epoch_order, global_batch
 from data.packing import IGNORE
 from evaluation import perplexity
+from launch import runtime as runtime_module
 from launch.checkpoint import CheckpointStore
 from launch.config import build
 from launch.entry import guarded, run_stage_command
@@ -284,7 +284,7 @@ def test_the_recorded_precision_is_used_on_resume(sources, tmp_path, monkeypatch
         runtime.precision = "bf16"
         return "bf16"
 
-    monkeypatch.setattr(stage_module, "choose_precision", bf16)
+    monkeypatch.setattr(runtime_module, "choose_precision", bf16)
     inner = Pretrainer.update
 
     def update(self):
@@ -300,7 +300,7 @@ def test_the_recorded_precision_is_used_on_resume(sources, tmp_path, monkeypatch
     def never(runtime, step, repeats):
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(stage_module, "choose_precision", never)
+    monkeypatch.setattr(runtime_module, "choose_precision", never)
     assert run_stage(STAGE, config)["precision"] == "bf16"
 
 

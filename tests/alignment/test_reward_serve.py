@@ -16,12 +16,12 @@ import pytest
 import torch
 from transformers import Qwen3ForSequenceClassification
 
+from alignment.exchange import Backoff, Endpoint
 from alignment.reward import batcher as batching
 from alignment.reward.batcher import Batcher, Busy
 from alignment.reward.model import RewardModel
 from alignment.reward.request import BadRequest, read_request
 from alignment.reward.serve import Handler, RewardServer, ServeConfig, is_own_address
-from alignment.reward.sources.exchange import Backoff, Endpoint
 from alignment.reward.sources.service import ServiceSource
 from data import train_tokenizer
 from launch.cli import run_command
@@ -338,7 +338,7 @@ def test_a_token_is_asked_for(folder, judge):
         ),
         (["--model", "x", "--host", "::"], "can be reached from other machines"),
         (["--model", "x", "--host", "judge.example"], "can be reached from other machines"),
-        (["--model", "x", "--port", "70000"], "port: 70000 is no port"),
+        (["--model", "x", "--port", "70000"], "port: 70000 is outside"),
         (["--model", "x", "--max_rows", "0"], "max_rows: 0 is below 1"),
         (["--modle", "x"], "unknown key '--modle'; did you mean 'model'"),
     ],

@@ -1,5 +1,6 @@
 """The client of reward services, against real sockets that are dead, slow, deaf or talk nonsense."""
 
+import http.client
 import json
 import shutil
 import ssl
@@ -11,10 +12,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from alignment.reward.sources import exchange
+from alignment import exchange
+from alignment.exchange import Backoff, Endpoint, Notice
 from alignment.reward.sources.build import build_source
 from alignment.reward.sources.config import SourceConfig
-from alignment.reward.sources.exchange import Backoff, Endpoint, Notice
 from alignment.reward.sources.service import ServiceSource, read_answer
 from launch.errors import UserError
 from tests.alignment.reward_support import COMPLETIONS, FINISHED, PROMPTS, FakeService, episodes, lengths
@@ -235,6 +236,22 @@ def test_what_beat_raises_ends_the_wait():
     assert not any(thread.is_alive() for thread in alive)  # nobody goes on asking
 
 
+def test_a_connection_that_is_reset_while_it_is_made_is_made_again(monkeypatch):
+    """As a server does that is ending: its socket still listens, and nobody takes the connection."""
+    connect, resets = http.client.HTTPConnection.connect, [True]
+
+    def reset_once(connection):
+        if resets:
+            resets.pop()
+            raise ConnectionResetError("reset by peer")
+        connect(connection)
+
+    monkeypatch.setattr(http.client.HTTPConnection, "connect", reset_once)
+    with FakeService(good) as service:
+        assert source_for(service.url, batch_size=3).score(episodes()).total_B.tolist() == LENGTHS
+    assert not resets
+
+
 def test_at_most_one_line_a_minute(monkeypatch):
     clock, lines = [1000.0], []
     monkeypatch.setattr(
@@ -315,5 +332,5 @@ def test_answers_are_json_that_survives_float32():
 def test_an_answer_without_end_is_refused(monkeypatch):
     monkeypatch.setattr(exchange, "MAX_ANSWER_BYTES", 1000)
     endless = FakeService(lambda number, request: (200, b" " * 5000))
-    with endless as service, pytest.raises(UserError, match="this is no reward service"):
+    with endless as service, pytest.raises(UserError, match="this is another service"):
         source_for(service.url).score(episodes())

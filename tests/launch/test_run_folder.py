@@ -34,7 +34,7 @@ def started_and_killed(config, step):
         sys.addaudithook(watch)
         with lock_folder(Path(config.output_dir)):
             prepare_folder(config, run)
-            write_json(Path(config.output_dir) / "run.json", {**run, "choices": {}})
+            write_json(Path(config.output_dir) / "run.json", {**run, "started": 0.0, "choices": {}})
         os._exit(0)
     return os.WIFSIGNALED(os.waitpid(pid, 0)[1])
 

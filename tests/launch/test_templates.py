@@ -104,7 +104,7 @@ def test_a_script_can_be_written_to_a_file(capsys, tmp_path):
         (["ppo", "--job_name", "größe", "--", "x"], "job_name: 'größe'"),
         (["ppo", "--job_name", "1e3", "--", "x"], "job_name: '1e3'"),
         (["ppo", "--job_name", "a" * 41, "--", "x"], "give up to 40"),
-        (["ppo", "--port", "70000", "--", "x"], "port: 70000 is no TCP port"),
+        (["ppo", "--port", "70000", "--", "x"], "port: 70000 is outside"),
         (["ppo", "--", "--x", "a\nb"], "an option holds a line break"),
     ],
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,17 +9,17 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from alignment.addresses import read_secret
+from alignment.exchange import Backoff, Beat, Endpoint, Say
 from alignment.reward.model import RewardModel
 from alignment.reward.sources.combined import CombinedSource
 from alignment.reward.sources.config import SourceConfig
 from alignment.reward.sources.ensemble import EnsembleSource
-from alignment.reward.sources.exchange import Backoff, Endpoint
 from alignment.reward.sources.function import FunctionSource
 from alignment.reward.sources.model import ModelSource
-from alignment.reward.sources.protocol import Beat, RewardSource, Say
+from alignment.reward.sources.protocol import RewardSource
 from alignment.reward.sources.rules import Rule, RuleSource, format_rule, length_rule, repetition_rule
 from alignment.reward.sources.service import ServiceSource
-from launch.errors import UserError
 from launch.functions import find_file, load_function
 
 RULES: dict[str, Callable[..., Rule]] = {
@@ -102,15 +101,3 @@ def _build_service(name: str, config: SourceConfig, place: _Place) -> ServiceSou
         say=place.say,
         **options,
     )
-
-
-def read_secret(field: str, variable: str | None) -> str:
-    """The value of an environment variable that a config names; empty when it names none. UserError when it is not set."""
-    if variable is None:
-        return ""
-    value = os.environ.get(variable, "").strip()
-    if not value:
-        raise UserError(f"{field}: the environment variable {variable} is not set; export it before the run")
-    if not value.isascii() or not value.isprintable():  # http.client would show it in its complaint
-        raise UserError(f"{field}: what the environment variable {variable} holds is no token: one line of ASCII is")
-    return value

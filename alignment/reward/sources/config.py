@@ -9,8 +9,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
-from urllib.parse import parse_qsl, urlsplit
 
+from alignment.addresses import check_url, check_variable
 from launch.config import artefact, operational, python_function
 from launch.errors import UserError
 from launch.functions import split_name
@@ -29,7 +29,6 @@ OPTIONS: dict[str, tuple[str, ...]] = {
 """What each kind of source reads besides `weight`."""
 RESERVED = ("total", "score", "score_std")
 """Names that trainers log under `reward/` themselves."""
-_SECRET = re.compile(r"key|token|secret|passw|auth|signature", re.IGNORECASE)
 
 
 @dataclass(kw_only=True)
@@ -102,8 +101,8 @@ class SourceConfig:
         if self.rule:
             self._check_rule()
         if self.url:
-            _check_url(self.url)
-            self._check_requests()
+            check_url("url", self.url)
+            check_variable("token_env", self.token_env)
 
     def _check_options(self) -> None:
         """ValueError for an option that this kind of source does not read."""
@@ -129,27 +128,6 @@ class SourceConfig:
             re.compile(self.pattern or "")
         except re.error as error:
             raise ValueError(f"pattern: {self.pattern!r} is no regular expression ({error}); mend it") from None
-
-    def _check_requests(self) -> None:
-        if self.token_env is not None and not self.token_env.isidentifier():  # perhaps the token itself: not repeated
-            raise ValueError(
-                "token_env: this is no name of an environment variable; put the token into one, name it here"
-            )
-
-
-def _check_url(url: str) -> None:
-    """ValueError unless it is an http(s) address without a secret: the config is written into the run's records."""
-    parts = urlsplit(url)
-    try:
-        port = parts.port
-    except ValueError:
-        port = 0
-    odd = not url.isascii() or any(character.isspace() for character in url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0 or odd:
-        shown = url.partition("?")[0].rpartition("@")[2]  # without what may be a secret
-        raise ValueError(f"url: '{shown}' is no address; write http://host:port/path or https://...")
-    if "@" in parts.netloc or any(_SECRET.search(key) for key, _ in parse_qsl(parts.query)):
-        raise ValueError("url: it holds a secret, which would be recorded with the run; use token_env")
 
 
 def named_rewards(reward: str | None, rewards: dict[str, SourceConfig]) -> dict[str, SourceConfig]:

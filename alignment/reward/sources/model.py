@@ -5,8 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from alignment.exchange import Beat
 from alignment.reward.model import RewardModel
-from alignment.reward.sources.protocol import Beat, Episodes, Scores, single
+from alignment.reward.sources.protocol import Episodes, Scores, single
 from evaluation.scoring import score_ids
 from launch.errors import UserError
 

@@ -6,7 +6,7 @@ Shapes: B episodes, T_i tokens of completion i.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -18,10 +18,6 @@ from data.records import Turns
 from launch.errors import UserError
 
 Ids = Sequence[int]
-Beat = Callable[[], object]
-"""Called while a source works, at least once a second while it waits for a service; what it raises ends the scoring."""
-Say = Callable[[str], object]
-"""Takes one line for the user."""
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from alignment.reward.sources.exchange import Backoff, Endpoint, Exchange, Notice
-from alignment.reward.sources.protocol import Beat, Episodes, Say, Scores, check_rewards, single
+from alignment.exchange import Backoff, Beat, Endpoint, Exchange, Notice, Say
+from alignment.reward.sources.protocol import Episodes, Scores, check_rewards, single
 from launch.errors import UserError, nearest
 
 DEFAULT_LABELS = "reference"
@@ -53,13 +53,13 @@ class ServiceSource:
         ]
         sizes = [min(self.batch_size, len(episodes) - at) for at in starts]
 
-        def parse(number: int, content: bytes) -> dict[str, Tensor]:
-            return read_answer(content, sizes[number], self.source, starts[number])
+        def ask(number: int, attempt: int) -> dict[str, Tensor]:
+            return read_answer(self.endpoint.post(bodies[number]), sizes[number], self.source, starts[number])
 
         self._calls += 1
         counters = (self._calls, int(os.environ.get("RANK", "0")))
-        exchange = Exchange(self.endpoint, parse, self.backoff, self._notice, counters)
-        return self._join(exchange.run(bodies, self.concurrency, self.beat))
+        exchange = Exchange(ask, self.backoff, self._notice, counters)
+        return self._join(exchange.run(len(bodies), self.concurrency, self.beat))
 
     def _join(self, answers: list[dict[str, Tensor]]) -> Scores:
         """The scores of all batches; of what is to be logged, that which every answer has."""

@@ -1,28 +1,32 @@
 """Requests to a service that may be away: it is waited for, and nothing that it has answered is asked again.
 
-What passes (no connection, no answer in time, status 408, 429 or 5xx) is tried again for ever, with exponential
+Reward services and rollout servers are asked through this. What passes (no connection, no answer in time, status 408, 429 or 5xx) is tried again for ever, with exponential
 back-off and jitter; what stays (any other status, an answer that makes no sense) is a UserError at once.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import http.client
 import json
 import queue
 import ssl
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 from urllib.parse import urlsplit
 
-from alignment.reward.sources.protocol import Beat, Say
 from launch.errors import UserError
 from launch.seeding import numpy_generator
 
 T = TypeVar("T")
+Beat = Callable[[], object]
+"""Called while something works, at least once a second while it waits for a service; what it raises ends the work."""
+Say = Callable[[str], object]
+"""Takes one line for the user."""
 BEAT_S = 0.5
 QUIET_S = 60.0
 MAX_ANSWER_BYTES = 64 * 2**20
@@ -33,6 +37,18 @@ class Away(Exception):
     """The service does not answer now; it may later."""
 
 
+class Failing(Away):
+    """The service answers, with a status that may pass."""
+
+
+class Refused(UserError):
+    """The service answered with a status that stays."""
+
+    def __init__(self, sentence: str, status: int) -> None:
+        super().__init__(sentence)
+        self.status = status
+
+
 @dataclass(frozen=True)
 class Endpoint:
     """Where requests go. The token is sent as `Authorization: Bearer TOKEN`, and shown nowhere."""
@@ -41,13 +57,24 @@ class Endpoint:
     timeout_s: float = 60.0
     token: str = field(default="", repr=False)
 
+    def at(self, path: str) -> Endpoint:
+        """The same service at a path below this address."""
+        return dataclasses.replace(self, url=self.url.rstrip("/") + path)
+
+    def get(self) -> bytes:
+        """As `post`, for a question without a body."""
+        return self._answer("GET", None)
+
     def post(self, body: bytes) -> bytes:
         """The body of the answer. Away for what passes, UserError for what stays. Redirects are not followed.
 
         `timeout_s` is for connecting, for each silence of the service, and for the whole answer once it has begun.
         """
+        return self._answer("POST", body)
+
+    def _answer(self, method: str, body: bytes | None) -> bytes:
         try:
-            status, content = self._exchange(body)
+            status, content = self._exchange(method, body)
         except ssl.SSLCertVerificationError as error:
             raise UserError(f"{self.url}: its certificate is not to be trusted ({error.verify_message})") from None
         except (OSError, http.client.HTTPException) as error:
@@ -55,10 +82,11 @@ class Endpoint:
         if 200 <= status < 300:
             return content
         if status in PASSING or status >= 500:
-            raise Away(f"status {status}: {_excerpt(content)}")
-        raise UserError(f"{self.url}: answered with status {status} ({_excerpt(content)}); mend the request or the url")
+            raise Failing(f"status {status}: {_excerpt(content)}")
+        sentence = f"{self.url}: answered with status {status} ({_excerpt(content)}); mend the request or the url"
+        raise Refused(sentence, status)
 
-    def _exchange(self, body: bytes) -> tuple[int, bytes]:
+    def _exchange(self, method: str, body: bytes | None) -> tuple[int, bytes]:
         parts = urlsplit(self.url)
         kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         connection = kind(parts.hostname or "", parts.port, timeout=self.timeout_s)
@@ -67,9 +95,10 @@ class Endpoint:
             headers["Authorization"] = f"Bearer {self.token}"
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         try:
+            connection.connect()  # by itself: a connection that is reset while it is made has no answer to read
             # A request that is refused before it is read through breaks the pipe: the answer says why.
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                connection.request("POST", target, body, headers)
+                connection.request(method, target, body, headers)
             response = connection.getresponse()
             return response.status, self._read(response)
         finally:
@@ -81,7 +110,7 @@ class Endpoint:
             content += part
             if len(content) > MAX_ANSWER_BYTES:
                 raise UserError(
-                    f"{self.url}: answers with more than {MAX_ANSWER_BYTES >> 20} MiB; this is no reward service"
+                    f"{self.url}: answers with more than {MAX_ANSWER_BYTES >> 20} MiB; this is another service"
                 )
             if time.monotonic() > deadline:
                 raise TimeoutError(f"the answer took more than {self.timeout_s:g} s")
@@ -94,7 +123,8 @@ def _excerpt(content: bytes) -> str:
     """The sentence in an answer that tells of an error, or its beginning."""
     text = content.decode("utf-8", "replace")
     with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
-        text = str(json.loads(text)["error"])
+        error = json.loads(text)["error"]
+        text = str(error["message"] if isinstance(error, dict) else error)
     text = " ".join(text.split())
     return (text[:197] + "..." if len(text) > 200 else text) or "no text"
 
@@ -145,19 +175,18 @@ class Notice:
 
 @dataclass
 class Exchange(Generic[T]):
-    """A batch of requests to one endpoint, `concurrency` at a time, each repeated until it is answered."""
+    """A batch of requests, `concurrency` at a time, each repeated until it is answered."""
 
-    endpoint: Endpoint
-    parse: Callable[[int, bytes], T]
-    """What the answer to request i says; UserError when it makes no sense."""
+    ask: Callable[[int, int], T]
+    """`ask(i, attempt)` sends request i and says what the answer means: Away for what passes, UserError for what stays."""
     backoff: Backoff
     notice: Notice
     counters: tuple[int, ...] = ()
 
-    def run(self, bodies: Sequence[bytes], concurrency: int, beat: Beat) -> list[T]:
-        """The parsed answers, in order. `beat` is called while this waits, and its exceptions end it."""
+    def run(self, count: int, concurrency: int, beat: Beat) -> list[T]:
+        """The answers to `count` requests, in order. `beat` is called while this waits, and its exceptions end it."""
         pending: queue.SimpleQueue[int] = queue.SimpleQueue()
-        for number in range(len(bodies)):
+        for number in range(count):
             pending.put(number)
         answers: dict[int, T] = {}
         failures: list[BaseException] = []
@@ -167,7 +196,7 @@ class Exchange(Generic[T]):
             try:
                 while not stop.is_set():
                     number = pending.get_nowait()
-                    answers[number] = self._until_answered(number, bodies[number], stop)
+                    answers[number] = self._until_answered(number, stop)
             except queue.Empty:
                 pass
             except BaseException as error:
@@ -175,7 +204,7 @@ class Exchange(Generic[T]):
             changed.set()
 
         # Daemons: one that waits for a dead service must not hold up the end of the process.
-        threads = [threading.Thread(target=work, daemon=True) for _ in range(min(concurrency, len(bodies)))]
+        threads = [threading.Thread(target=work, daemon=True) for _ in range(min(concurrency, count))]
         try:
             for thread in threads:
                 thread.start()
@@ -187,13 +216,13 @@ class Exchange(Generic[T]):
             stop.set()
         if failures:
             raise failures[0]
-        return [answers[number] for number in range(len(bodies))]
+        return [answers[number] for number in range(count)]
 
-    def _until_answered(self, number: int, body: bytes, stop: threading.Event) -> T:
+    def _until_answered(self, number: int, stop: threading.Event) -> T:
         attempt = 0
         while True:
             try:
-                answer = self.parse(number, self.endpoint.post(body))
+                answer = self.ask(number, attempt)
             except Away as reason:
                 self.notice.away(number, str(reason))
                 if stop.wait(self.backoff.delay_s(attempt, number, *self.counters)):
