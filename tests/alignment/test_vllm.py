@@ -312,7 +312,7 @@ def test_the_config_is_checked(tmp_path):
     assert "vllm.url: 'a:1' is no address" in problem("--vllm.url", "a:1", "--vllm.weights_folder", "w")
     assert "is given twice" in problem("--vllm.url", "http://a:1,http://a:1", "--vllm.weights_folder", "w")
     both = ["--vllm.url", "http://a:1", "--vllm.weights_folder", "w"]
-    assert "vllm.concurrency: 0 is not above 0" in problem(*both, "--vllm.concurrency", "0")
+    assert "vllm.concurrency: 0 is below 1" in problem(*both, "--vllm.concurrency", "0")
 
 
 # ---------------------------------------------------------------------------------------------- PPO

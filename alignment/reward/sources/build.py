@@ -20,6 +20,7 @@ from alignment.reward.sources.model import ModelSource
 from alignment.reward.sources.protocol import RewardSource
 from alignment.reward.sources.rules import Rule, RuleSource, format_rule, length_rule, repetition_rule
 from alignment.reward.sources.service import ServiceSource
+from launch.errors import UserError
 from launch.functions import find_file, load_function
 
 RULES: dict[str, Callable[..., Rule]] = {
