@@ -83,8 +83,14 @@ class Engine:
         return self.runtime.accelerator.unwrap_model(self.wrapped, keep_torch_compile=False)
 
     def __call__(self, *inputs: Any, **named: Any) -> Any:
-        with self.runtime.autocast():
+        with self._precision():
             return self.wrapped(*inputs, **named)
+
+    def _precision(self) -> contextlib.AbstractContextManager[Any]:
+        """Autocast, but not under DeepSpeed, whose weights are in bf16 themselves: it switches autocast off on a GPU alone."""
+        if self.runtime.uses_deepspeed:
+            return torch.autocast(self.runtime.device.type, enabled=False)
+        return self.runtime.autocast()
 
     def backward(self, loss: Tensor, last: bool) -> None:
         """Accumulate gradients. `loss` is this rank's share of the global loss: ranks are summed, not averaged.
