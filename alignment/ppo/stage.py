@@ -70,7 +70,8 @@ def run(config: PPOConfig, job: Job) -> dict[str, Any]:
     rows = read_jsonl_log(job.output_dir / "metrics.jsonl") if job.runtime.is_main else []
     last = {k: v for k, v in (rows[-1] if rows else {}).items() if k != "step" and not k.startswith("perf/")}
     told = len(trainer.monitors.told)
-    return {**last, **counts, **best.summary(), "alarms": told, "updates": trainer.update_number}
+    chosen = best.summary() if config.evaluation.every else {}
+    return {**last, **counts, **chosen, "alarms": told, "updates": trainer.update_number}
 
 
 def keep(trainer: PPOTrainer, job: Job, guard: Guard) -> None:
