@@ -92,4 +92,5 @@ def test_ppo_says_that_no_policy_was_within_the_budget(tmp_path, runtime):
 def test_ppo_without_evaluations_says_nothing_of_the_best(ppo_words, tmp_path, capsys):
     run(ppo.STAGE, tmp_path / "out", *ppo_words[0])
     lines = said(capsys)
+    assert "batch_size: a rollout takes 8 prompts, there are 5: each is used about 1.6 times in every rollout" in lines
     assert not any("best/" in line for line in lines) and lines[-1].startswith("after update 1: mean reward")
