@@ -187,7 +187,7 @@ def _tame_deepspeed(timeout_s: float) -> None:
     lock behind, for which every later job on the machine waits for ever.
     """
     # By its full name: the package `deepspeed.comm` has torch itself under the name `torch`
-    backend = importlib.import_module("deepspeed.comm.torch")
+    backend: Any = importlib.import_module("deepspeed.comm.torch")
     backend.build_shm_op = lambda: None
 
     def new_group(self: Any, ranks: list[int]) -> Any:
