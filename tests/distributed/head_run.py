@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from alignment.models import load_causal, load_tokenizer
-from alignment.ppo import logprobs, modules
+from alignment.ppo import logprobs, models
 from launch.engine import Engine
 from launch.runtime import running, start_runtime
 
@@ -30,7 +30,7 @@ def main(folder: str, head: str) -> None:
         if head == "chunked":
             logprobs.LOGITS_PER_CHUNK = 4 * 23  # four tokens at a time, so that logits are computed again
             assert logprobs.give_logprob_head(policy)
-        function = logprobs.response_logprobs if head == "chunked" else modules.response_logprobs
+        function = logprobs.response_logprobs if head == "chunked" else models.response_logprobs
         scorer = Scorer(policy, function)
         engine = Engine(runtime, scorer, torch.optim.AdamW(scorer.parameters(), lr=1e-2), 1.0, 2)
         generator = torch.Generator().manual_seed(0)
