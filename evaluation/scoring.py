@@ -19,9 +19,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from data.encoding import encode_completions, encode_prompts
 from data.readers import messages_of
 from data.records import Turns
+from evaluation.options import BATCH_TOKENS
 from launch.errors import UserError
 
-BATCH_TOKENS = 8192
 LOGITS_PER_BATCH = 2**26  # scored positions times vocabulary: 256 MB in fp32
 ROWS_PER_SOFTMAX = 1024  # positions whose logits are cast to fp32 at once
 

@@ -27,16 +27,23 @@ class Meter:
     def advance(self, n: float = 1, **postfix: float) -> None:
         """Count `n` more units."""
 
+    def note(self, text: str) -> None:
+        """Show what goes on within a unit. Threads may call this."""
+
 
 class _BarMeter(Meter):
     def __init__(self, bar: Progress, task: int) -> None:
         self.bar, self.task, self.start, self.done = bar, task, time.monotonic(), 0.0
+        self.text = ""
 
     def advance(self, n: float = 1, **postfix: float) -> None:
         self.done += n
         rate = self.done / max(time.monotonic() - self.start, 1e-9)
-        text = "  ".join([f"{rate:.3g}/s", *(f"{k}={v:.4g}" for k, v in postfix.items())])
-        self.bar.update(self.task, advance=n, postfix=text)  # type: ignore[arg-type]
+        self.text = "  ".join([f"{rate:.3g}/s", *(f"{k}={v:.4g}" for k, v in postfix.items())])
+        self.bar.update(self.task, advance=n, postfix=self.text)  # type: ignore[arg-type]
+
+    def note(self, text: str) -> None:
+        self.bar.update(self.task, postfix=f"{self.text}  {text}")  # type: ignore[arg-type]
 
 
 class _LineMeter(Meter):
@@ -46,11 +53,9 @@ class _LineMeter(Meter):
 
     def advance(self, n: float = 1, **postfix: float) -> None:
         self.done += n
-        now = time.monotonic()
-        if now - self.last < QUIET_PERIOD_S:
+        if not self._due():
             return
-        self.last = now
-        rate = (self.done - self.first) / (now - self.start)
+        rate = (self.done - self.first) / (self.last - self.start)
         left = (self.total - self.done) / rate if rate > 0 else float("inf")
         values = "".join(f"  {k}={v:.4g}" for k, v in postfix.items())
         print(
@@ -58,6 +63,18 @@ class _LineMeter(Meter):
             file=sys.stderr,
             flush=True,
         )
+
+    def note(self, text: str) -> None:
+        if self._due():
+            print(f"{self.description}: {self.done:g}/{self.total:g}  {text}", file=sys.stderr, flush=True)
+
+    def _due(self) -> bool:
+        """Whether nothing was said for a while; from now on it counts as said."""
+        now = time.monotonic()
+        if now - self.last < QUIET_PERIOD_S:
+            return False
+        self.last = now
+        return True
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import importlib
 import importlib.util
 import os
 import time
@@ -185,15 +186,14 @@ def _tame_deepspeed(timeout_s: float) -> None:
     compiles an operator at start (100 s the first time) that inference alone uses; a job that is killed meanwhile leaves a
     lock behind, for which every later job on the machine waits for ever.
     """
-    from deepspeed.comm import torch as backend
-    from deepspeed.comm.torch import TorchBackend
-
+    # By its full name: the package `deepspeed.comm` has torch itself under the name `torch`
+    backend: Any = importlib.import_module("deepspeed.comm.torch")
     backend.build_shm_op = lambda: None
 
     def new_group(self: Any, ranks: list[int]) -> Any:
         return dist.new_group(ranks, timeout=datetime.timedelta(seconds=timeout_s))
 
-    TorchBackend.new_group = new_group
+    backend.TorchBackend.new_group = new_group
     guard_deepspeed()
 
 

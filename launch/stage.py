@@ -34,6 +34,7 @@ from launch.files import (
     write_atomic,
     write_json,
 )
+from launch.headline import headline
 from launch.hub import settle_commits
 from launch.provenance import (
     code_version,
@@ -87,6 +88,8 @@ class Stage:
     """The model card's `library_name`; None reads it from the model in the folder."""
     task: str | None = None
     """The model card's task; None reads it from the model in the folder."""
+    headline: tuple[str, ...] = ()
+    """Lines for the user at the end, with `{names}` of the summary in them; see launch/headline.py."""
 
 
 def run_of(module: str) -> Callable[[Any, Job], dict[str, Any]]:
@@ -362,6 +365,8 @@ def _run_on_all_ranks(
         provenance = runtime.broadcast(provenance)
         if config.trackers:
             runtime.accelerator.end_training()
+        for line in headline(stage.headline, provenance["summary"], str(folder)):
+            job.say(line)
         if LIFECYCLE not in os.environ:  # which has a line of its own
             job.say(f"done in {job.seconds:.1f} s: {folder}")
         return provenance

@@ -3,6 +3,10 @@
 from typing import Any
 
 __all__ = ["STAGE", "DPOConfig"]
+HEADLINE = (
+    "trained on {pairs} pairs, {steps} steps",
+    "held out: the chosen answer wins {eval_accuracy} of {eval_pairs} pairs, mean margin {eval_margin}, loss {eval_loss}",
+)
 
 
 def __getattr__(name: str) -> Any:
@@ -12,5 +16,6 @@ def __getattr__(name: str) -> Any:
     from alignment.dpo.config import DPOConfig
     from launch.stage import Stage, run_of
 
-    globals().update(DPOConfig=DPOConfig, STAGE=Stage("dpo", DPOConfig, run_of("alignment.dpo.stage")))
+    run = run_of("alignment.dpo.stage")
+    globals().update(DPOConfig=DPOConfig, STAGE=Stage("dpo", DPOConfig, run, headline=HEADLINE))
     return globals()[name]

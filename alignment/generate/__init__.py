@@ -3,6 +3,9 @@
 from typing import Any
 
 __all__ = ["STAGE", "GenerateConfig"]
+HEADLINE = (
+    "{completions} completions of {mean_tokens} tokens on average, a share of {finished_rate} ended by themselves: {folder}/completions.jsonl",
+)
 
 
 def __getattr__(name: str) -> Any:
@@ -12,7 +15,6 @@ def __getattr__(name: str) -> Any:
     from alignment.generate.config import GenerateConfig
     from launch.stage import Stage, run_of
 
-    globals().update(
-        GenerateConfig=GenerateConfig, STAGE=Stage("generate", GenerateConfig, run_of("alignment.generate.stage"))
-    )
+    run = run_of("alignment.generate.stage")
+    globals().update(GenerateConfig=GenerateConfig, STAGE=Stage("generate", GenerateConfig, run, headline=HEADLINE))
     return globals()[name]

@@ -6,7 +6,7 @@ index and its position. So a sample does not depend on the batch, the micro-batc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -51,8 +51,9 @@ class LocalEngine:
     Within autocast the matrix products run in its dtype, as the training forward pass does.
     """
 
-    def __init__(self, model: Any, batch_size: int) -> None:
-        self.batch_size = batch_size
+    def __init__(self, model: Any, batch_size: int, tell: Callable[[int], Any] = lambda n: None) -> None:
+        """`tell` is called with the size of each batch that was sampled."""
+        self.batch_size, self.tell = batch_size, tell
         self.refresh(model)
 
     def refresh(self, model: Any) -> None:
@@ -82,6 +83,7 @@ class LocalEngine:
             if sampling.temperature > 0:
                 noise = uniforms(seed, purpose, step, [sample_indices[i] for i in chosen], sampling.max_new_tokens)
             done.update(zip(chosen, self._generate_batch([prompts[i] for i in chosen], sampling, noise), strict=True))
+            self.tell(len(chosen))
         return [done[i] for i in range(len(prompts))]
 
     def _generate_batch(

@@ -3,6 +3,10 @@
 from typing import Any
 
 __all__ = ["STAGE", "PPOConfig"]
+HEADLINE = (
+    "after update {updates}: mean reward {reward/score}, KL to the reference {kl/k1} nats (on the last rollout)",
+    "best/ holds {best/choice}",
+)
 
 
 def __getattr__(name: str) -> Any:
@@ -12,5 +16,6 @@ def __getattr__(name: str) -> Any:
     from alignment.ppo.config import PPOConfig
     from launch.stage import Stage, run_of
 
-    globals().update(PPOConfig=PPOConfig, STAGE=Stage("ppo", PPOConfig, run_of("alignment.ppo.stage")))
+    run = run_of("alignment.ppo.stage")
+    globals().update(PPOConfig=PPOConfig, STAGE=Stage("ppo", PPOConfig, run, headline=HEADLINE))
     return globals()[name]

@@ -49,6 +49,15 @@ def describe_choice(row: Row, budget: float | None) -> str:
     )
 
 
+def name_choice(row: Row) -> str:
+    """Which policy `best/` holds, in half a sentence: it may be the one that the run began with."""
+    who = f"the policy after update {row['step']}"
+    if row["step"] == 0:
+        who = "the START policy (step 0), for no update measured better than it on the held-out prompts"
+    reward = f"{row['judge']} reward {row[reward_name(row)]:.4g}{_interval(row, reward_name(row))}"
+    return f"{who}: {reward}, KL {row['kl_k1']:.4g}{_interval(row, 'kl_k1')} nats"
+
+
 def _interval(row: Row, name: str) -> str:
     return f" [{row[f'{name}_ci_low']:.4g}, {row[f'{name}_ci_high']:.4g}]" if f"{name}_ci_low" in row else ""
 
@@ -109,9 +118,11 @@ class BestPolicy:
     def summary(self) -> dict[str, Any]:
         """Numbers for the model card."""
         if self.row is None:
-            return {}
+            within = "" if self.budget is None else f" with a KL within {self.budget:g} nats"
+            return {"best/choice": f"nothing: there was no evaluation{within}"}
         shown = [
             "step",
             *(f"{n}{end}" for n in (reward_name(self.row), "kl_k1") for end in ("", "_ci_low", "_ci_high")),
         ]
-        return {f"best/{name}": self.row[name] for name in shown if name in self.row}
+        found = {f"best/{name}": self.row[name] for name in shown if name in self.row}
+        return {**found, "best/choice": name_choice(self.row)}

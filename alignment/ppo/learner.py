@@ -5,7 +5,8 @@ Shapes: B episodes of the global batch, T response tokens; N response tokens of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +40,8 @@ class Learner:
         """Padded tokens of a micro-batch."""
         self.rate_factor = 1.0
         """Of the learning rates, besides their schedule."""
+        self.tell: Callable[[str], Any] = lambda text: None
+        """Told of each micro-batch, for the display."""
         optimizer = torch.optim.AdamW(list(groups), eps=config.adam_eps, weight_decay=0.0)
         self.engine = Engine(runtime, module, optimizer, config.max_grad_norm, config.micro_batch_size)
 
@@ -71,6 +74,9 @@ class Learner:
         parts = plan_parts(minibatch, rollout.lengths, self.room, runtime.world)[runtime.rank]
         for number, part in enumerate(parts):
             last = number == len(parts) - 1
+            self.tell(
+                f"training: step {counter[1] + 1} of {config.epochs * config.minibatches}, micro-batch {number + 1} of {len(parts)}"
+            )
             with self.engine.accumulating(last):
                 # A rank that has run out passes a row whose tokens weigh nothing: all must make the same passes.
                 rows, idle = (part, False) if part else (minibatch[:1], True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -50,16 +51,24 @@ def draw(
     update: int,
     early: EarlyScores | None = None,
     purpose: str = "ppo-rollout",
+    tell: Callable[[str], Any] = lambda text: None,
 ) -> Sampled:
     """Sample the responses of update number `update`, by the random numbers of `purpose`. With `early` each batch is handed on as soon as it is there.
 
-    The batches are those that the engine makes of the whole share.
+    The batches are those that the engine makes of the whole share. `tell` is told how far the sampling has come.
     """
     ids = [prompt["prompt_ids"] for prompt in share.prompts]
     order = sorted(range(len(ids)), key=lambda row: (len(ids[row]), tuple(ids[row])))
     size = config.forward_batch_size if early is not None else len(order)
+    sampled = 0
+
+    def advance(n: int) -> None:
+        nonlocal sampled
+        sampled += n
+        tell(f"sampling: {sampled} of {len(ids)} episodes")
+
     engine: RolloutEngine
-    engine = policy if isinstance(policy, VLLMEngine) else LocalEngine(policy, config.forward_batch_size)
+    engine = policy if isinstance(policy, VLLMEngine) else LocalEngine(policy, config.forward_batch_size, advance)
     done: dict[int, Completion] = {}
     try:
         for start in range(0, len(order), size):

@@ -60,6 +60,7 @@ def run(config: PPOConfig, job: Job) -> dict[str, Any]:
                 job.stop_if_requested(job.checkpoints.last_step)
 
         trainer.sink, trainer.alive, trainer.while_waiting = after_update, job.watchdog.alive, while_waiting
+        trainer.tell = meter.note
         trainer.begin()
         if config.monitors.roll_back and trainer.update_number == 0 and not trainer.history.rows:
             keep(trainer, job, guard)
@@ -70,7 +71,8 @@ def run(config: PPOConfig, job: Job) -> dict[str, Any]:
     rows = read_jsonl_log(job.output_dir / "metrics.jsonl") if job.runtime.is_main else []
     last = {k: v for k, v in (rows[-1] if rows else {}).items() if k != "step" and not k.startswith("perf/")}
     told = len(trainer.monitors.told)
-    return {**last, **counts, **best.summary(), "alarms": told, "updates": trainer.update_number}
+    chosen = best.summary() if config.evaluation.every else {}
+    return {**last, **counts, **chosen, "alarms": told, "updates": trainer.update_number}
 
 
 def keep(trainer: PPOTrainer, job: Job, guard: Guard) -> None:
@@ -108,6 +110,11 @@ def make_trainer(config: PPOConfig, job: Job) -> tuple[PPOTrainer, dict[str, int
     limit = prompt_limit(roles.policy.config, config.max_prompt_tokens, config.max_new_tokens)
     rows, too_long = fitting_prompts(roles.tokenizer, load_prompt_rows(config.prompts), limit)
     job.say(f"{len(rows)} prompts, {too_long} longer than {limit} tokens left out")
+    if (wanted := config.batch_size // config.samples_per_prompt) > len(rows):
+        job.say(
+            f"batch_size: a rollout takes {wanted} prompts, there are {len(rows)}: each is used about "
+            f"{wanted / len(rows):.3g} times in every rollout"
+        )
     counts = {"prompts": len(rows), "prompts_too_long": too_long}
     batch_tokens = config.forward_batch_size * (limit + config.max_new_tokens)
     device, beat, say = job.runtime.device, make_beat(job), partial(say_anywhere, job)

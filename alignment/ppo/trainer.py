@@ -101,6 +101,9 @@ class PPOTrainer:
         self.while_waiting: Callable[[bool], Any] = lambda can_save: None
         """Called on all ranks together, about once a second, while one of them waits for rewards; may raise to end it.
         The argument: whether `save` would keep all that was done so far."""
+        self.tell: Callable[[str], Any] = lambda text: None
+        """Told how far an update has come, for the display; called in threads, too."""
+        self.learner.tell = lambda text: self.tell(text)
         self._can_save = False
         """Whether it would while something is sampled: not during an evaluation, nor of rollouts ahead, which it waits for."""
 
@@ -186,7 +189,7 @@ class PPOTrainer:
         samples, runtime = self.config.samples_per_prompt, self.runtime
         share = share_of(self.as_rows(prompts), samples, runtime.rank, runtime.world)
         early = self.scorer.begin_early() if self.scorer else None
-        return draw(model, share, self.sampling, self.config, number, early)
+        return draw(model, share, self.sampling, self.config, number, early, tell=self.tell)
 
     def _make_rollout(self, sampled: Sampled, seconds: float, ahead: bool = False) -> Rollout:
         groups = [number // self.config.samples_per_prompt for number in sampled.share.numbers]
@@ -220,7 +223,8 @@ class PPOTrainer:
         plan = plan_parts(range(len(rollout)), rollout.lengths, room, 1)[0]
         passes = max(self.runtime.gather_objects(len(plan)))  # under ZeRO-3 all ranks must make as many
         logprobs_BT, ref_logprobs_BT, values_BT = (torch.zeros_like(rollout.mask_BT) for _ in range(3))
-        for part in plan + [plan[0]] * (passes - len(plan)):
+        for number, part in enumerate(plan + [plan[0]] * (passes - len(plan))):
+            self.tell(f"log-probabilities: pass {number + 1} of {passes}")
             batch = make_batch(rollout, part, self.sampling.pad_id)
             logprobs_N, _, values_N = self.learner.forward(batch)
             with self.runtime.autocast():
@@ -359,7 +363,7 @@ class PPOTrainer:
         mine = list(range(runtime.rank * n // runtime.world, (runtime.rank + 1) * n // runtime.world))
         share = Share([held_out.rows[i] for i in mine], mine)
         model = self.sampler.sync()
-        sampled = self._sample(lambda: draw(model, share, self.sampling, self.config, 0, purpose=PURPOSE))
+        sampled = self._sample(lambda: draw(model, share, self.sampling, self.config, 0, None, PURPOSE, self.tell))
         rollout = make_rollout(share.prompts, sampled.responses, mine, self.sampling.eos_id, runtime)
         self._score_tokens(rollout)
         episodes = Episodes.decode(self.roles.tokenizer, rollout.prompts, rollout.responses)

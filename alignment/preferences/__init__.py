@@ -160,4 +160,7 @@ def _answer(row: Completion, text: str | None = None) -> Turns:
     return text if isinstance(row.prompt, str) else [{"role": "assistant", "content": text}]
 
 
-STAGE = Stage("preferences build", PreferencesConfig, run)
+HEADLINE = (
+    "{pairs} pairs of {prompts} prompts, a share of {chosen_longer_rate} with the longer answer chosen: {folder}/preferences.jsonl",
+)
+STAGE = Stage("preferences build", PreferencesConfig, run, headline=HEADLINE)

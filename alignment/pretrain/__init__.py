@@ -3,6 +3,7 @@
 from typing import Any
 
 __all__ = ["STAGE", "PretrainConfig"]
+HEADLINE = ("held out: {heldout/nats_per_token} nats/token, {heldout/bits_per_byte} bits/byte",)
 
 
 def __getattr__(name: str) -> Any:
@@ -12,7 +13,6 @@ def __getattr__(name: str) -> Any:
     from alignment.pretrain.config import PretrainConfig
     from launch.stage import Stage, run_of
 
-    globals().update(
-        PretrainConfig=PretrainConfig, STAGE=Stage("pretrain", PretrainConfig, run_of("alignment.pretrain.stage"))
-    )
+    run = run_of("alignment.pretrain.stage")
+    globals().update(PretrainConfig=PretrainConfig, STAGE=Stage("pretrain", PretrainConfig, run, headline=HEADLINE))
     return globals()[name]

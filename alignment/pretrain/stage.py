@@ -50,9 +50,6 @@ def run(config: PretrainConfig, job: Job) -> dict[str, Any]:
     final = trainer.evaluate()
     job.log(plan.steps, final)
     save_artefact(trainer, corpus, job)
-    job.say(
-        f"held out: {final['heldout/nats_per_token']:.4f} nats/token, {final['heldout/bits_per_byte']:.4f} bits/byte"
-    )
     return {
         **final,
         **counts,

@@ -3,6 +3,10 @@
 from typing import Any
 
 __all__ = ["STAGE", "RewardConfig"]
+HEADLINE = (
+    "trained on {pairs} pairs, {steps} steps",
+    "held out: accuracy {accuracy} on {eval_pairs} pairs; choosing the longer answer gets {longest_baseline} (95 % intervals)",
+)
 
 
 def __getattr__(name: str) -> Any:
@@ -12,5 +16,6 @@ def __getattr__(name: str) -> Any:
     from alignment.reward.config import RewardConfig
     from launch.stage import Stage, run_of
 
-    globals().update(RewardConfig=RewardConfig, STAGE=Stage("reward", RewardConfig, run_of("alignment.reward.stage")))
+    run = run_of("alignment.reward.stage")
+    globals().update(RewardConfig=RewardConfig, STAGE=Stage("reward", RewardConfig, run, headline=HEADLINE))
     return globals()[name]

@@ -3,6 +3,10 @@
 from typing import Any
 
 __all__ = ["STAGE", "SFTConfig"]
+HEADLINE = (
+    "trained on {rows} rows, {steps} steps",
+    "held out: loss {eval_loss} nats per token, perplexity {eval_perplexity} ({eval_rows} rows)",
+)
 
 
 def __getattr__(name: str) -> Any:
@@ -12,5 +16,6 @@ def __getattr__(name: str) -> Any:
     from alignment.sft.config import SFTConfig
     from launch.stage import Stage, run_of
 
-    globals().update(SFTConfig=SFTConfig, STAGE=Stage("sft", SFTConfig, run_of("alignment.sft.stage")))
+    run = run_of("alignment.sft.stage")
+    globals().update(SFTConfig=SFTConfig, STAGE=Stage("sft", SFTConfig, run, headline=HEADLINE))
     return globals()[name]

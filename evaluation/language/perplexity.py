@@ -19,8 +19,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from data.records import Document
 from data.tokenizer import bytes_of_token
+from evaluation.options import BATCH_TOKENS
 from evaluation.schema import Metric, metric
-from evaluation.scoring import BATCH_TOKENS, Beat, tail_logprobs
+from evaluation.scoring import Beat, tail_logprobs
 from evaluation.statistics import LEVEL, Estimate, exponential, ratio, scaled
 from launch.errors import UserError
 

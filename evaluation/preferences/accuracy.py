@@ -7,17 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
 
+from evaluation.options import Ties
 from evaluation.statistics import LEVEL, Estimate, bootstrap, clustered_mean, mean
 from evaluation.statistics.intervals import as_vector, cluster_codes
 from launch.seeding import numpy_generator
 
-Ties = Literal["half", "wrong"]
 BINS = 10
 NULL_DRAWS = 1000
 

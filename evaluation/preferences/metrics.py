@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from evaluation.preferences.accuracy import Ties, brier_score, calibration, outcomes, pairwise_loss
+from evaluation.options import Ties
+from evaluation.preferences.accuracy import brier_score, calibration, outcomes, pairwise_loss
 from evaluation.preferences.length import length_controlled_win_rate, length_correlation, length_slope
 from evaluation.schema import Comparison, Metric, metric
 from evaluation.statistics import (

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from evaluation.suites import head_to_head, reward_accuracy
 from evaluation.suites.reward_config import RewardEvaluationConfig
 from launch.entry import run_module
 from launch.stage import Job, Stage
@@ -16,7 +15,11 @@ from launch.stage import Job, Stage
 
 def run(config: RewardEvaluationConfig, job: Job) -> dict[str, Any]:
     """Write results.json and samples.jsonl."""
-    return (reward_accuracy if config.mode == "accuracy" else head_to_head).evaluate(config, job)
+    if config.mode == "accuracy":
+        from evaluation.suites.reward_accuracy import evaluate
+    else:
+        from evaluation.suites.head_to_head import evaluate
+    return evaluate(config, job)
 
 
 STAGE = Stage("evaluate reward", RewardEvaluationConfig, run)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from evaluation.preferences.accuracy import Ties
-from evaluation.scoring import BATCH_TOKENS
+from evaluation.options import BATCH_TOKENS, Ties
 from launch.config import artefact, operational
 from launch.ranges import NotNegative, Positive, PositiveInt
 from launch.stage import StageConfig

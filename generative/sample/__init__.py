@@ -3,6 +3,7 @@
 from typing import Any
 
 __all__ = ["STAGE", "SampleConfig"]
+HEADLINE = ("{images} images: {folder}/samples.npz, and some of them in grid.png",)
 
 
 def __getattr__(name: str) -> Any:
@@ -12,5 +13,6 @@ def __getattr__(name: str) -> Any:
     from generative.sample.config import SampleConfig
     from launch.stage import Stage, run_of
 
-    globals().update(SampleConfig=SampleConfig, STAGE=Stage("sample", SampleConfig, run_of("generative.sample.stage")))
+    run = run_of("generative.sample.stage")
+    globals().update(SampleConfig=SampleConfig, STAGE=Stage("sample", SampleConfig, run, headline=HEADLINE))
     return globals()[name]

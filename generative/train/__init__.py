@@ -3,6 +3,7 @@
 from typing import Any
 
 __all__ = ["STAGE", "TrainConfig"]
+HEADLINE = ("{parameters} parameters trained on {images} images, {steps} steps; last loss {loss}",)
 
 
 def __getattr__(name: str) -> Any:
@@ -12,7 +13,6 @@ def __getattr__(name: str) -> Any:
     from generative.train.config import TrainConfig
     from launch.stage import Stage, run_of
 
-    globals().update(
-        TrainConfig=TrainConfig, STAGE=Stage("train-generative", TrainConfig, run_of("generative.train.stage"))
-    )
+    run = run_of("generative.train.stage")
+    globals().update(TrainConfig=TrainConfig, STAGE=Stage("train-generative", TrainConfig, run, headline=HEADLINE))
     return globals()[name]

@@ -258,3 +258,14 @@ def test_ptx_pulls_towards_its_data(make, tmp_path):
         falls.append(history[0]["ptx/loss"] - history[-1]["ptx/loss"])
         assert ("ptx/grad_norm_ratio" in history[0]) and (history[0]["ptx/grad_norm_ratio"] > 0) == (weight > 0)
     assert falls[1] > falls[0] + 0.5
+
+
+def test_an_update_tells_how_far_it_has_come(make):
+    trainer, told = make(updates=1, batch_size=8, forward_batch_size=4, micro_batch_size=2, minibatches=2, epochs=1), []
+    trainer.tell = told.append
+    trainer.train()
+    assert told[:2] == ["sampling: 4 of 8 episodes", "sampling: 8 of 8 episodes"]
+    passes = [line for line in told if line.startswith("log-probabilities: pass ")]
+    assert passes[-1].endswith(f"{len(passes)} of {len(passes)}") and told[2 : 2 + len(passes)] == passes
+    steps = told[2 + len(passes) :]
+    assert steps[0].startswith("training: step 1 of 2, micro-batch 1 of ") and steps[-1].startswith("training: step 2")

@@ -158,7 +158,7 @@ def test_nothing_is_sampled_for_an_update_that_never_comes(make):
 
 def test_what_fails_in_the_thread_surfaces(make, monkeypatch):
     trainer = make(rollouts_ahead=1)
-    monkeypatch.setattr(trainer_module, "draw", lambda *_: (_ for _ in ()).throw(UserError("no room")))
+    monkeypatch.setattr(trainer_module, "draw", lambda *_, **__: (_ for _ in ()).throw(UserError("no room")))
     with pytest.raises(UserError, match="no room"):
         trainer.train()
 

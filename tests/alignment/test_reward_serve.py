@@ -21,7 +21,8 @@ from alignment.reward import batcher as batching
 from alignment.reward.batcher import Batcher, Busy
 from alignment.reward.model import RewardModel
 from alignment.reward.request import BadRequest, read_request
-from alignment.reward.serve import Handler, RewardServer, ServeConfig, is_own_address
+from alignment.reward.serve import ServeConfig, is_own_address
+from alignment.reward.server import Handler, RewardServer
 from alignment.reward.sources.service import ServiceSource
 from data import train_tokenizer
 from launch.cli import run_command

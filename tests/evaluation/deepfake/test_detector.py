@@ -25,7 +25,8 @@ from evaluation.deepfake.detector import (
 )
 from evaluation.deepfake.metrics import roc_auc
 from evaluation.schema import load, read_samples
-from evaluation.suites.deepfake import DETECTOR, STAGE, DeepfakeConfig
+from evaluation.suites.deepfake import STAGE, DeepfakeConfig
+from evaluation.suites.deepfake_run import DETECTOR
 from launch.errors import UserError
 
 DATA = Path(os.environ.get("ALIGNKIT_DATA", Path(__file__).resolve().parents[4] / "shared" / "data"))

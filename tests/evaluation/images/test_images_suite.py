@@ -13,7 +13,8 @@ from data.images import load_images
 from evaluation.images.extractors import TRAINED_ON, count_seen
 from evaluation.images.grid import image_grid
 from evaluation.schema import load, read_samples
-from evaluation.suites.images import PIXELS, REAL, STAGE, ImagesConfig, folder_name, independent_pixels, load_sets
+from evaluation.suites.images import PIXELS, REAL, STAGE, ImagesConfig, folder_name
+from evaluation.suites.images_run import independent_pixels, load_sets
 from generative.train import TrainConfig
 from launch.config import build
 from launch.errors import UserError
@@ -34,7 +35,7 @@ def save(folder, images):
 def trained_once(digits_extractor):
     """The stage trains its extractor anew each time, always to the same weights: the tests share one."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("evaluation.suites.images.prepare_digits", lambda folder: digits_extractor)
+        patch.setattr("evaluation.suites.images_run.prepare_digits", lambda folder: digits_extractor)
         yield
 
 
