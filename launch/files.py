@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -11,7 +12,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from launch.errors import UserError
 
@@ -160,26 +161,66 @@ def read_jsonl_log(path: str | Path) -> list[dict[str, Any]]:
     return rows
 
 
-@contextlib.contextmanager
-def lock_folder(folder: Path, patience_s: float = 10.0) -> Iterator[None]:
-    """Hold a folder for one job. The lock dies with its process, so a killed job leaves none behind."""
+def make_folder(field: str, folder: Path) -> None:
+    """Make a folder and those above it; UserError, which begins with the field, when that cannot be."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
-        raise UserError(f"output_dir: {folder} is a file, or lies below one; name a folder") from None
-    with open(folder / ".lock", "a+") as stream:
-        deadline = time.monotonic() + patience_s
-        while True:
+        raise UserError(f"{field}: {folder} is a file, or lies below one; name a folder") from None
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(
+            f"{field}: {folder} cannot be made ({error.strerror}); choose a place that can be written to"
+        ) from None
+
+
+def check_writable(field: str, path: Path, overwrite: bool) -> None:
+    """UserError when a file that a command is to write is a folder, or is there and must not be replaced."""
+    if path.is_dir():
+        raise UserError(f"{field}: {path} is a folder; name a file")
+    if (path.exists() or path.is_symlink()) and not overwrite:
+        raise UserError(f"{field}: {path} is there already; name another file, or add --overwrite true to replace it")
+    make_folder(field, path.parent)
+
+
+def is_empty_folder(path: Path) -> bool:
+    """Whether a path is a folder with nothing in it, or with the lock alone that a run leaves which made nothing."""
+    return path.is_dir() and all(inside.name == ".lock" for inside in path.iterdir())
+
+
+@contextlib.contextmanager
+def lock_folder(folder: Path, patience_s: float = 10.0) -> Iterator[None]:
+    """Hold a folder for one job. The lock dies with its process, so a killed job leaves none behind.
+
+    A folder that is made here is removed again when nothing was written into it.
+    """
+    made = not folder.exists()
+    stream = _take_lock(folder, time.monotonic() + patience_s)
+    try:
+        yield
+    finally:
+        if made and is_empty_folder(folder):
+            with contextlib.suppress(OSError):  # somebody writes there right now
+                (folder / ".lock").unlink()
+                folder.rmdir()
+        stream.close()  # and with it the lock is let go
+
+
+def _take_lock(folder: Path, deadline: float) -> IO[str]:
+    """The open lock file of a folder, held. Whoever held it before may have removed it meanwhile: it is made anew then."""
+    while True:
+        make_folder("output_dir", folder)
+        with contextlib.ExitStack() as stack:
             try:
+                stream = stack.enter_context(open(folder / ".lock", "a+"))
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError:
+                if os.path.samestat(os.fstat(stream.fileno()), os.stat(folder / ".lock")):
+                    stack.pop_all()
+                    return stream
+            except (BlockingIOError, FileNotFoundError):
                 if time.monotonic() > deadline:
                     raise UserError(
                         f"{folder}: another alignkit job is writing here; wait for it or choose another --output_dir"
                     ) from None
                 time.sleep(0.2)
-        try:
-            yield
-        finally:
-            fcntl.flock(stream, fcntl.LOCK_UN)
