@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from launch.errors import UserError, nearest
+from launch.errors import UserError, nearest, reason_of
 
 TABLE_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 SUFFIXES = (".txt", *TABLE_SUFFIXES)
@@ -190,8 +190,9 @@ def _parquet(path: Path) -> Iterator[Row]:
     try:
         table = parquet.read_table(pyarrow.BufferReader(data))
     except (pyarrow.ArrowException, OSError) as error:
-        reason = str(error).split("\n")[0].rstrip(". ")
-        raise UserError(f"{path}: not readable as Parquet ({reason}); write or download the file again") from None
+        raise UserError(
+            f"{path}: not readable as Parquet ({reason_of(error)}); write or download the file again"
+        ) from None
     _check_header(path, table.column_names)
     for number, values in enumerate(table.to_pylist(), 1):
         yield Row(f"{path}: row {number}", values)

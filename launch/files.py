@@ -38,7 +38,11 @@ def write_atomic(path: str | Path, content: str | bytes) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(aside, path)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError):
+            error.filename = str(
+                path
+            )  # the system does not say it of a write, and the one aside means nothing to a user
         aside.unlink(missing_ok=True)
         raise
     fsync_path(path.parent)

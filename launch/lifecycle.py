@@ -24,7 +24,7 @@ from typing import Any
 
 from launch.config import find_recipe, parse_overrides, read_yaml
 from launch.errors import EXIT_INTERRUPTED, UserError, nearest
-from launch.files import changed_file, damaged_file, read_json
+from launch.files import changed_file, damaged_file, make_folder, read_json
 from launch.hub import find_moved
 from launch.plan import PlannedStage, plan_stages
 from launch.provenance import content_of, fingerprint_input
@@ -114,7 +114,7 @@ def run_plan(plan: Sequence[PlannedStage], root: Path, jobs: int = 1) -> None:
     StageFailed when one ends with another code than 0, or when we are asked to stop: no further stage is started,
     those that run are waited for.
     """
-    root.mkdir(parents=True, exist_ok=True)
+    make_folder("output_dir", root)
     schedule = Schedule(plan, jobs)
     with listening(schedule.stop):
         while schedule.running or (schedule.waiting and schedule.goes_on):

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from launch.errors import UserError, nearest
-from launch.files import changed_file, read_json, sha256_text, sha256_tree, write_atomic
+from launch.files import changed_file, is_empty_folder, read_json, sha256_text, sha256_tree, write_atomic
 from launch.functions import PREFIX, fingerprint
 from launch.hub import describe_commit
 
@@ -110,10 +110,12 @@ def _fingerprint(field: str, value: str) -> dict[str, Any]:
         return {"source": value, "sha256": sha256_text(f"{value} {version}"), "version": version, **commit}
     path = Path(value.split("::")[0])  # `::train` and the like pick a split of what lies there
     if not path.exists():
-        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        siblings = [p.name for p in path.parent.iterdir() if p.name[0] != "."] if path.parent.is_dir() else []
         raise UserError(
             f"{field}: {value}: no such file or folder{nearest(path.name, siblings) if siblings else ''}; run the stage that makes it first, or name a hub source as hub:org/name"
         )
+    if is_empty_folder(path):
+        raise UserError(f"{field}: {value}: the folder is empty; run the stage that makes it first")
     if (path / "run.json").exists() and not (path / "provenance.json").exists():
         command = read_json(path / "run.json").get("stage", "its stage")
         raise UserError(f"{field}: {value}: this run of `alignkit {command}` was not finished; run it to its end first")
