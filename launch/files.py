@@ -39,13 +39,16 @@ def write_atomic(path: str | Path, content: str | bytes) -> None:
             os.fsync(stream.fileno())
         os.replace(aside, path)
     except BaseException as error:
-        if isinstance(error, OSError):
-            error.filename = str(
-                path
-            )  # the system does not say it of a write, and the one aside means nothing to a user
+        _name_file(error, path)
         aside.unlink(missing_ok=True)
         raise
     fsync_path(path.parent)
+
+
+def _name_file(error: BaseException, path: str | Path) -> None:
+    """Say of a failed write which file it was: the system does not, and a file aside means nothing to a user."""
+    if isinstance(error, OSError):
+        error.filename = str(path)
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -144,8 +147,12 @@ def changed_file(root: Path, provenance: dict[str, Any], below: str = "") -> str
 
 def append_jsonl(path: str | Path, row: dict[str, Any]) -> None:
     """Append one JSON line; a reader ignores a last line that a crash cut (see `read_jsonl_log`)."""
-    with open(path, "a", encoding="utf-8") as stream:
-        stream.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+    try:
+        with open(path, "a", encoding="utf-8") as stream:
+            stream.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+    except OSError as error:
+        _name_file(error, path)
+        raise
 
 
 def read_jsonl_log(path: str | Path) -> list[dict[str, Any]]:

@@ -102,7 +102,7 @@ def test_what_the_system_refuses_is_one_sentence(capsys, number):
 
 def test_a_file_that_is_missing_is_no_mistake_of_the_user_wherever_it_is(capsys):
     with pytest.raises(FileNotFoundError):
-        guarded(lambda: open("one/of/ours"))
+        guarded(lambda: Path("one/of/ours").read_text())
 
 
 def test_a_full_disk_names_the_file(tmp_path, capsys, monkeypatch):

@@ -82,7 +82,10 @@ def collect(folders: Sequence[str | Path], leave_out: Path | None = None) -> Col
 
 def _nothing_found(folders: Sequence[str | Path], leave_out: Path | None) -> str:
     """Why there is nothing to report, and what to do."""
-    begun = next((p.parent for f in folders for p in sorted(Path(f).rglob("run.json")) if p.parent != leave_out), None)
+    own = leave_out.resolve() if leave_out else None
+    begun = next(
+        (p.parent for f in folders for p in sorted(Path(f).rglob("run.json")) if p.parent.resolve() != own), None
+    )
     if begun is None:
         return "no run of alignkit is there; run an evaluation first, such as `alignkit evaluate text`"
     return f"no run there is finished, {begun} for one is not; give its command again, which resumes it"
