@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from launch.errors import UserError, nearest, reason_of
+from launch.files import files_without_runs
 
 TABLE_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 SUFFIXES = (".txt", *TABLE_SUFFIXES)
@@ -37,14 +38,17 @@ def kind(path: Path) -> str:
 
 
 def list_files(path: Path) -> list[Path]:
-    """The file itself, or the data files of a folder in name order (hidden ones and other suffixes left out)."""
+    """The file itself, or the data files of a folder in name order (hidden ones, other suffixes and runs left out)."""
     if path.is_file():
         return [path]
     if not path.exists():
         raise UserError(f"{path}: no such file or folder{_near(path)}")
-    files = sorted(p for p in path.rglob("*") if p.is_file() and _is_data(p.relative_to(path)))
+    files = [p for p in files_without_runs(path) if p.is_file() and _is_data(p.relative_to(path))]
     if not files:
-        raise UserError(f"{path}: the folder holds no data file; put a {', '.join(SUFFIXES)} file there (.gz too)")
+        runs = " but in runs of alignkit, each of which is given by its own name" if any(path.rglob("run.json")) else ""
+        raise UserError(
+            f"{path}: the folder holds no data file{runs}; put a {', '.join(SUFFIXES)} file there (.gz too)"
+        )
     return files
 
 

@@ -32,11 +32,15 @@ LIFECYCLE = "ALIGNKIT_LIFECYCLE"
 """Set for a stage of a lifecycle: what messages call its recipe. We wrote that one, its user knows another file."""
 
 
-def artefact(default: Any = "") -> Any:
-    """A field that holds the path of an input: its content is hashed into the provenance."""
+def artefact(default: Any = "", prefix: str = "") -> Any:
+    """A field that holds the path of an input: its content is hashed into the provenance.
+
+    `prefix` says how: RUNS_WITHIN (launch/provenance.py) counts the runs that lie in a folder, too.
+    """
+    metadata = {"artefact": True, "prefix": prefix}
     if isinstance(default, list):
-        return dataclasses.field(default_factory=lambda: list(default), metadata={"artefact": True})
-    return dataclasses.field(default=default, metadata={"artefact": True})
+        return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def python_function() -> Any:

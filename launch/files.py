@@ -96,15 +96,15 @@ SIDE_FILES = {
 SIDE_FOLDERS = {"checkpoints", "rollouts", "trackers"}
 
 
-def sha256_tree(root: str | Path) -> str:
+def sha256_tree(root: str | Path, with_runs: bool = False) -> str:
     """Content hash of an artefact: of a file, or of every file of a folder by name, less what runs write beside it."""
     root = Path(root)
-    return sha256_file(root) if root.is_file() else join_hashes(hash_files(root))
+    return sha256_file(root) if root.is_file() else join_hashes(hash_files(root, with_runs))
 
 
-def hash_files(root: Path) -> dict[str, str]:
+def hash_files(root: Path, with_runs: bool = False) -> dict[str, str]:
     """Name -> SHA-256 of the files of an artefact's folder."""
-    return {name: sha256_file(root / name) for name in artefact_files(root)}
+    return {name: sha256_file(root / name) for name in artefact_files(root, with_runs)}
 
 
 def join_hashes(hashes: dict[str, str]) -> str:
@@ -112,10 +112,25 @@ def join_hashes(hashes: dict[str, str]) -> str:
     return sha256_text("\n".join(f"{value}  {name}" for name, value in hashes.items()))
 
 
-def artefact_files(root: Path) -> dict[str, int]:
-    """Name -> bytes of the files of an artefact's folder, less what runs write beside it."""
+def is_run(folder: Path) -> bool:
+    """Whether a folder is that of a run of alignkit, finished or not."""
+    try:
+        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(record, dict) and {"stage", "identity"} <= set(record)
+
+
+def files_without_runs(root: Path) -> list[Path]:
+    """All below a folder in name order, but for the folders of runs: who writes a run among the data does not read it."""
+    runs = {path.parent for path in root.rglob("run.json") if path.parent != root and is_run(path.parent)}
+    return [path for path in sorted(root.rglob("*")) if runs.isdisjoint((path, *path.parents))]
+
+
+def artefact_files(root: Path, with_runs: bool = False) -> dict[str, int]:
+    """Name -> bytes of the files of an artefact's folder, less what runs write beside it and, unless asked for, runs in it."""
     found = {}
-    for path in sorted(root.rglob("*")):
+    for path in sorted(root.rglob("*")) if with_runs else files_without_runs(root):
         relative = path.relative_to(root)
         hidden = any(part.startswith(".") for part in relative.parts)
         beside = relative.parts[0] in SIDE_FOLDERS or (len(relative.parts) == 1 and relative.name in SIDE_FILES)

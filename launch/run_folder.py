@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from launch.config import artefact_paths
 from launch.errors import UserError
-from launch.files import changed_file, fsync_path, read_json
+from launch.files import changed_file, fsync_path, is_run, read_json
 from launch.hub import find_moved
 from launch.provenance import check_unchanged
 
@@ -124,7 +124,7 @@ def _check_ours(previous: Path) -> None:
     if not previous.exists() and not previous.is_symlink():
         return
     plain = previous.is_dir() and not previous.is_symlink()
-    if plain and ((previous / "run.json").is_file() or all(path.name in MARKS for path in previous.iterdir())):
+    if plain and (is_run(previous) or all(path.name in MARKS for path in previous.iterdir())):
         return
     raise UserError(
         f"output_dir: {previous}, where --overwrite would move the run that is here, is not of an alignkit run; rename it or choose another --output_dir"

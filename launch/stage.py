@@ -43,7 +43,7 @@ from launch.provenance import (
     package_versions,
     write_model_card,
 )
-from launch.ranges import AnyInt, Count, NotNegative, PositiveInt, Range
+from launch.ranges import AnyInt, Count, NotNegative, Range
 from launch.run_folder import MARKS, MOVED, prepare_folder, return_previous
 from launch.stopping import Stopped, listening
 
@@ -68,7 +68,7 @@ class StageConfig:
     """Minutes between checkpoints."""
     checkpoint_steps: Count = operational(0)
     """Steps between checkpoints, besides those by time; 0 for by time alone."""
-    keep_checkpoints: PositiveInt = operational(2)
+    keep_checkpoints: Annotated[int, Range(2)] = operational(2)
     """How many checkpoints to keep; at least 2, since the newest may be damaged."""
     watchdog_minutes: Annotated[float, Range(0, 525_600)] = operational(30.0)
     """End the job, with a reason, when no step was made for so long, counted from the first; 0 switches this off."""

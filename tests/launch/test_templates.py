@@ -24,7 +24,7 @@ ODD = [
     "--policy",
     "$(id) `id` $((1))",
 ]
-ODD += ["--prompts", "", "--critic", "a\\b !# & | ; * ? ~ % größe: -", "--reward=$$"]
+ODD += ["--prompts", "p", "--replay", "", "--critic", "a\\b !# & | ; * ? ~ % größe: -", "--reward=$$"]
 STAGES = [
     (module, name) for name, (module, attribute, _) in COMMANDS.items() if attribute == "STAGE" or name == "report"
 ]
