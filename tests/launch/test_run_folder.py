@@ -1,11 +1,10 @@
 """`--overwrite` is killed before each of its steps on the disk; the next start goes on, and nothing is lost."""
 
+import fcntl
 import os
 import shutil
 import signal
 import sys
-import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -62,6 +61,7 @@ def content(folder):
 def make_run(folder, complete, rate):
     """A run of the toy; one that was interrupted has checkpoints to lose."""
     run_stage(STAGE, ToyConfig(output_dir=str(folder), checkpoint_steps=3, rate=rate))
+    (folder / "weights.txt").write_text("of a name behind that of run.json")
     for name in () if complete else ("provenance.json", "result.txt", "README.md"):
         (folder / name).unlink()
     return content(folder)
@@ -143,21 +143,19 @@ def test_a_folder_in_which_nothing_was_written_is_removed_again(tmp_path):
     assert is_empty_folder(tmp_path / "old")
 
 
-def test_a_lock_that_its_holder_removed_is_made_anew(tmp_path):
-    holds, seen = threading.Event(), []
+def test_a_lock_that_its_holder_removed_is_made_anew(tmp_path, monkeypatch):
+    out, removed = tmp_path / "out", []
+    lock = fcntl.flock
 
-    def wait_for_it():
-        holds.wait()
-        with lock_folder(tmp_path / "out"):
-            seen.append((tmp_path / "out" / ".lock").exists())
+    def flock(stream, how):
+        if not removed:  # between opening and locking, the holder removes what it made
+            removed.append((out / ".lock").unlink())
+            out.rmdir()
+        lock(stream, how)
 
-    waiting = threading.Thread(target=wait_for_it)
-    waiting.start()
-    with lock_folder(tmp_path / "out"):
-        holds.set()
-        time.sleep(0.5)
-    waiting.join()
-    assert seen == [True]
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with lock_folder(out):
+        assert removed and (out / ".lock").exists()
 
 
 def test_a_move_that_was_cut_short_is_finished_without_overwrite_too(tmp_path):
