@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from data.formats import to_implicit, to_unpaired
 from data.preferences import count_invalid, describe_preferences, load_preferences
+from data.readers import list_files
 from launch.config import describe, load_config
 from launch.errors import UserError
-from launch.files import write_atomic
+from launch.files import check_writable, write_atomic
 
 
 @dataclass(kw_only=True)
@@ -32,6 +34,8 @@ class ExportConfig(StatsConfig):
     """implicit: chosen and rejected with the prompt inside (RewardTrainer); unpaired: prompt, completion, label (KTO)."""
     output: str = ""
     """The JSONL file to write."""
+    overwrite: bool = False
+    """Replace the file if it is there."""
 
 
 def stats(arguments: Sequence[str]) -> None:
@@ -50,10 +54,19 @@ def export(arguments: Sequence[str]) -> None:
         return
     if not config.output:
         raise UserError("alignkit preferences export: output is missing; add --output FILE.jsonl")
+    _check_output(config)
     preferences = load_preferences(config.data, config.invalid)
     rows = [to_implicit(p) for p in preferences] if config.format == "implicit" else to_unpaired(preferences)
     write_atomic(config.output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     print(config.output)
+
+
+def _check_output(config: ExportConfig) -> None:
+    """UserError when the file to write must not be replaced; one that is read never is."""
+    output, data = Path(config.output), Path(config.data.split("::")[0])
+    if output.is_file() and data.exists() and any(output.samefile(path) for path in list_files(data)):
+        raise UserError(f"output: {output} is the data itself; name another file")
+    check_writable("output", output, config.overwrite)
 
 
 def _config(cls: type[Any], name: str, arguments: Sequence[str]) -> Any:

@@ -16,7 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from launch.errors import UserError, nearest
+from launch.errors import UserError, nearest, reason_of
+from launch.files import files_without_runs
 
 TABLE_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 SUFFIXES = (".txt", *TABLE_SUFFIXES)
@@ -37,14 +38,17 @@ def kind(path: Path) -> str:
 
 
 def list_files(path: Path) -> list[Path]:
-    """The file itself, or the data files of a folder in name order (hidden ones and other suffixes left out)."""
+    """The file itself, or the data files of a folder in name order (hidden ones, other suffixes and runs left out)."""
     if path.is_file():
         return [path]
     if not path.exists():
         raise UserError(f"{path}: no such file or folder{_near(path)}")
-    files = sorted(p for p in path.rglob("*") if p.is_file() and _is_data(p.relative_to(path)))
+    files = [p for p in files_without_runs(path) if p.is_file() and _is_data(p.relative_to(path))]
     if not files:
-        raise UserError(f"{path}: the folder holds no data file; put a {', '.join(SUFFIXES)} file there (.gz too)")
+        runs = " but in runs of alignkit, each of which is given by its own name" if any(path.rglob("run.json")) else ""
+        raise UserError(
+            f"{path}: the folder holds no data file{runs}; put a {', '.join(SUFFIXES)} file there (.gz too)"
+        )
     return files
 
 
@@ -190,8 +194,9 @@ def _parquet(path: Path) -> Iterator[Row]:
     try:
         table = parquet.read_table(pyarrow.BufferReader(data))
     except (pyarrow.ArrowException, OSError) as error:
-        reason = str(error).split("\n")[0].rstrip(". ")
-        raise UserError(f"{path}: not readable as Parquet ({reason}); write or download the file again") from None
+        raise UserError(
+            f"{path}: not readable as Parquet ({reason_of(error)}); write or download the file again"
+        ) from None
     _check_header(path, table.column_names)
     for number, values in enumerate(table.to_pylist(), 1):
         yield Row(f"{path}: row {number}", values)

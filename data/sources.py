@@ -21,7 +21,7 @@ from data import embedded
 from data.named_splits import keep_split, parse_source
 from data.readers import Row, get_field, get_text, get_turns, kind, list_files, messages_of, read_rows, read_text
 from data.records import Document, Pair, Turns
-from launch.errors import UserError, nearest
+from launch.errors import UserError, nearest, reason_of
 
 TextSplit = Literal["file", "blank-line", "endoftext"]
 _SEPARATORS = {"blank-line": re.compile(r"\n[ \t]*\n\s*"), "endoftext": re.compile(r"<\|endoftext\|>")}
@@ -214,7 +214,7 @@ def read_hub(source: str) -> list[Row]:
     try:
         table = datasets.load_dataset(name.path, name.config, revision=name.revision, split=name.split)
     except Exception as error:  # the hub client raises a dozen kinds: network, names, files, parsing
-        reason = str(error).split("\n")[0].rstrip(". ") or type(error).__name__
+        reason = reason_of(error)
         offline = "; HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE") else ""
         raise UserError(
             f"{source}: could not be loaded ({reason}){offline}; check name, config, split and network, "

@@ -25,7 +25,8 @@ from transformers import (
 
 from evaluation.adapters import HEAD, is_adapter, merge, read_adapter
 from evaluation.scoring import check_reward_model
-from launch.errors import UserError, nearest
+from launch.errors import UserError, nearest, reason_of
+from launch.files import is_empty_folder
 from launch.zero import plain_weights
 
 REMEDY = "give a folder made by an alignkit stage or by save_pretrained, or hub:org/name"
@@ -124,7 +125,7 @@ def named_errors(field: str, source: str, what: str) -> Iterator[str]:
     except UserError:
         raise
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        reason = str(error).strip().split("\n")[0].rstrip(". ") or type(error).__name__
+        reason = reason_of(error)
         if "couldn't connect to" in reason:
             offline = "HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE") else "the hub cannot be reached"
             reason = f"it is no folder here, {offline}, and no copy was downloaded before"
@@ -140,11 +141,15 @@ def locate(field: str, source: str) -> str:
     if source.startswith("hub:"):
         return source.removeprefix("hub:")
     path = Path(source)
+    if is_empty_folder(path):
+        raise UserError(f"{field}: {source}: the folder is empty; {REMEDY}")
     if path.is_dir():
         return source
     if path.exists():
         raise UserError(f"{field}: {source}: is a file; {REMEDY}")
     if _ORG_AND_NAME.fullmatch(source) and not path.parent.exists():
         return source
-    siblings = [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
+    siblings = (
+        [p.name for p in path.parent.iterdir() if p.is_dir() and p.name[0] != "."] if path.parent.is_dir() else []
+    )
     raise UserError(f"{field}: {source}: no such folder{nearest(path.name, siblings) if siblings else ''}; {REMEDY}")

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
+from typing import Any
 
 from launch.entry import guarded, leave, run_target
 from launch.errors import UserError, nearest
@@ -65,6 +67,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
 
 NOT_STAGES = ("run", "preferences stats", "preferences export", "reward serve", "launch", "doctor")
 """Commands that make no artefact, and so cannot be a stage of a lifecycle."""
+
+
+def config_class(command: str) -> Any:
+    """The config of a stage; its module is imported, which takes no torch but for evaluations."""
+    return importlib.import_module(COMMANDS[command][0]).STAGE.config
 
 
 def help_text() -> str:

@@ -32,11 +32,15 @@ LIFECYCLE = "ALIGNKIT_LIFECYCLE"
 """Set for a stage of a lifecycle: what messages call its recipe. We wrote that one, its user knows another file."""
 
 
-def artefact(default: Any = "") -> Any:
-    """A field that holds the path of an input: its content is hashed into the provenance."""
+def artefact(default: Any = "", prefix: str = "") -> Any:
+    """A field that holds the path of an input: its content is hashed into the provenance.
+
+    `prefix` says how: RUNS_WITHIN (launch/provenance.py) counts the runs that lie in a folder, too.
+    """
+    metadata = {"artefact": True, "prefix": prefix}
     if isinstance(default, list):
-        return dataclasses.field(default_factory=lambda: list(default), metadata={"artefact": True})
-    return dataclasses.field(default=default, metadata={"artefact": True})
+        return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def python_function() -> Any:
@@ -161,11 +165,22 @@ def _parse_flow(text: str, key: str, where: str) -> Any:
         raise UserError(f"{where}: {key}: {text!r} is not valid YAML ({problem}); mend it") from None
 
 
+class Flag(str):
+    """What a bare `--flag` of the command line is: true, and no value of another kind."""
+
+
+def _takes_true(hint: Any) -> bool:
+    """Whether a bare flag may stand for a value of this type."""
+    return hint in (bool, Any) or "true" in map(str, get_args(hint)) or any(map(_takes_true, get_args(hint)))
+
+
 def check_value(value: Any, hint: Any, key: str, where: str) -> Any:
     """`value` converted to the type `hint`, or a UserError that names the key, the file, the value and the type."""
     origin, args = get_origin(hint), get_args(hint)
     if hint is Any:
         return value
+    if isinstance(value, Flag) and not _takes_true(hint):
+        raise UserError(f"{where}: {key}: needs a value; give {_type_name(hint)}")
     if origin in (Union, types.UnionType):
         if type(None) in args and value in (None, "null", "none", "None"):
             return None
@@ -263,7 +278,7 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
                 value = arguments[position]
                 position += 1
             else:
-                value = "true"
+                value = Flag("true")
         *groups, leaf = key.replace("-", "_").split(".")
         target = nested
         for group in groups:
@@ -293,11 +308,11 @@ def load_config(cls: type[T], arguments: Sequence[str]) -> T:
     values: dict[str, Any] = {}
     if recipe is not None:
         values, where = read_yaml(find_recipe(str(recipe))), os.environ.get(LIFECYCLE) or str(recipe)
-    _check_overrides(cls, overrides)
+    check_overrides(cls, overrides)
     return build(cls, merge(values, overrides), where, place=lambda text: _place_of(text, where, overrides))
 
 
-def _check_overrides(cls: Any, overrides: dict[str, Any], prefix: str = "") -> None:
+def check_overrides(cls: Any, overrides: dict[str, Any], prefix: str = "") -> None:
     """The command line's values on their own, before they are laid over the recipe's: an error names the right place."""
     hints = field_types(cls)
     for key, value in overrides.items():
@@ -305,11 +320,11 @@ def _check_overrides(cls: Any, overrides: dict[str, Any], prefix: str = "") -> N
             raise UserError(f"{COMMAND_LINE}: unknown key '--{prefix}{key}'{nearest(key, hints)}")
         inner = get_args(hints[key])[-1] if get_origin(hints[key]) is dict else None
         if isinstance(value, dict) and dataclasses.is_dataclass(hints[key]):
-            _check_overrides(hints[key], value, f"{prefix}{key}.")
+            check_overrides(hints[key], value, f"{prefix}{key}.")
         elif isinstance(value, dict) and dataclasses.is_dataclass(inner):
             for name, part in value.items():  # a part of what the recipe says of it: not a whole one
                 if isinstance(part, dict):
-                    _check_overrides(inner, part, f"{prefix}{key}.{name}.")
+                    check_overrides(inner, part, f"{prefix}{key}.{name}.")
         else:
             check_value(value, hints[key], f"--{prefix}{key}", COMMAND_LINE)
 

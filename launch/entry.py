@@ -72,7 +72,9 @@ def _settle_environment() -> None:
 _USER_ERRNOS = {
     28: "free some space and run the same command again: nothing that was complete is lost",  # ENOSPC
     122: "your quota is used up; free some space and run the same command again",  # EDQUOT
+    1: "ask for the permission or choose another folder",  # EPERM
     13: "ask for the permission or choose another folder",  # EACCES
+    21: "name a file, not a folder",  # EISDIR
     30: "choose a folder that can be written to",  # EROFS
     36: "give a shorter name",  # ENAMETOOLONG
 }

@@ -50,3 +50,11 @@ def errno_of(error: BaseException) -> int | None:
     text = str(error).lower()
     full = "no space left" in text or "os error 28" in text or "unexpected pos" in text
     return errno.ENOSPC if full else None
+
+
+def reason_of(error: BaseException) -> str:
+    """What a library's error says, for the brackets of a sentence: its first line, or all of it where that line ends amid one."""
+    text = str(error).strip()
+    first = text.split("\n")[0].strip()
+    whole = first if not first.endswith((":", ",", ";")) else " ".join(text.split())
+    return whole.rstrip(".:,; ") or type(error).__name__

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -11,7 +12,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from launch.errors import UserError
 
@@ -37,10 +38,17 @@ def write_atomic(path: str | Path, content: str | bytes) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(aside, path)
-    except BaseException:
+    except BaseException as error:
+        _name_file(error, path)
         aside.unlink(missing_ok=True)
         raise
     fsync_path(path.parent)
+
+
+def _name_file(error: BaseException, path: str | Path) -> None:
+    """Say of a failed write which file it was: the system does not, and a file aside means nothing to a user."""
+    if isinstance(error, OSError):
+        error.filename = str(path)
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -88,15 +96,15 @@ SIDE_FILES = {
 SIDE_FOLDERS = {"checkpoints", "rollouts", "trackers"}
 
 
-def sha256_tree(root: str | Path) -> str:
+def sha256_tree(root: str | Path, with_runs: bool = False) -> str:
     """Content hash of an artefact: of a file, or of every file of a folder by name, less what runs write beside it."""
     root = Path(root)
-    return sha256_file(root) if root.is_file() else join_hashes(hash_files(root))
+    return sha256_file(root) if root.is_file() else join_hashes(hash_files(root, with_runs))
 
 
-def hash_files(root: Path) -> dict[str, str]:
+def hash_files(root: Path, with_runs: bool = False) -> dict[str, str]:
     """Name -> SHA-256 of the files of an artefact's folder."""
-    return {name: sha256_file(root / name) for name in artefact_files(root)}
+    return {name: sha256_file(root / name) for name in artefact_files(root, with_runs)}
 
 
 def join_hashes(hashes: dict[str, str]) -> str:
@@ -104,10 +112,25 @@ def join_hashes(hashes: dict[str, str]) -> str:
     return sha256_text("\n".join(f"{value}  {name}" for name, value in hashes.items()))
 
 
-def artefact_files(root: Path) -> dict[str, int]:
-    """Name -> bytes of the files of an artefact's folder, less what runs write beside it."""
+def is_run(folder: Path) -> bool:
+    """Whether a folder is that of a run of alignkit, finished or not."""
+    try:
+        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(record, dict) and {"stage", "identity"} <= set(record)
+
+
+def files_without_runs(root: Path) -> list[Path]:
+    """All below a folder in name order, but for the folders of runs: who writes a run among the data does not read it."""
+    runs = {path.parent for path in root.rglob("run.json") if path.parent != root and is_run(path.parent)}
+    return [path for path in sorted(root.rglob("*")) if runs.isdisjoint((path, *path.parents))]
+
+
+def artefact_files(root: Path, with_runs: bool = False) -> dict[str, int]:
+    """Name -> bytes of the files of an artefact's folder, less what runs write beside it and, unless asked for, runs in it."""
     found = {}
-    for path in sorted(root.rglob("*")):
+    for path in sorted(root.rglob("*")) if with_runs else files_without_runs(root):
         relative = path.relative_to(root)
         hidden = any(part.startswith(".") for part in relative.parts)
         beside = relative.parts[0] in SIDE_FOLDERS or (len(relative.parts) == 1 and relative.name in SIDE_FILES)
@@ -139,8 +162,12 @@ def changed_file(root: Path, provenance: dict[str, Any], below: str = "") -> str
 
 def append_jsonl(path: str | Path, row: dict[str, Any]) -> None:
     """Append one JSON line; a reader ignores a last line that a crash cut (see `read_jsonl_log`)."""
-    with open(path, "a", encoding="utf-8") as stream:
-        stream.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+    try:
+        with open(path, "a", encoding="utf-8") as stream:
+            stream.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+    except OSError as error:
+        _name_file(error, path)
+        raise
 
 
 def read_jsonl_log(path: str | Path) -> list[dict[str, Any]]:
@@ -160,26 +187,66 @@ def read_jsonl_log(path: str | Path) -> list[dict[str, Any]]:
     return rows
 
 
-@contextlib.contextmanager
-def lock_folder(folder: Path, patience_s: float = 10.0) -> Iterator[None]:
-    """Hold a folder for one job. The lock dies with its process, so a killed job leaves none behind."""
+def make_folder(field: str, folder: Path) -> None:
+    """Make a folder and those above it; UserError, which begins with the field, when that cannot be."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
-        raise UserError(f"output_dir: {folder} is a file, or lies below one; name a folder") from None
-    with open(folder / ".lock", "a+") as stream:
-        deadline = time.monotonic() + patience_s
-        while True:
+        raise UserError(f"{field}: {folder} is a file, or lies below one; name a folder") from None
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(
+            f"{field}: {folder} cannot be made ({error.strerror}); choose a place that can be written to"
+        ) from None
+
+
+def check_writable(field: str, path: Path, overwrite: bool) -> None:
+    """UserError when a file that a command is to write is a folder, or is there and must not be replaced."""
+    if path.is_dir():
+        raise UserError(f"{field}: {path} is a folder; name a file")
+    if (path.exists() or path.is_symlink()) and not overwrite:
+        raise UserError(f"{field}: {path} is there already; name another file, or add --overwrite true to replace it")
+    make_folder(field, path.parent)
+
+
+def is_empty_folder(path: Path) -> bool:
+    """Whether a path is a folder with nothing in it, or with the lock alone that a run leaves which made nothing."""
+    return path.is_dir() and all(inside.name == ".lock" for inside in path.iterdir())
+
+
+@contextlib.contextmanager
+def lock_folder(folder: Path, patience_s: float = 10.0) -> Iterator[None]:
+    """Hold a folder for one job. The lock dies with its process, so a killed job leaves none behind.
+
+    A folder that is made here is removed again when nothing was written into it.
+    """
+    made = not folder.exists()
+    stream = _take_lock(folder, time.monotonic() + patience_s)
+    try:
+        yield
+    finally:
+        if made and is_empty_folder(folder):
+            with contextlib.suppress(OSError):  # somebody writes there right now
+                (folder / ".lock").unlink()
+                folder.rmdir()
+        stream.close()  # and with it the lock is let go
+
+
+def _take_lock(folder: Path, deadline: float) -> IO[str]:
+    """The open lock file of a folder, held. Whoever held it before may have removed it meanwhile: it is made anew then."""
+    while True:
+        make_folder("output_dir", folder)
+        with contextlib.ExitStack() as stack:
             try:
+                stream = stack.enter_context(open(folder / ".lock", "a+"))
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError:
+                if os.path.samestat(os.fstat(stream.fileno()), os.stat(folder / ".lock")):
+                    stack.pop_all()
+                    return stream
+            except (BlockingIOError, FileNotFoundError):
                 if time.monotonic() > deadline:
                     raise UserError(
                         f"{folder}: another alignkit job is writing here; wait for it or choose another --output_dir"
                     ) from None
                 time.sleep(0.2)
-        try:
-            yield
-        finally:
-            fcntl.flock(stream, fcntl.LOCK_UN)

@@ -24,9 +24,9 @@ from typing import Any
 
 from launch.config import find_recipe, parse_overrides, read_yaml
 from launch.errors import EXIT_INTERRUPTED, UserError, nearest
-from launch.files import changed_file, damaged_file, read_json
+from launch.files import changed_file, damaged_file, make_folder, read_json
 from launch.hub import find_moved
-from launch.plan import PlannedStage, plan_stages
+from launch.plan import PlannedStage, check_configs, is_entry_unchanged, plan_stages
 from launch.provenance import content_of, fingerprint_input
 from launch.stage_process import RunningStage, environment_of
 from launch.stopping import listening
@@ -64,6 +64,7 @@ def main(arguments: Sequence[str]) -> None:
     unknown = [name for name in chosen if name not in {stage.name for stage in plan}]
     if unknown:
         raise UserError(f"--stages: no stage '{unknown[0]}' in {recipe}{nearest(unknown[0], [s.name for s in plan])}")
+    check_configs(plan)
     try:
         run_plan([s for s in plan if not chosen or s.name in chosen], Path(output_dir), jobs)
     except StageFailed as failure:
@@ -95,7 +96,7 @@ def is_up_to_date(stage: PlannedStage) -> bool:
     """
     try:
         provenance = read_json(stage.folder / "provenance.json")
-        if read_json(stage.folder / ".recipe.json")["fingerprint"] != stage.fingerprint:
+        if not is_entry_unchanged(stage):
             return False
         if damaged_file(stage.folder, provenance):
             return False
@@ -114,7 +115,7 @@ def run_plan(plan: Sequence[PlannedStage], root: Path, jobs: int = 1) -> None:
     StageFailed when one ends with another code than 0, or when we are asked to stop: no further stage is started,
     those that run are waited for.
     """
-    root.mkdir(parents=True, exist_ok=True)
+    make_folder("output_dir", root)
     schedule = Schedule(plan, jobs)
     with listening(schedule.stop):
         while schedule.running or (schedule.waiting and schedule.goes_on):

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launch.cli import COMMANDS, NOT_STAGES
-from launch.config import merge
+from launch.cli import COMMANDS, NOT_STAGES, config_class
+from launch.config import build, merge
 from launch.errors import UserError, nearest
-from launch.files import canonical_json, sha256_text
+from launch.files import canonical_json, read_json, sha256_text
 from launch.provenance import package_versions
 
 STAGE_KEYS = ("command", "launcher", "alone", "config")
@@ -73,6 +73,22 @@ def plan_stages(
         here = f"{where}: stages.{name}"
         plan.append(_plan_stage(name, _reseeded(entry, seed), here, root, overrides.get(name, {}), known))
     return plan
+
+
+def check_configs(plan: Sequence[PlannedStage]) -> None:
+    """UserError for the first key or value that a stage would refuse: before the first one starts, not when it is reached.
+
+    Those with which a stage was complete are known to be good: the modules of evaluations take torch to import.
+    """
+    for stage in plan:
+        if not is_entry_unchanged(stage):
+            build(config_class(stage.command), {**stage.config, "output_dir": str(stage.folder)}, stage.origin)
+
+
+def is_entry_unchanged(stage: PlannedStage) -> bool:
+    """Whether the recipe says of a stage what it said when the stage was last complete."""
+    record = stage.folder / ".recipe.json"
+    return record.is_file() and read_json(record).get("fingerprint") == stage.fingerprint
 
 
 def _reseeded(entry: Any, seed: int) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from launch.errors import UserError, nearest
-from launch.files import changed_file, read_json, sha256_text, sha256_tree, write_atomic
+from launch.files import changed_file, is_empty_folder, read_json, sha256_text, sha256_tree, write_atomic
 from launch.functions import PREFIX, fingerprint
 from launch.hub import describe_commit
 
@@ -33,6 +33,8 @@ PACKAGES = [
 ADAPTER_TASKS = {"CAUSAL_LM": "text-generation", "SEQ_CLS": "text-classification"}
 NAMED_SOURCES = ("embedded:", "hub:", PREFIX)
 """What an input begins with that is no path."""
+RUNS_WITHIN = "runs:"
+"""Marks a folder among the inputs whose content is that of the runs in it: for all but reports those are left out."""
 SPLITS_VERSION = 2
 """Which texts are in a split (`SOURCE::train`): raised with every change of data/named_splits.py that moves one. So what was
 made with other splits is another run, and an old artefact is never evaluated on texts that it was trained on."""
@@ -108,18 +110,24 @@ def _fingerprint(field: str, value: str) -> dict[str, Any]:
         version = platform.python_version() if value.startswith("embedded:") else None
         commit = describe_commit(value) if value.startswith("hub:") else {}
         return {"source": value, "sha256": sha256_text(f"{value} {version}"), "version": version, **commit}
+    with_runs = value.startswith(RUNS_WITHIN)
+    value = value.removeprefix(RUNS_WITHIN)
     path = Path(value.split("::")[0])  # `::train` and the like pick a split of what lies there
     if not path.exists():
-        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        siblings = [p.name for p in path.parent.iterdir() if p.name[0] != "."] if path.parent.is_dir() else []
         raise UserError(
             f"{field}: {value}: no such file or folder{nearest(path.name, siblings) if siblings else ''}; run the stage that makes it first, or name a hub source as hub:org/name"
         )
+    if is_empty_folder(path):
+        raise UserError(f"{field}: {value}: the folder is empty; run the stage that makes it first")
     if (path / "run.json").exists() and not (path / "provenance.json").exists():
         command = read_json(path / "run.json").get("stage", "its stage")
         raise UserError(f"{field}: {value}: this run of `alignkit {command}` was not finished; run it to its end first")
     if (path / "provenance.json").exists():
         parent = read_json(path / "provenance.json")
         return {"path": value, "sha256": parent["content_sha256"], "stage": parent["stage"]}
+    if with_runs:
+        return {"source": f"{RUNS_WITHIN}{value}", "sha256": sha256_tree(path, with_runs=True)}
     return {"path": value, "sha256": sha256_tree(path)}
 
 
@@ -127,7 +135,7 @@ def check_unchanged(field: str, value: str) -> None:
     """UserError when an input is, or lies in, a complete artefact and is not what the stage wrote: every file is hashed."""
     if value.startswith(NAMED_SOURCES):
         return
-    path = Path(value.split("::")[0])
+    path = Path(value.removeprefix(RUNS_WITHIN).split("::")[0])
     real = path.resolve()
     folder = next((f for f in (real, *real.parents) if (f / "provenance.json").is_file()), None)
     if folder is None:

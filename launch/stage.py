@@ -44,8 +44,8 @@ from launch.provenance import (
     package_versions,
     write_model_card,
 )
-from launch.ranges import AnyInt, Count, NotNegative, PositiveInt, Range
-from launch.run_folder import prepare_folder
+from launch.ranges import AnyInt, Count, NotNegative, Range
+from launch.run_folder import MARKS, MOVED, prepare_folder, return_previous
 from launch.stopping import Stopped, listening
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class StageConfig:
     """Minutes between checkpoints."""
     checkpoint_steps: Count = operational(0)
     """Steps between checkpoints, besides those by time; 0 for by time alone."""
-    keep_checkpoints: PositiveInt = operational(2)
+    keep_checkpoints: Annotated[int, Range(2)] = operational(2)
     """How many checkpoints to keep; at least 2, since the newest may be damaged."""
     watchdog_minutes: Annotated[float, Range(0, 525_600)] = operational(30.0)
     """End the job, with a reason, when no step was made for so long, counted from the first; 0 switches this off."""
@@ -319,7 +319,12 @@ def run_stage(stage: Stage, config: StageConfig) -> dict[str, Any]:
         if complete is not None and int(os.environ.get("WORLD_SIZE", "1")) == 1:
             print(f"[{stage.name}] up to date: {config.output_dir}", file=sys.stderr, flush=True)
             return complete
-        return _run_on_all_ranks(stage, config, run, complete)
+        try:
+            return _run_on_all_ranks(stage, config, run, complete)
+        except UserError:
+            if first:
+                return_previous(Path(config.output_dir))
+            raise
 
 
 def _run_on_all_ranks(
@@ -375,7 +380,7 @@ def _run_on_all_ranks(
 def _forget_unstarted(folder: Path) -> None:
     """After a mistake of the user, before any work was saved: leave nothing, so that the mended command may use the folder."""
     shutil.rmtree(folder / ".watchdog", ignore_errors=True)
-    kept = [p for p in folder.rglob("*") if p.is_file() and p.name not in (".lock", "run.json", ".recipe.json")]
+    kept = [p for p in folder.rglob("*") if p.is_file() and p.name not in (*MARKS, "run.json", ".recipe.json")]
     if not kept:
         (folder / "run.json").unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # not empty: a stage's own folder; nothing of worth, but not ours to judge
@@ -413,6 +418,7 @@ def _finish(
     }
     write_model_card(folder, stage.name, summary, provenance, stage.library, stage.task)
     write_json(folder / "provenance.json", provenance)
+    (folder / MOVED).unlink(missing_ok=True)
     shutil.rmtree(folder / ".watchdog", ignore_errors=True)
     return provenance
 

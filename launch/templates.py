@@ -6,6 +6,7 @@ It prints; it starts nothing. What is printed is complete: copy it, or write it 
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 from collections.abc import Sequence
@@ -14,10 +15,10 @@ from pathlib import Path
 from string import Template
 from typing import Annotated, Literal
 
-from launch.cli import COMMANDS, find_command
-from launch.config import build, describe, field_types, parse_overrides
+from launch.cli import COMMANDS, config_class, find_command
+from launch.config import build, check_overrides, describe, field_types, find_recipe, load_config, parse_overrides
 from launch.errors import UserError, nearest
-from launch.files import write_atomic
+from launch.files import check_writable, write_atomic
 from launch.ranges import PositiveInt, Range
 
 HOME = Path(__file__).resolve().parent
@@ -31,8 +32,9 @@ class LaunchConfig:
     """What starts the job."""
     nodes: PositiveInt = 1
     """Machines."""
-    processes_per_node: PositiveInt = 8
-    """Processes on each machine: one for each GPU."""
+    processes_per_node: PositiveInt | None = None
+    """Processes on each machine, one for each GPU; unless given, 8 under Slurm and Kubernetes, and locally one for each
+    GPU of this machine, or one where it has none."""
     zero: Literal[0, 1, 2, 3] = 0
     """DeepSpeed ZeRO stage; 0 is data parallel without DeepSpeed."""
     job_name: str = "alignkit"
@@ -49,12 +51,27 @@ class LaunchConfig:
     """Port of the rendezvous on the first machine."""
     write: str | None = None
     """Write to this file instead of printing."""
+    overwrite: bool = False
+    """Replace the file of `write` if it is there."""
+
+    @property
+    def processes(self) -> int:
+        """Processes on each machine."""
+        return self.processes_per_node or (max(1, count_gpus()) if self.on == "local" else 8)
 
     def check(self) -> None:
         if not re.fullmatch(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?", self.job_name):  # with what JobSet adds: a host name
             raise ValueError(
                 f"job_name: {self.job_name!r}: give up to 40 lower-case letters, digits and dashes, a letter first and no dash last"
             )
+
+
+def count_gpus() -> int:
+    """The GPUs of this machine that a job may use, told without torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([name for name in visible.split(",") if name.strip() not in ("", "-1")])
+    return len([path for path in Path("/dev").glob("nvidia*") if path.name.removeprefix("nvidia").isdecimal()])
 
 
 def accelerate_words(config: LaunchConfig, module: str, stage_words: Sequence[str], rank: str, address: str) -> str:
@@ -64,12 +81,12 @@ def accelerate_words(config: LaunchConfig, module: str, stage_words: Sequence[st
     launcher wants pdsh and password-less ssh; no `same_network`, which takes c10d's endpoint away.
     """
     words = ["accelerate", "launch", "--num_machines", str(config.nodes)]
-    words += ["--num_processes", str(config.nodes * config.processes_per_node), "--mixed_precision", "no"]
+    words += ["--num_processes", str(config.nodes * config.processes), "--mixed_precision", "no"]
     if config.zero:
         words += ["--use_deepspeed", "--zero_stage", str(config.zero), "--gradient_clipping", "1.0"]
         words += ["--zero3_init_flag", "true", "--zero3_save_16bit_model", "true"] if config.zero == 3 else []
         words += ["--deepspeed_multinode_launcher", "standard"] if config.nodes > 1 else []
-    elif config.nodes * config.processes_per_node > 1:
+    elif config.nodes * config.processes > 1:
         words += ["--multi_gpu"]
     line = " ".join(map(shlex.quote, words))
     if config.nodes > 1:
@@ -100,8 +117,8 @@ def render(config: LaunchConfig, command: str, stage_words: Sequence[str]) -> st
     values = {
         "name": config.job_name,
         "nodes": config.nodes,
-        "processes": config.processes_per_node,
-        "cpus": config.processes_per_node * config.cpus_per_process,
+        "processes": config.processes,
+        "cpus": config.processes * config.cpus_per_process,
         "hours": config.hours,
         "image": json.dumps(config.image),  # JSON is YAML
         "volume": json.dumps(config.volume),
@@ -132,16 +149,31 @@ def main(arguments: Sequence[str]) -> None:
             f"alignkit launch: no option '--{strangers[0]}'{nearest(strangers[0], field_types(LaunchConfig))}; "
             f"the options of {command} itself come after ` -- `"
         )
+    config = build(LaunchConfig, overrides, "command line")
     if not stage_words:
         raise UserError(
             f"alignkit launch: no options for {command}; give them after ` -- `, as in -- --config FILE.yaml --output_dir DIR"
         )
     if any(not word.isprintable() for word in stage_words):
         raise UserError("alignkit launch: an option holds a line break or the like; write that value into the recipe")
-    config = build(LaunchConfig, overrides, "command line")
+    if config.write:
+        check_writable("write", Path(config.write), config.overwrite)
+    _check_stage_words(command, stage_words, config.on == "local")
     text = render(config, command, stage_words)
     if config.write:
         write_atomic(config.write, text + "\n")
         print(config.write)
     else:
         print(text)
+
+
+def _check_stage_words(command: str, words: Sequence[str], here: bool) -> None:
+    """What the stage would refuse of its own options, told now. A recipe may lie where the job runs, and not here."""
+    if "-h" in words or "--help" in words:
+        return
+    cls, overrides = config_class(command), parse_overrides(words)
+    recipe = overrides.pop("config", None)
+    if recipe is None or here or find_recipe(str(recipe)).is_file():
+        load_config(cls, words)
+    else:
+        check_overrides(cls, overrides)

@@ -73,16 +73,19 @@ def collect(folders: Sequence[str | Path], leave_out: Path | None = None) -> Col
                 if provenance["stage"] != "report":
                     runs[folder] = provenance
     if not results and not runs:
-        raise UserError(f"inputs: {', '.join(map(str, folders))}: {_nothing_found(folders)}")
+        raise UserError(f"inputs: {', '.join(map(str, folders))}: {_nothing_found(folders, leave_out)}")
     _add_ancestors(runs)
     stages = _in_order(runs)
     ordered = sorted(results.values(), key=lambda r: (r.result.created, str(r.folder)))
     return Collection(ordered, stages, _code_warnings(stages))
 
 
-def _nothing_found(folders: Sequence[str | Path]) -> str:
+def _nothing_found(folders: Sequence[str | Path], leave_out: Path | None) -> str:
     """Why there is nothing to report, and what to do."""
-    begun = next((p.parent for f in folders for p in sorted(Path(f).rglob("run.json"))), None)
+    own = leave_out.resolve() if leave_out else None
+    begun = next(
+        (p.parent for f in folders for p in sorted(Path(f).rglob("run.json")) if p.parent.resolve() != own), None
+    )
     if begun is None:
         return "no run of alignkit is there; run an evaluation first, such as `alignkit evaluate text`"
     return f"no run there is finished, {begun} for one is not; give its command again, which resumes it"

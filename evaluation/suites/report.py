@@ -15,6 +15,7 @@ from launch.config import artefact, operational
 from launch.entry import run_module, run_stage_command
 from launch.errors import UserError, nearest
 from launch.files import read_json
+from launch.provenance import RUNS_WITHIN
 from launch.ranges import Range
 from launch.stage import Stage, StageConfig, run_of
 
@@ -23,7 +24,7 @@ from launch.stage import Stage, StageConfig, run_of
 class ReportConfig(StageConfig):
     """The report of everything under some folders."""
 
-    inputs: list[str] = artefact([])
+    inputs: list[str] = artefact([], RUNS_WITHIN)
     """Folders with results.json, provenance.json and metrics.jsonl, at any depth. Parents of stages are found by
     themselves."""
     title: str = "Evaluation report"

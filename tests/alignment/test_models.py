@@ -53,7 +53,15 @@ def test_the_field_that_names_a_model_is_named(tmp_path):
     with pytest.raises(UserError, match=r"^tokenizer: .*nowhere: no such folder"):
         load_tokenizer(str(tmp_path / "nowhere"), "tokenizer")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"^tokenizer: .*empty: could not be loaded as a tokenizer"):
+    with pytest.raises(UserError, match=r"^tokenizer: .*empty: the folder is empty; give a folder made by"):
+        load_tokenizer(str(tmp_path / "empty"), "tokenizer")
+    (tmp_path / "empty" / ".lock").touch()  # as a run leaves it that made nothing
+    with pytest.raises(UserError, match=r"^tokenizer: .*empty: the folder is empty"):
+        load_tokenizer(str(tmp_path / "empty"), "tokenizer")
+    (tmp_path / "empty" / "notes.md").write_text("no tokenizer")
+    with pytest.raises(
+        UserError, match=r"could not be loaded as a tokenizer \(.*from one of: \(1\) .*\); give a folder"
+    ):
         load_tokenizer(str(tmp_path / "empty"), "tokenizer")
 
 

@@ -61,3 +61,26 @@ def test_what_is_missing_is_named(file):
         export(["--data", str(file)])
     with pytest.raises(UserError, match="data is missing"):
         stats([])
+
+
+def test_nothing_is_written_over_unless_asked_for(file, tmp_path):
+    out = tmp_path / "mine.jsonl"
+    out.write_text("precious")
+    words = ["--data", str(file), "--output"]
+    with pytest.raises(
+        UserError, match=r"^output: .*mine\.jsonl is there already; name another file, or add --overwrite"
+    ):
+        export([*words, str(out)])
+    assert out.read_text() == "precious"
+    export([*words, str(out), "--overwrite", "true"])
+    assert out.read_text().count("\n") == 3
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UserError, match="folder is a folder; name a file"):
+        export([*words, str(tmp_path / "folder"), "--overwrite"])
+    with pytest.raises(UserError, match="cannot be made"):
+        export([*words, "/proc/nowhere/out.jsonl"])
+    before = file.read_text()
+    for data in (file, f"{file}::train"):
+        with pytest.raises(UserError, match="is the data itself"):
+            export(["--data", str(data), "--output", str(file), "--overwrite"])
+    assert file.read_text() == before

@@ -94,6 +94,8 @@ def test_faults_in_a_recipe(tmp_path, text, message):
     ("words", "message"),
     [
         (["--learning_rate", "abc"], r"command line: --learning_rate: 'abc' is not a number"),
+        (["--learning_rate", "--steps", "1"], r"^command line: --learning_rate: needs a value; give a number"),
+        (["--steps", "1", "--names"], r"^command line: --names: needs a value; give list of text"),
         (["--learning_rat", "1"], r"unknown key '--learning_rat'; did you mean 'learning_rate'"),
         (["steps", "1"], r"'steps' is not an option"),
         (["--steps", "1", "--steps", "2"], r"--steps is given twice"),

@@ -15,11 +15,11 @@ import pytest
 
 from launch import lifecycle
 from launch.cli import COMMANDS
-from launch.config import load_config
+from launch.config import load_config, read_yaml
 from launch.errors import UserError
 from launch.files import read_json, sha256_text, write_json
 from launch.lifecycle import Schedule, is_up_to_date
-from launch.plan import plan_stages
+from launch.plan import check_configs, plan_stages
 from launch.stage_process import arguments_of, environment_of
 from tests.launch.toy import ToyConfig
 from tests.support import ROOT, alignkit, environment, last_words, start
@@ -390,6 +390,48 @@ def test_a_fault_in_a_config_names_the_users_recipe(tmp_path, monkeypatch):
                 patch.setenv(name, value)
             with pytest.raises(UserError, match=f"^life.yaml: stages.one.{place}: rate: 'x' is not a number"):
                 load_config(ToyConfig, words)
+
+
+@pytest.mark.parametrize(
+    ("second", "words", "message"),
+    [
+        ({"updats": 3}, [], r"^\S*life.yaml: stages.b.config: unknown key 'updats'; did you mean 'updates'"),
+        ({}, ["--b.updats", "3"], r"stages.b.config and command line: unknown key 'updats'; did you mean 'updates'"),
+        ({"batch_size": "many"}, [], r"stages.b.config: batch_size: 'many' is not an integer"),
+        ({"batch_size": 0}, [], r"stages.b.config: batch_size: 0 is below 1"),
+        ({}, ["--b.batch_size", "--jobs", "2"], r"command line: batch_size: needs a value"),
+    ],
+)
+def test_a_fault_in_a_later_stage_is_told_before_the_first_one_starts(tmp_path, second, words, message):
+    config = {"policy": "@a", "reward": "@a", "prompts": "@a/completions.jsonl", **second}
+    stages = {"a": {"command": "generate", "config": {"model": "x", "prompts": "p"}}}
+    stages["b"] = {"command": "ppo", "config": config}
+    (tmp_path / "life.yaml").write_text(json.dumps({"stages": stages}))
+    with pytest.raises(UserError, match=message):
+        lifecycle.main([str(tmp_path / "life.yaml"), "--output_dir", str(tmp_path / "out"), *words])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_config_with_which_a_stage_was_complete_is_not_checked_again(tmp_path):
+    (stage,) = plan_stages({"stages": {"a": {"command": "ppo", "config": {"updats": 3}}}}, "r", tmp_path, {})
+    write_json(tmp_path / "a" / ".recipe.json", {"fingerprint": "of another entry"})
+    with pytest.raises(UserError, match="unknown key 'updats'"):
+        check_configs([stage])
+    write_json(tmp_path / "a" / ".recipe.json", {"fingerprint": stage.fingerprint})
+    check_configs([stage])
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "launch" / "recipes").glob("demo*.yaml")), ids=lambda p: p.stem)
+def test_the_stages_of_a_recipe_that_comes_with_alignkit_pass(path, tmp_path):
+    check_configs(plan_stages(read_yaml(path), path.name, tmp_path, {}))
+
+
+def test_configs_of_stages_that_train_are_checked_without_torch():
+    code = "import sys; from launch.cli import *; "
+    code += "[config_class(c) for c in COMMANDS if c not in NOT_STAGES and not c.startswith('evaluate')]; "
+    code += "assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_failing_stage_ends_the_lifecycle_with_its_code(tmp_path):

@@ -13,11 +13,14 @@ import pytest
 import torch
 import yaml
 
+from data.readers import list_files
+from evaluation.suites.report import STAGE as report
 from launch import provenance, stage
-from launch.config import artefact, operational, python_function
+from launch.cli import config_class
+from launch.config import artefact, build, operational, python_function
 from launch.errors import UserError
 from launch.files import read_json, sha256_tree, write_json
-from launch.provenance import write_model_card
+from launch.provenance import check_unchanged, fingerprint_input, write_model_card
 from launch.runtime import Runtime, start_runtime
 from launch.stage import Job, Stage, StageConfig, describe_run, run_stage
 from launch.stopping import Stopped, listening
@@ -536,3 +539,31 @@ def test_an_unknown_tracker_is_named(tmp_path):
     done = toy("--output_dir", tmp_path / "out", "--trackers", "tensorbord")
     assert done.returncode == 2 and "tensorbord" in done.stderr and "did you mean 'tensorboard'" in done.stderr
     assert not (tmp_path / "out" / "run.json").exists()
+
+
+def test_a_run_that_lies_among_its_data_is_no_part_of_them(tmp_path, capsys):
+    data, folder = tmp_path / "data", tmp_path / "data" / "runs" / "x"
+    data.mkdir()
+    (data / "a.txt").write_text("one")
+    config = ToyConfig(output_dir=str(folder), source=str(data))
+    assert run_stage(STAGE, config)["inputs"]["source"]["sha256"] == sha256_tree(data)
+    assert (folder / "result.txt").exists() and list_files(data) == [data / "a.txt"]
+    run_stage(STAGE, config)
+    assert "up to date" in capsys.readouterr().err
+    assert sha256_tree(data, with_runs=True) != sha256_tree(data)  # as a report counts them
+    (folder / "run.json").write_text("{}")  # whatever it is, it is not ours
+    assert folder / "run.json" in list_files(data)
+
+
+def test_what_a_report_shows_belongs_to_it(tmp_path):
+    one = tmp_path / "runs" / "one"
+    run_stage(STAGE, ToyConfig(output_dir=str(one)))
+    (tmp_path / "runs" / "notes.txt").write_text("one")
+    config = build(config_class("report"), {"inputs": [str(tmp_path / "runs")]}, "here")
+    before = describe_run(report, config)
+    entry = before["inputs"]["inputs[0]"]
+    assert fingerprint_input("inputs[0]", entry.get("path") or entry["source"]) == entry
+    (one / "result.txt").write_text("another")
+    assert describe_run(report, config)["identity"] != before["identity"]
+    with pytest.raises(UserError, match=r"result\.txt is gone or has changed"):
+        check_unchanged("inputs[0]", f"runs:{one}")

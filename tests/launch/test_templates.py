@@ -19,15 +19,18 @@ ODD = [
     'my runs/it\'s "$HOME".yaml',
     "--output_dir",
     "/runs/a b",
-    "--x",
-    "{a: [1, 'b']}",
-    "--y",
+    "--trackers",
+    "[1, 'b']",
+    "--policy",
     "$(id) `id` $((1))",
 ]
-ODD += ["--z", "", "--w", "a\\b !# & | ; * ? ~ % größe: -", "--v=$$"]
+ODD += ["--prompts", "p", "--replay", "", "--critic", "a\\b !# & | ; * ? ~ % größe: -", "--reward=$$"]
 STAGES = [
     (module, name) for name, (module, attribute, _) in COMMANDS.items() if attribute == "STAGE" or name == "report"
 ]
+
+
+SFT = ["--model", "m", "--data", "d", "--output_dir", "o"]
 
 
 def printed(capsys, *words):
@@ -64,7 +67,10 @@ def called(tools, command, *arguments):
 
 @pytest.mark.parametrize("zero", ["0", "3"])
 @pytest.mark.parametrize("nodes", ["1", "2"])
-def test_odd_words_reach_the_stage_as_they_are(capsys, tools, nodes, zero):
+def test_odd_words_reach_the_stage_as_they_are(capsys, tools, nodes, zero, monkeypatch):
+    monkeypatch.chdir(tools)
+    (tools / "my runs").mkdir()
+    (tools / ODD[1]).write_text("updates: 3\nprompts: x\n")
     given = ["ppo", "--nodes", nodes, "--zero", zero]
     local = printed(capsys, *given, "--", *ODD)
     first = local if nodes == "1" else local.splitlines()[1]
@@ -90,7 +96,18 @@ def test_odd_words_reach_the_stage_as_they_are(capsys, tools, nodes, zero):
 def test_a_script_can_be_written_to_a_file(capsys, tmp_path):
     path = tmp_path / "new" / "job.sbatch"
     assert printed(capsys, "sft", "--on", "slurm", "--write", str(path), "--", "--config", "x.yaml") == f"{path}\n"
-    assert path.read_text().startswith("#!/bin/bash\n#SBATCH --job-name=alignkit\n") and path.read_text()[-2:] == "E\n"
+    written = path.read_text()
+    assert written.startswith("#!/bin/bash\n#SBATCH --job-name=alignkit\n") and written[-2:] == "E\n"
+    words = ["sft", "--write", str(path), "--", *SFT]
+    with pytest.raises(
+        UserError, match=r"^write: .*job.sbatch is there already; name another file, or add --overwrite"
+    ):
+        main(words)
+    with pytest.raises(UserError, match="is a folder; name a file"):
+        main(["sft", "--write", str(path.parent), "--overwrite", "true", "--", *SFT])
+    assert path.read_text() == written
+    main([*words[:3], "--overwrite", "true", *words[3:]])
+    assert path.read_text() != written
 
 
 @pytest.mark.parametrize(
@@ -99,6 +116,11 @@ def test_a_script_can_be_written_to_a_file(capsys, tmp_path):
         (["ppo", "--config", "x.yaml"], "no option '--config'.*options of ppo itself come after ` -- `"),
         (["--on", "slurm", "ppo"], "'--on': name the stage first"),
         (["ppo", "--on", "slurm"], "no options for ppo; give them after ` -- `"),
+        (["ppo", "--on", "slurn"], "on: 'slurn' is not one of .*; did you mean 'slurm'"),
+        (["sft", "--", *SFT, "--learning_rat", "3"], "unknown key '--learning_rat'; did you mean 'learning_rate'"),
+        (["sft", "--", *SFT, "--batch_size", "0"], "batch_size: 0 is below 1"),
+        (["sft", "--", *SFT, "--config", "absent.yaml"], r"absent\.yaml: no such recipe"),
+        (["sft", "--on", "slurm", "--", "--config", "/there/x.yaml", "--epochs", "x"], "--epochs: 'x' is not"),
         (["run", "--", "x"], "'run' is not a stage"),
         (["ppo", "--job_name", "-a", "--", "x"], "job_name: '-a'"),
         (["ppo", "--job_name", "größe", "--", "x"], "job_name: 'größe'"),
@@ -124,3 +146,12 @@ def test_every_stage_is_a_program(module, name):
     path = Path(find_spec(module).origin)
     tree = ast.parse((path.with_name("__main__.py") if path.name == "__init__.py" else path).read_text())
     assert f"run_module('{module}'" in ast.unparse(tree.body[-1])
+
+
+@pytest.mark.parametrize(("visible", "count"), [("", 1), ("-1", 1), ("0", 1), ("0,3", 2)])
+def test_a_local_job_takes_what_this_machine_has(capsys, monkeypatch, visible, count):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    words = printed(capsys, "sft", "--", *SFT).split()
+    assert words[words.index("--num_processes") + 1] == str(count) and ("--multi_gpu" in words) == (count > 1)
+    assert "--num_processes 8" in printed(capsys, "sft", "--on", "slurm", "--", *SFT)
+    assert "--num_processes 4" in printed(capsys, "sft", "--processes_per_node", "4", "--", *SFT)

@@ -79,6 +79,8 @@ def test_faults_are_named(tmp_path):
     (tmp_path / "begun" / "run.json").write_text("{}")
     with pytest.raises(UserError, match=r"no run there is finished, .*begun for one is not"):
         collect([tmp_path])
+    with pytest.raises(UserError, match="no run of alignkit is there"):  # but for the report's own folder
+        collect([tmp_path], leave_out=tmp_path / "begun")
     (tmp_path / "results.json").write_text('{"schema_version": 99}')
     with pytest.raises(UserError, match="schema_version 99 is not 1"):
         collect([tmp_path])

@@ -91,6 +91,7 @@ def test_config_checks(values, words):
 
 def test_a_folder_that_is_no_model(documents, tmp_path):
     (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "notes.md").write_text("no model")
     with pytest.raises(UserError, match=r"model: .*empty: could not be loaded as a (tokenizer|causal language model)"):
         run_suite(STAGE, tmp_path / "out", model=tmp_path / "empty", documents=documents)
     assert not (tmp_path / "out" / "results.json").exists()
