@@ -143,14 +143,17 @@ def _length_metrics(margins: np.ndarray, lengths: np.ndarray, groups: Sequence[s
 def head_to_head_metrics(
     rewards: ArrayLike,
     baseline_rewards: ArrayLike,
+    won: ArrayLike,
     length_differences: ArrayLike,
     prompts: Sequence[str],
     baseline: str,
 ) -> list[Metric]:
-    """Win rates and mean rewards of a policy against a baseline on the same prompts, by one judge's rewards (n,)."""
+    """Win rates and mean rewards of a policy against a baseline on the same prompts, by one judge's rewards (n,).
+
+    `won` (n,) are the `duel_outcomes` of these rewards.
+    """
     ours, theirs = np.asarray(rewards, float), np.asarray(baseline_rewards, float)
     lengths, groups = np.asarray(length_differences, float), repeated(prompts)
-    won = outcomes(ours - theirs)
     controlled = length_controlled_win_rate(won, lengths, groups)
     return [
         _win_rate_metric(won, groups, baseline),
