@@ -174,7 +174,9 @@ def test_bits_per_byte_are_those_of_evaluate_text(sources, runtime):
     scores = perplexity(trainer.engine.module, corpus.tokenizer, corpus.heldout.texts)
     found = trainer.evaluate()
     assert found["heldout/bits_per_byte"] == pytest.approx(scores.bits_per_byte().value, rel=1e-5)
-    assert abs(found["heldout/nats_per_token_with_eos"] - math.log(scores.per("token").value)) > 1e-3  # it counts end tokens
+    assert (
+        abs(found["heldout/nats_per_token_with_eos"] - math.log(scores.per("token").value)) > 1e-3
+    )  # it counts end tokens
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(sources, runtime):
