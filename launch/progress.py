@@ -51,10 +51,10 @@ class _LineMeter(Meter):
             return
         self.last = now
         rate = (self.done - self.first) / (now - self.start)
-        left = (self.total - self.done) / rate if rate > 0 else float("inf")
+        pace = f"  {rate:.3g}/s  {(self.total - self.done) / rate:.0f} s left" if rate > 0 else ""
         values = "".join(f"  {k}={v:.4g}" for k, v in postfix.items())
         print(
-            f"{self.description}: {self.done:g}/{self.total:g}  {rate:.3g}/s  {left:.0f} s left{values}",
+            f"{self.description}: {self.done:g}/{self.total:g}{pace}{values}",
             file=sys.stderr,
             flush=True,
         )

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from evaluation.preferences.accuracy import Ties, brier_score, calibration, outcomes, pairwise_loss
 from evaluation.preferences.length import length_controlled_win_rate, length_correlation, length_slope
@@ -143,7 +143,7 @@ def _length_metrics(margins: np.ndarray, lengths: np.ndarray, groups: Sequence[s
 def head_to_head_metrics(
     rewards: ArrayLike,
     baseline_rewards: ArrayLike,
-    won: ArrayLike,
+    won: NDArray[np.float64],
     length_differences: ArrayLike,
     prompts: Sequence[str],
     baseline: str,
