@@ -43,7 +43,7 @@ def run_seed(recipe: str, text: Path, seed: int, folder: Path, changes: list[str
     summary = provenance["summary"]
     return {
         "seed": seed,
-        "nats_per_character": summary["heldout/nats_per_token"],
+        "nats_per_character": summary["heldout/nats_per_token_with_eos"],
         "bits_per_character": summary["heldout/bits_per_byte"],
         "train_seconds": round(summary["perf/train_seconds"], 1),
         **times,

@@ -2,6 +2,7 @@
 
 Prompt and completion are tokenised apart and joined as ids. So a prompt has the same ids in SFT, in the reward
 model and in front of a rollout, which `tokenize(prompt + completion)` does not promise (merges across the border).
+Whoever encodes leaves out or refuses what is too long, so the tokenizer's own word about it (`verbose`) is off.
 """
 
 from __future__ import annotations
@@ -18,9 +19,13 @@ Ids = list[int]
 def encode_prompts(tokenizer: Any, prompts: Sequence[Turns]) -> list[Ids]:
     """Token ids of each prompt: text as it is (with BOS where the tokenizer adds one), messages by the chat template."""
     if prompts and all(isinstance(prompt, str) for prompt in prompts):
-        return [list(ids) for ids in tokenizer(list(prompts))["input_ids"]]  # one call: 10 times faster than many
+        return [
+            list(ids) for ids in tokenizer(list(prompts), verbose=False)["input_ids"]
+        ]  # one call: 10 times faster than many
     return [
-        list(tokenizer(prompt)["input_ids"]) if isinstance(prompt, str) else _render(tokenizer, prompt, True)
+        list(tokenizer(prompt, verbose=False)["input_ids"])
+        if isinstance(prompt, str)
+        else _render(tokenizer, prompt, True)
         for prompt in prompts
     ]
 
@@ -33,7 +38,7 @@ def encode_completions(
     They end in EOS where they `ended` (all, unless given). Each row is encoded by itself: its neighbours do not matter.
     """
     if completions and all(isinstance(turns, str) for turns in [*prompts, *completions]):
-        texts = tokenizer(list(completions), add_special_tokens=False)["input_ids"]
+        texts = tokenizer(list(completions), add_special_tokens=False, verbose=False)["input_ids"]
         rows = [[*ids, tokenizer.eos_token_id] for ids in texts]
     else:
         rows = [_encode_completion(tokenizer, *pair) for pair in zip(prompts, completions, strict=True)]
@@ -62,7 +67,14 @@ def _render(tokenizer: Any, messages: list[dict[str, str]], add_generation_promp
             "chat template: the rows are messages, but the tokenizer has no chat template; give rows of plain text, or "
             "a model whose tokenizer has a template"
         )
-    return list(tokenizer.apply_chat_template(messages, add_generation_prompt=add_generation_prompt, return_dict=False))
+    return list(
+        tokenizer.apply_chat_template(
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            return_dict=False,
+            tokenizer_kwargs={"verbose": False},
+        )
+    )
 
 
 def _until_eos(ids: Ids, eos_id: int) -> Ids:

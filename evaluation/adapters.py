@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -97,7 +98,13 @@ def read_adapter(field: str, source: str) -> Adapter:
     _check_config(field, source, config)
     pairs: dict[str, dict[str, Tensor]] = {}
     head_LD = None
-    for key, value in load_file(weights_file).items():
+    try:
+        weights = load_file(weights_file)
+    except SafetensorError as error:
+        raise UserError(
+            f"{field}: {source}: {WEIGHTS} is damaged or was not written to its end ({error}); copy or make the folder again"
+        ) from None
+    for key, value in weights.items():
         path, _, part = key.removeprefix(PREFIX).rpartition(".lora_")
         if path and part in ("A.weight", "B.weight"):
             pairs.setdefault(path, {})[part[0]] = value.float()

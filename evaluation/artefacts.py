@@ -85,9 +85,11 @@ def made_from(source: str, sha256: str) -> bool:
 
 
 def display_name(source: str) -> str:
-    """The last part of a path or hub name; for a file, its folder's."""
+    """The last part of a path or hub name; for a file, its folder's. A folder inside of a run is named by the run: `ppo best`."""
     path = Path(source.removeprefix("hub:").split("::")[0])
-    return (path.parent if path.suffix in (".jsonl", ".json") else path).name or source
+    folder = path.parent if path.suffix in (".jsonl", ".json") else path
+    inside = (folder.parent / "run.json").is_file() and not (folder / "run.json").is_file()
+    return f"{folder.resolve().parent.name} {folder.name}" if inside else folder.name or source
 
 
 def describe_judge(field: str, source: str) -> Judge:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import pickle
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -26,10 +28,12 @@ from transformers import (
 from evaluation.adapters import HEAD, is_adapter, merge, read_adapter
 from evaluation.scoring import check_reward_model
 from launch.errors import UserError, nearest, reason_of
-from launch.files import is_empty_folder
+from launch.files import is_empty_folder, read_json
 from launch.zero import plain_weights
 
 REMEDY = "give a folder made by an alignkit stage or by save_pretrained, or hub:org/name"
+HEADS = {HEAD, "lm_head.weight"}
+"""Weights that one kind of model has and another kind on the same body has not."""
 _ORG_AND_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
@@ -40,9 +44,17 @@ def read_tokenizer(field: str, source: str) -> PreTrainedTokenizerBase:
 
 
 def read_causal(field: str, source: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """A causal language model in float32 (master weights; bf16 is autocast) that has an embedding for every token."""
+    """A causal language model in float32 (master weights; bf16 is autocast) that has an embedding for every token.
+
+    UserError also when the folder lacks weights, as a reward model's lacks lm_head: transformers would make them at random.
+    """
     with named_errors(field, source, "a causal language model") as name:
-        model, _ = load_merged(field, name, AutoModelForCausalLM, dtype=torch.float32)
+        model, missing = load_merged(field, name, AutoModelForCausalLM, dtype=torch.float32)
+    if missing:
+        raise UserError(
+            f"{field}: {source}: the weights lack {min(missing)}, {_held(source)}, so this is no trained language model; "
+            "give one that `alignkit pretrain`, `sft`, `dpo` or `ppo` made"
+        )
     check_embeddings(field, source, model, tokenizer)
     return model
 
@@ -59,7 +71,7 @@ def read_classifier(
         model, missing = load_merged(field, name, AutoModelForSequenceClassification, dtype=dtype or torch.float32)
     if missing:
         raise UserError(
-            f"{field}: {source}: the weights lack {min(missing)}, so this is no trained reward model; "
+            f"{field}: {source}: the weights lack {min(missing)}, {_held(source)}, so this is no trained reward model; "
             "train one with `alignkit reward`"
         )
     check_reward_model(model)
@@ -75,32 +87,54 @@ def load_merged(field: str, name: str, auto: Any, **options: Any) -> tuple[PreTr
 
     `name` is what `locate` gives. A base that is merged into is whole on every rank, also under ZeRO-3.
     """
-    options = {"trust_remote_code": False, "output_loading_info": True, **options}
+    options = {"trust_remote_code": False, **options}
     if not is_adapter(name):
-        model, info = auto.from_pretrained(name, **options)
-        return model, set(info["missing_keys"])
+        return _load(name, auto, **options)
     adapter = read_adapter(field, name)
     if adapter.head_LD is not None:
+        if auto is AutoModelForCausalLM:
+            raise UserError(
+                f"{field}: {name}: an adapter with a head `score` makes a reward model of its base, and no language model; "
+                "give an adapter that `alignkit sft --lora.rank` or `alignkit ppo` made"
+            )
         options = {"num_labels": len(adapter.head_LD), **options}
-    with plain_weights(), quiet_report():
-        model, info = auto.from_pretrained(locate(field, adapter.base), **options)
+    with plain_weights():
+        model, missing = _load(locate(field, adapter.base), auto, **options)
     merge(field, model, adapter)
-    return model, set(info["missing_keys"]) - ({HEAD} if adapter.head_LD is not None else set())
+    return model, missing - ({HEAD} if adapter.head_LD is not None else set())
 
 
-@contextlib.contextmanager
-def quiet_report() -> Iterator[None]:
-    """Inside, transformers does not report which weights of a model are new: the head of a base's copy always is."""
+def _load(name: str, auto: Any, **options: Any) -> tuple[PreTrainedModel, set[str]]:
+    """`auto.from_pretrained`, and the parameters that the files lack; buffers are computed, tied weights are not lacking.
+
+    What transformers reports of heads, which another kind of model has or lacks, is left out: whoever asks judges that.
+    """
     logger = logging.getLogger("transformers.modeling_utils")
+    reports: list[logging.LogRecord] = []
 
     def is_no_report(record: logging.LogRecord) -> bool:
-        return "LOAD REPORT" not in record.getMessage()
+        if "LOAD REPORT" in record.getMessage():
+            reports.append(record)
+            return False
+        return True
 
     logger.addFilter(is_no_report)
     try:
-        yield
+        model, info = auto.from_pretrained(name, output_loading_info=True, **options)
     finally:
         logger.removeFilter(is_no_report)
+    missing = set(info["missing_keys"]) & {name for name, _ in model.named_parameters()}
+    if set(info["unexpected_keys"]) - HEADS:
+        for record in reports:
+            logger.handle(record)
+    return model, missing
+
+
+def _held(source: str) -> str:
+    """What kind of model a folder says that it holds, for a sentence."""
+    config = read_json(Path(source) / "config.json") if (Path(source) / "config.json").is_file() else {}
+    kind = next(iter(config.get("architectures") or []), "")
+    return f"it holds a {kind}" if kind else "it does not say which kind of model it holds"
 
 
 def check_embeddings(field: str, source: str, model: Any, tokenizer: Any) -> None:
@@ -124,6 +158,12 @@ def named_errors(field: str, source: str, what: str) -> Iterator[str]:
         yield name
     except UserError:
         raise
+    except (SafetensorError, pickle.UnpicklingError, EOFError) as error:
+        reason = str(error).strip().split("\n")[0].rstrip(". ") or "the file is empty"
+        raise UserError(
+            f"{field}: {source}: a file of weights is damaged or was not written to its end ({reason}); copy or make the "
+            "folder again"
+        ) from None
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         reason = reason_of(error)
         if "couldn't connect to" in reason:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import importlib
 import importlib.util
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -66,7 +67,13 @@ def _settle_environment() -> None:
     """Before torch is imported: DeepSpeed is told that there is no GPU (it guesses, and warns), tokenizers not to fork threads."""
     if not any(os.path.exists(device) for device in ("/dev/nvidiactl", "/dev/kfd", "/dev/dri/renderD128")):
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        logging.getLogger("torch.utils.cpp_extension").addFilter(_is_news)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """DeepSpeed asks torch for a compiler, which then warns of what we know: there is no GPU here."""
+    return not str(record.msg).startswith("No CUDA runtime is found")
 
 
 _USER_ERRNOS = {

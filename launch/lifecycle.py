@@ -26,7 +26,7 @@ from launch.config import find_recipe, parse_overrides, read_yaml
 from launch.errors import EXIT_INTERRUPTED, UserError, nearest
 from launch.files import changed_file, damaged_file, make_folder, read_json
 from launch.hub import find_moved
-from launch.plan import PlannedStage, check_configs, is_entry_unchanged, plan_stages
+from launch.plan import REPORT, PlannedStage, check_configs, is_entry_unchanged, plan_stages
 from launch.provenance import content_of, fingerprint_input
 from launch.stage_process import RunningStage, environment_of
 from launch.stopping import listening
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str]) -> None:
         run_plan([s for s in plan if not chosen or s.name in chosen], Path(output_dir), jobs)
     except StageFailed as failure:
         sys.exit(failure.code)
-    show_results(content, Path(output_dir))
+    show_results(content.get("show"), plan, Path(output_dir))
 
 
 def _number_of_jobs(value: Any, where: str) -> int:
@@ -221,9 +221,10 @@ class Schedule:
             started.stop()
 
 
-def show_results(recipe: dict[str, Any], root: Path) -> None:
-    """Print the text files, and the paths of the others, that the recipe asks to show at the end."""
-    for entry in recipe.get("show") or []:
+def show_results(shown: Sequence[str] | None, plan: Sequence[PlannedStage], root: Path) -> None:
+    """Print text files, and the paths of others: those that the recipe asks to show, or else its reports."""
+    reports = [f"{s.name}/{file}" for s in plan if s.command == REPORT for file in ("leaderboard.txt", "index.html")]
+    for entry in reports if shown is None else shown:
         path = root / str(entry).removeprefix("@")
         if not path.exists():
             continue

@@ -15,6 +15,7 @@ from launch.files import canonical_json, read_json, sha256_text
 from launch.provenance import package_versions
 
 STAGE_KEYS = ("command", "launcher", "alone", "config")
+REPORT = "report"
 RECIPE_KEYS = ("name", "description", "jobs", "stages", "show")
 SEED_STRIDE = 1000
 """Seeds of one stage in two runs of a lifecycle are so far apart per `--seed`: recipes tell stages apart by small ones."""
@@ -119,6 +120,8 @@ def _plan_stage(
         raise UserError(f"{here}: launcher: {launcher!r} is not text; give the words after `accelerate launch`")
     if not isinstance(alone, bool):
         raise UserError(f"{here}: alone: '{alone}' is not true or false")
+    if command == REPORT:
+        config = {"show": False, **config}  # the lifecycle shows it at its end: once, and also when it was up to date
     config = merge(config, overrides)
     needs = frozenset(_find_reference(text, known, at) for at, text in _references(config, here))
     origin = f"{here}.config{' and command line' if overrides else ''}"

@@ -56,10 +56,10 @@ class _LineMeter(Meter):
         if not self._due():
             return
         rate = (self.done - self.first) / (self.last - self.start)
-        left = (self.total - self.done) / rate if rate > 0 else float("inf")
+        pace = f"  {rate:.3g}/s  {(self.total - self.done) / rate:.0f} s left" if rate > 0 else ""
         values = "".join(f"  {k}={v:.4g}" for k, v in postfix.items())
         print(
-            f"{self.description}: {self.done:g}/{self.total:g}  {rate:.3g}/s  {left:.0f} s left{values}",
+            f"{self.description}: {self.done:g}/{self.total:g}{pace}{values}",
             file=sys.stderr,
             flush=True,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,11 @@ PACKAGES = [
     "numpy",
 ]
 ADAPTER_TASKS = {"CAUSAL_LM": "text-generation", "SEQ_CLS": "text-classification"}
+EVALUATED = re.compile(
+    r"(heldout|eval)/.+|best/(?!step).+"
+    r"|(eval_(loss|perplexity|accuracy|margin)|accuracy|loss|ece|(longest|shortest)_baseline|length_(slope|correlation))(_low|_high)?"
+)
+"""Names of a summary that are results on held-out data: `model-index` lists these, and not how the training went."""
 NAMED_SOURCES = ("embedded:", "hub:", PREFIX)
 """What an input begins with that is no path."""
 RUNS_WITHIN = "runs:"
@@ -183,14 +189,20 @@ def _card_header(folder: Path, stage: str, numbers: dict[str, float], library: s
     header: dict[str, Any] = {"library_name": library} if library else {}
     header |= {"pipeline_tag": task} if task else {}
     header["tags"] = ["alignkit", stage.replace(" ", "-")]
-    if numbers and task:  # the hub wants a task for results; the table below the header has them always
+    found = {name: value for name, value in sorted(numbers.items()) if EVALUATED.fullmatch(name)}
+    if found and task:  # the hub wants a task for results; the table below the header has them always
         result = {
             "task": {"type": task},
             "dataset": {"type": "alignkit", "name": f"{stage} summary"},
-            "metrics": [{"type": name, "value": value} for name, value in sorted(numbers.items())],
+            "metrics": [{"type": name, "value": value} for name, value in found.items()],
         }
         header["model-index"] = [{"name": folder.name, "results": [result]}]
     return header
+
+
+def _shown(value: float) -> str:
+    """A number of a summary: what is whole in full, else six digits."""
+    return f"{value:,.0f}" if abs(value) < 1e15 and value == int(value) else f"{value:.6g}"
 
 
 def _version_of(entry: dict[str, Any]) -> str:
@@ -219,7 +231,7 @@ def write_model_card(
         f"- {name}: `{entry.get('path') or entry.get('source')}` ({_version_of(entry)})"
         for name, entry in provenance["inputs"].items()
     )
-    rows = "\n".join(f"| {name} | {value:.6g} |" for name, value in sorted(numbers.items()))
+    rows = "\n".join(f"| {name} | {_shown(value)} |" for name, value in sorted(numbers.items()))
     text = f"""---
 {yaml.safe_dump(header, sort_keys=False).strip()}
 ---

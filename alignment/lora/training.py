@@ -23,7 +23,9 @@ def with_adapter(model: Any, base: str, options: LoraOptions, task: str, seed: i
     `task`: CAUSAL or CLASSIFIER, whose head is trained, too.
     """
     targets = choose_targets(options, linear_names(model))
-    wrapped = get_peft_model(model, lora_config(options.rank, options.scale, targets, base, task))
-    wrapped.peft_config["default"].base_model_name_or_path = base_name(base)  # peft notes the name as it was given
+    config = lora_config(options.rank, options.scale, targets, base, task)
+    config.base_model_name_or_path = model.name_or_path  # peft warns that it changes any other name to this one
+    wrapped = get_peft_model(model, config)
+    wrapped.peft_config["default"].base_model_name_or_path = base_name(base)
     start_adapter(lora_layers(wrapped.get_base_model()), "default", seed, start)
     return wrapped

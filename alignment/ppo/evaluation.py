@@ -24,7 +24,7 @@ from alignment.reward.sources.protocol import RewardSource
 from data.completions import Completion
 from data.records import normalise, plain_text
 from evaluation.language.quality import distinct, is_degenerate, repetition
-from evaluation.preferences.accuracy import outcomes
+from evaluation.preferences.accuracy import Answer, duel_outcomes
 from evaluation.preferences.length import length_controlled_win_rate
 from evaluation.preferences.metrics import mean_of, repeated
 from evaluation.safety.lexicon import Lexicon, count_terms, load_lexicon
@@ -100,6 +100,11 @@ class Record:
     finished: list[bool]
     proxy: list[float]
     gold: list[float] | None
+
+    @property
+    def answers(self) -> list[Answer]:
+        """What the judge reads of each completion."""
+        return list(zip(self.completions, self.finished, strict=True))
 
     @property
     def judged(self) -> list[float]:
@@ -194,13 +199,9 @@ def measure(
 
 
 def _against_start(own: Record, start: Record, groups: Sequence[str] | None) -> dict[str, Estimate | None]:
-    """Gains in reward over the start policy, and the win rate against it; ties count half.
-
-    The same completion is a tie, whatever the last bits of its rewards, which depend on what it was batched with.
-    """
+    """Gains in reward over the start policy, and the win rate against it; ties count half."""
     gains = {"proxy_reward_gain": (own.proxy, start.proxy), "gold_reward_gain": (own.gold, start.gold)}
-    same = np.equal(own.completions, start.completions) & np.equal(own.finished, start.finished)
-    won = outcomes(np.where(same, 0.0, np.subtract(own.judged, start.judged)))
+    won = duel_outcomes(own.judged, start.judged, own.answers, start.answers)
     longer = [len(ours) - len(theirs) for ours, theirs in zip(own.completions, start.completions, strict=True)]
     return {
         **{

@@ -96,6 +96,11 @@ def load_shared(config: PPOConfig, options: SharedLora, tokenizer: PreTrainedTok
     A reward model on the same base shares it; another one is loaded by itself, as a source of reward.
     """
     base, start = split_adapter("policy", config.policy)
+    if start is not None and start.head_LD is not None:
+        raise UserError(
+            f"policy: {start.source}: an adapter with a head `score` is a reward model; give one that `alignkit sft "
+            "--lora.rank` made"
+        )
     rewards = rewards_on(config, base)
     trained = _load_base(base, tokenizer, partitioned=True)
     reference = reference_on(config, base, start)

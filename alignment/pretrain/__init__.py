@@ -3,7 +3,9 @@
 from typing import Any
 
 __all__ = ["STAGE", "PretrainConfig"]
-HEADLINE = ("held out: {heldout/nats_per_token} nats/token, {heldout/bits_per_byte} bits/byte",)
+HEADLINE = (
+    "held out: {heldout/nats_per_token_with_eos} nats/token (end tokens included), {heldout/bits_per_byte} bits/byte",
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -38,7 +38,7 @@ def run(config: PretrainConfig, job: Job) -> dict[str, Any]:
             rates.append(metrics["perf/tokens_per_second"])
             if config.eval_steps and step % config.eval_steps == 0 and step < plan.steps:
                 metrics |= trainer.evaluate()
-            if step % config.log_steps == 0 or step == plan.steps or "heldout/nats_per_token" in metrics:
+            if step % config.log_steps == 0 or step == plan.steps or "heldout/nats_per_token_with_eos" in metrics:
                 job.log(step, metrics)
             job.beat(step)
             meter.advance(1, loss=metrics["train/loss"])

@@ -128,7 +128,7 @@ class Pretrainer:
 
     @torch.no_grad()
     def evaluate(self) -> Metrics:
-        """Held-out nats per token and bits per byte: sums over all ranks' rows, divided once.
+        """Held-out nats per token, end tokens included, and bits per byte: sums over all ranks' rows, divided once.
 
         Bits per byte leave out the nats of the end tokens, which have no bytes, as `evaluate text` does.
         """
@@ -145,7 +145,7 @@ class Pretrainer:
             sums += torch.stack([nats_N.sum(), nats_N[end_N].sum()])
         total, ends = self.runtime.sum(sums).tolist()
         return {
-            "heldout/nats_per_token": total / int((rows.targets != IGNORE).sum()),
+            "heldout/nats_per_token_with_eos": total / int((rows.targets != IGNORE).sum()),
             "heldout/bits_per_byte": (total - ends) / math.log(2) / self.heldout.scored_bytes,
         }
 

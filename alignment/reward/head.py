@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import types
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
-from transformers.utils import logging
 
 from alignment.models import switch_off_dropout
+from evaluation.adapters import HEAD
 from evaluation.loading import check_embeddings, load_merged, named_errors
 from evaluation.scoring import linear_in_fp32
+from launch.errors import UserError
 from launch.seeding import torch_generator
 
 
@@ -25,26 +24,22 @@ def load_scorer(name: str, tokenizer: Any, seed: int) -> PreTrainedModel:
     pad_token_id is set, since it tells transformers where a row ends. Dropout is off: the pair's difference must come
     from the texts.
     """
-    with named_errors("model", name, "a causal language model") as located, _no_word_of_new_head():
+    with named_errors("model", name, "a causal language model") as located:
         model: Any
-        model, _ = load_merged("model", located, AutoModelForSequenceClassification, num_labels=1, dtype=torch.float32)
+        model, missing = load_merged(
+            "model", located, AutoModelForSequenceClassification, num_labels=1, dtype=torch.float32
+        )
+    if missing - {HEAD}:
+        raise UserError(
+            f"model: {name}: the weights lack {min(missing - {HEAD})}, so a head would sit on a body that is partly random; "
+            "give a causal language model with all its weights"
+        )
     check_embeddings("model", name, model, tokenizer)
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     switch_off_dropout(model)
     init_head(model.score.weight, seed)
     keep_head_in_fp32(model.score)
     return model
-
-
-@contextlib.contextmanager
-def _no_word_of_new_head() -> Iterator[None]:
-    """transformers warns that the head is new, which is what is wanted here."""
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
 
 
 def keep_head_in_fp32(head: Any) -> None:

@@ -82,7 +82,8 @@ class Perplexity:
     def per(self, unit: str, level: float = LEVEL) -> Metric:
         """Perplexity per "token", "word" or "byte": exp(nats / units), its interval taken in the logarithm."""
         name = "perplexity" if unit == "token" else f"{unit}_perplexity"
-        text = f"exp of the mean negative log-likelihood per {unit} of held-out text"
+        ends = ", whose documents have no end token" if unit == "token" else ""
+        text = f"exp of the mean negative log-likelihood per {unit} of held-out text{ends}"
         found = self._ratio(f"{unit}s", level)
         note = "" if found else NOTHING.format(unit)
         return metric(name, found and exponential(found), text, higher_is_better=False, note=note)

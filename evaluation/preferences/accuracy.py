@@ -17,6 +17,8 @@ from evaluation.statistics import LEVEL, Estimate, bootstrap, clustered_mean, me
 from evaluation.statistics.intervals import as_vector, cluster_codes
 from launch.seeding import numpy_generator
 
+Answer = tuple[str, bool]
+"""What a judge reads of a completion: its text, and whether it ended."""
 BINS = 10
 NULL_DRAWS = 1000
 
@@ -25,6 +27,17 @@ def outcomes(differences: ArrayLike, ties: Ties = "half") -> NDArray[np.float64]
     """1 where a difference is positive, 0 where it is negative; zeros count 0.5 ("half") or 0 ("wrong")."""
     d = as_vector(differences, "differences")
     return np.where(d == 0, 0.5 if ties == "half" else 0.0, (d > 0).astype(float))
+
+
+def duel_outcomes(
+    rewards: ArrayLike, other_rewards: ArrayLike, answers: Sequence[Answer], other_answers: Sequence[Answer]
+) -> NDArray[np.float64]:
+    """Whose answer a judge prefers on each of n prompts: 1 for the first, 0 for the second, 0.5 for neither.
+
+    The same answer is a tie, whatever the last bits of its rewards (n,), which depend on what it was batched with.
+    """
+    same = [one == other for one, other in zip(answers, other_answers, strict=True)]
+    return outcomes(np.where(same, 0.0, np.subtract(rewards, other_rewards)))
 
 
 def pairwise_loss(margins: ArrayLike, groups: Sequence[object] | None = None, level: float = LEVEL) -> Estimate:

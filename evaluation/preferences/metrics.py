@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from evaluation.options import Ties
 from evaluation.preferences.accuracy import brier_score, calibration, outcomes, pairwise_loss
@@ -144,14 +144,17 @@ def _length_metrics(margins: np.ndarray, lengths: np.ndarray, groups: Sequence[s
 def head_to_head_metrics(
     rewards: ArrayLike,
     baseline_rewards: ArrayLike,
+    won: NDArray[np.float64],
     length_differences: ArrayLike,
     prompts: Sequence[str],
     baseline: str,
 ) -> list[Metric]:
-    """Win rates and mean rewards of a policy against a baseline on the same prompts, by one judge's rewards (n,)."""
+    """Win rates and mean rewards of a policy against a baseline on the same prompts, by one judge's rewards (n,).
+
+    `won` (n,) are the `duel_outcomes` of these rewards.
+    """
     ours, theirs = np.asarray(rewards, float), np.asarray(baseline_rewards, float)
     lengths, groups = np.asarray(length_differences, float), repeated(prompts)
-    won = outcomes(ours - theirs)
     controlled = length_controlled_win_rate(won, lengths, groups)
     return [
         _win_rate_metric(won, groups, baseline),

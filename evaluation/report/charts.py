@@ -152,12 +152,15 @@ def scatter(points: Sequence[Point], line: Sequence[tuple[float, float]], color:
     def height(value: float) -> float:
         return round(57 - 0.54 * up.place(value), 2)
 
+    def along(value: float) -> float:  # a dot or whisker at an end would be cut in half by the edge of the picture
+        return round(2 + 0.96 * across.place(value), 2)
+
     parts = [_line(0, y0, 100, y0, "rule") for y0 in (3, 57)] + [_line(0, height(0), 100, height(0), "ref")]
     if line:
-        places = " ".join(f"{across.place(x)},{height(y)}" for x, y in line)
+        places = " ".join(f"{along(x)},{height(y)}" for x, y in line)
         parts.append(Markup('<polyline class="line c{}" points="{}"/>').format(color, places))
     for point in points:
-        x = across.place(point.x)
+        x = along(point.x)
         if point.low is not None and point.high is not None:
             parts.append(_line(x, height(point.low), x, height(point.high), f"span c{color}"))
         parts.append(_line(x, height(point.y), x, height(point.y), f"dot c{color}"))

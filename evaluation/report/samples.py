@@ -11,6 +11,8 @@ from evaluation.report.text import format_number
 from evaluation.schema import read_samples
 
 IN_GROUP = 5
+SHOWN_DECIMALS = 2
+"""Of a difference in reward; one that rounds to 0 is neither gain nor loss."""
 
 
 @dataclass(frozen=True)
@@ -86,16 +88,18 @@ def _duel_groups(name: str, baseline: str, rows: list[Row], others: dict[str, di
     def gain(row: Row) -> float:
         return row["reward"] - row["baseline_reward"]
 
-    def group(title: str, key: Callable[[Row], float] | None) -> SampleGroup:
-        chosen = sorted(rows, key=key) if key else _spread(rows)
+    def group(title: str, key: Callable[[Row], float] | None, some: list[Row] = rows) -> SampleGroup:
+        chosen = sorted(some, key=key) if key else _spread(some)
         return SampleGroup(title, [_duel(name, baseline, row, others) for row in chosen[:IN_GROUP]])
 
+    gained = [row for row in rows if round(gain(row), SHOWN_DECIMALS) > 0]
+    lost = [row for row in rows if round(gain(row), SHOWN_DECIMALS) < 0]
     groups = [
         group("Unselected: spread evenly over the prompts", None),
         group(f"Highest rewards of {name}", lambda row: -row["reward"]),
         group(f"Lowest rewards of {name}", lambda row: row["reward"]),
-        group(f"Largest gains over {baseline}", lambda row: -gain(row)),
-        group(f"Largest losses against {baseline}", gain),
+        group(f"Largest gains over {baseline}", lambda row: -gain(row), gained),
+        group(f"Largest losses against {baseline}", gain, lost),
     ]
     return [g for g in groups if g.samples]
 
@@ -116,7 +120,9 @@ def _duel(name: str, baseline: str, row: Row, others: dict[str, dict[str, Row]])
     if row.get("reference"):
         answers.append(_answer("written by a person", row["reference"], None, None))
     change = row["reward"] - row["baseline_reward"]
-    return Sample(row["prompt"], answers, f"{'+' if change > 0 else ''}{format_number(change, 2)} vs {baseline}")
+    return Sample(
+        row["prompt"], answers, f"{'+' if change > 0 else ''}{format_number(change, SHOWN_DECIMALS)} vs {baseline}"
+    )
 
 
 def _answer(model: str, text: str, reward: float | None, tokens: int | None) -> Answer:

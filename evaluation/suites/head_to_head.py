@@ -22,7 +22,7 @@ from evaluation.artefacts import (
     write_result,
 )
 from evaluation.language.quality import length_metrics
-from evaluation.preferences.accuracy import outcomes
+from evaluation.preferences.accuracy import Answer, duel_outcomes
 from evaluation.preferences.metrics import head_to_head_metrics, mean_of, repeated
 from evaluation.schema import Comparison, EvaluationResult, Metric, Protocol, Subject, metric, write_samples
 from evaluation.scoring import score_sequences
@@ -44,8 +44,9 @@ def evaluate(config: RewardEvaluationConfig, job: Job) -> dict[str, Any]:
     rewards = judge_rewards("judge", config.judge, config, job, [*ours, *theirs])
     mine, other = rewards[: len(ours)], rewards[len(ours) :]
     lengths = np.array([len(a.text) - len(b.text) for a, b in pairs], dtype=float)
-    metrics = head_to_head_metrics(mine, other, lengths, prompts, baseline)
-    columns = {"reward": mine, "baseline_reward": other, "outcome": outcomes(mine - other)}
+    won = duel_outcomes(mine, other, _answers(ours), _answers(theirs))
+    metrics = head_to_head_metrics(mine, other, won, lengths, prompts, baseline)
+    columns = {"reward": mine, "baseline_reward": other, "outcome": won}
     metrics += _human_reference_metrics(config, job, ours, mine)
     if config.proxy:
         columns["proxy_reward"] = judge_rewards("proxy", config.proxy, config, job, ours)
@@ -72,6 +73,11 @@ def evaluate(config: RewardEvaluationConfig, job: Job) -> dict[str, Any]:
     return write_result(job, result)
 
 
+def _answers(rows: Sequence[Completion]) -> list[Answer]:
+    """What the judge reads of each completion."""
+    return [(row.text, row.finished) for row in rows]
+
+
 def judge_rewards(
     field: str, source: str, config: RewardEvaluationConfig, job: Job, rows: Sequence[Completion]
 ) -> np.ndarray:
@@ -96,12 +102,12 @@ def _human_reference_metrics(
     human_references = [dataclasses.replace(row, text=row.reference or "", finished=True) for row in ours]
     human_rewards = judge_rewards("judge", config.judge, config, job, human_references)
     groups = repeated([row.prompt_text for row in ours])
-    rate = win_rate(outcomes(mine - human_rewards), groups)
+    won = duel_outcomes(mine, human_rewards, _answers(ours), _answers(human_references))
     text = "mean reward that the judge gives to the human-written references"
     return [
         metric(
             "win_rate_against_reference",
-            rate,
+            win_rate(won, groups),
             "prompts on which the judge prefers the completion to the human-written reference",
             higher_is_better=True,
             unit="share",

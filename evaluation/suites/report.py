@@ -30,7 +30,7 @@ class ReportConfig(StageConfig):
     title: str = "Evaluation report"
     """Title of the page."""
     show: bool = operational(True)
-    """Print the leaderboards on the terminal."""
+    """Print the leaderboards on the terminal. In a lifecycle `alignkit run` shows them at its end instead."""
     width: Annotated[int, Range(20)] = 100
     """Columns of leaderboard.txt."""
 

@@ -8,6 +8,7 @@ from typing import Any
 from evaluation.report.collect import Collection, collect
 from evaluation.report.export import to_csv, to_json, to_markdown
 from evaluation.report.leaderboard import Leaderboard, leaderboards
+from evaluation.report.notes import precision_notes, yardstick_notes
 from evaluation.report.page import render_page
 from evaluation.report.samples import sample_section
 from evaluation.report.terminal import print_leaderboard, to_text
@@ -50,4 +51,5 @@ def all_warnings(found: Collection, boards: Sequence[Leaderboard]) -> list[str]:
             about.setdefault(note, {})[entry.result.subject.name] = None
     notes = [f"{', '.join(names)}: {note}" for note, names in about.items()]
     empty = [] if found.results else ["No evaluation lies in these folders: there are runs, but no numbers to compare."]
-    return list(dict.fromkeys([*empty, *(line for b in boards for line in b.warnings), *notes, *found.warnings]))
+    lines = [*yardstick_notes(boards), *(line for b in boards for line in b.warnings), *precision_notes(found)]
+    return list(dict.fromkeys([*empty, *lines, *notes, *found.warnings]))

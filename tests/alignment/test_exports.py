@@ -76,6 +76,5 @@ def test_model_card_reads_as_one(trained):
 
     _, header, body = (trained / "ppo" / "README.md").read_text().split("---", 2)
     card = yaml.safe_load(header)
-    names = {metric["type"] for metric in card["model-index"][0]["results"][0]["metrics"]}
-    assert {"reward/score", "kl/k1"} <= names
+    assert "model-index" not in card and "| reward/score |" in body  # it was not evaluated: these are of its training
     assert "policy" in body and "sha256" in body

@@ -3,6 +3,7 @@
 import json
 import shutil
 import threading
+import warnings
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from alignment.lora.adapted import AdaptedModel
 from alignment.lora.config import LoraOptions
-from alignment.lora.layers import CLASSIFIER
+from alignment.lora.layers import CAUSAL, CLASSIFIER
 from alignment.lora.training import with_adapter
 from alignment.models import load_causal
 from alignment.reward import STAGE as REWARD
@@ -336,3 +337,14 @@ def test_no_adapter_is_found_where_there_is_none(root, base, tmp_path):
     assert split_adapter("x", str(save_reward(tmp_path / "reward"))) == (str(tmp_path / "reward"), None)
     below = save_adapter(tmp_path / "reward" / "adapter", base)
     assert adapter_folder(str(tmp_path / "reward")) == str(below)
+
+
+def test_peft_has_nothing_to_say_of_the_base_s_name(base, monkeypatch):
+    """A relative path is recorded as an absolute one, and peft would warn that it changes that first."""
+    monkeypatch.chdir(base.parent)
+    model = AutoModelForCausalLM.from_pretrained(base.name)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        wrapped = with_adapter(model, base.name, LoraOptions(rank=2), CAUSAL, 0, None)
+    assert not [w for w in said if "renamed" in str(w.message)]
+    assert wrapped.peft_config["default"].base_model_name_or_path == str(base.resolve())

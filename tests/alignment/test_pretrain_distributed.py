@@ -52,7 +52,7 @@ def test_two_processes_give_the_losses_of_one(words, tmp_path, recipe, optimizer
     assert json.loads((two / "provenance.json").read_text())["world"] == 2
     assert len(losses(one)) == 10
     assert np.abs(losses(two) - losses(one)).max() < 1e-4
-    held = [read_metrics(folder)[-1]["heldout/nats_per_token"] for folder in (one, two)]
+    held = [read_metrics(folder)[-1]["heldout/nats_per_token_with_eos"] for folder in (one, two)]
     assert abs(held[0] - held[1]) < 1e-3
     for a, b in zip(*(AutoModelForCausalLM.from_pretrained(f).parameters() for f in (one, two)), strict=True):
         assert (a - b).abs().max() < 5e-3

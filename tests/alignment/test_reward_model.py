@@ -97,7 +97,9 @@ def test_an_encoder_serves_as_well(tmp_path):
 
 
 def test_mistakes_are_named(folder, tmp_path):
-    with pytest.raises(UserError, match=r"the weights lack score\.weight, so this is no trained reward model"):
+    with pytest.raises(
+        UserError, match=r"the weights lack score\.weight, it holds a \w+, so this is no trained reward model"
+    ):
         RewardModel.from_pretrained(save_policy(tmp_path / "policy"))
     with pytest.raises(UserError, match="the tokenizer has 23 tokens, the model 20"):
         RewardModel.from_pretrained(save_reward(tmp_path / "small", vocab_size=20))

@@ -1,10 +1,12 @@
 """Text to ids: prompt, completion, EOS; chat templates; rows that are too long."""
 
 import pytest
+from transformers.utils import logging
 
 from data import train_tokenizer
 from data.encoding import encode_completions, encode_prompts, keep_fitting
 from launch.errors import UserError
+from tests.support import word_tokenizer
 
 TEXTS = ["def f(x):", "Return the value of x.", "the quick brown fox"]
 CHAT = [{"role": "user", "content": "def f(x):"}]
@@ -76,3 +78,19 @@ def test_long_rows_are_left_out_and_counted():
         keep_fitting(rows, [7, 9, 6, 6], 5)
     with pytest.raises(UserError, match=r"a.jsonl: line 0: takes 7 tokens, the context holds 5; shorten"):
         keep_fitting(rows[:1], [7], 5)
+
+
+def test_the_tokenizer_says_nothing_of_length(caplog):
+    """Whoever encodes leaves out what is too long, and says how many rows that were."""
+    tokenizer = word_tokenizer()
+    tokenizer.model_max_length = 4
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
+    logging.get_logger().addHandler(caplog.handler)
+    try:
+        text, turns = "the of and to in a is", [{"role": "user", "content": "the of and to in a is"}]
+        for prompts, completions in (([text], [text]), ([turns], [text])):
+            assert len(encode_prompts(tokenizer, prompts)[0]) == 7
+            encode_completions(tokenizer, prompts, completions)
+    finally:
+        logging.get_logger().removeHandler(caplog.handler)
+    assert "Token indices" not in caplog.text

@@ -1,12 +1,14 @@
 """The front door."""
 
 import importlib
+import logging
 import runpy
 import subprocess
 import sys
 
 import pytest
 
+from launch import entry
 from launch.cli import COMMANDS, NOT_STAGES, find_command
 from launch.errors import UserError
 from tests.support import alignkit, environment
@@ -70,3 +72,14 @@ def test_doctor_sees_a_folder_that_hides_a_package(tmp_path):
     result = alignkit("doctor", cwd=tmp_path)
     assert "this folder hides alignkit's own package 'data'" in result.stdout
     assert "are not hidden" in alignkit("doctor", cwd=tmp_path / "data").stdout
+
+
+def test_a_machine_without_gpu_is_not_told_so_and_other_warnings_stay(monkeypatch, caplog):
+    """DeepSpeed asks torch for a compiler, which warns where CUDA_HOME is set and no GPU is there."""
+    monkeypatch.setattr(entry.os.path, "exists", lambda path: False)
+    logger = logging.getLogger("torch.utils.cpp_extension")
+    monkeypatch.setattr(logger, "filters", [])
+    entry._settle_environment()
+    logger.warning("No CUDA runtime is found, using CUDA_HOME='%s'", "/usr/local/cuda")
+    logger.warning("another")
+    assert [record.message for record in caplog.records] == ["another"]

@@ -292,6 +292,19 @@ def test_stages_run_skip_and_run_again_when_an_input_changes(tmp_path):
     assert read_json(tmp_path / "out" / "one" / "provenance.json")["summary"]["pairs"] == 4
 
 
+@pytest.mark.parametrize("shown", [{}, {"show": ["@two/leaderboard.txt", "@two/index.html"]}])
+def test_a_leaderboard_is_printed_once_also_when_it_was_up_to_date(tmp_path, shown):
+    completions(tmp_path / "c.jsonl", 4)
+    one = {"command": "preferences build", "config": {"completions": [str(tmp_path / "c.jsonl")]}}
+    two = {"command": "report", "config": {"inputs": ["@one"]}}
+    (tmp_path / "life.yaml").write_text(json.dumps({"stages": {"one": one, "two": two}, **shown}))
+    for _ in range(2):
+        result = alignkit("run", tmp_path / "life.yaml", "--output_dir", tmp_path / "out")
+        assert result.returncode == 0, result.stderr
+        assert result.stdout.count("No evaluation lies in these folders") == 1, result.stdout
+        assert result.stdout.count("index.html") == 1
+
+
 def test_stages_that_need_nothing_of_each_other_run_side_by_side(tmp_path):
     completions(tmp_path / "c.jsonl", 4)
     entry = {"command": "preferences build", "config": {"completions": [str(tmp_path / "c.jsonl")]}}

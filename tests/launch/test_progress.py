@@ -40,3 +40,15 @@ def test_a_bar_shows_it_beside_the_numbers():
     assert meter.bar.shown == f"{numbers}  sampling: 64 of 1000 episodes" and numbers.endswith("loss=0.5")
     meter.advance(1, loss=0.25)
     assert "sampling" not in meter.bar.shown and meter.bar.shown.endswith("loss=0.25")
+
+
+def test_before_the_first_unit_there_is_no_rate(monkeypatch, capsys):
+    now = iter([0.0, 40.0, 80.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
+    meter = progress._LineMeter("score documents", 2, 0)
+    meter.advance(0)
+    meter.advance(1)
+    assert capsys.readouterr().err.splitlines() == [
+        "score documents: 0/2",
+        "score documents: 1/2  0.0125/s  80 s left",
+    ]

@@ -1,6 +1,7 @@
 """The stage runner, seen from outside: folders, exit codes, resume."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -353,6 +354,34 @@ def test_the_artefact_is_on_the_disk_before_the_provenance_vouches_for_it(tmp_pa
 
 def _diffusers(name):
     return {"_diffusers_version": "1", "_class_name": name}
+
+
+def test_model_card_lists_results_of_evaluation_alone_and_whole_numbers_whole(tmp_path):
+    write_json(tmp_path / "config.json", {"architectures": ["Qwen3ForCausalLM"]})
+    record = {"inputs": {}, "versions": {}, "seconds": 1.0, "config": {}}
+    evaluated = {
+        "heldout/bits_per_byte": 1.9,
+        "eval_loss": 2.7,
+        "eval/win_rate": 0.6,
+        "accuracy_low": 0.7,
+        "best/kl_k1": 2.0,
+    }
+    training = {
+        "train/lr": 7.5e-6,
+        "policy/clip_fraction": 0.1,
+        "parameters": 1_054_336,
+        "eval_rows": 707,
+        "best/step": 3,
+    }
+    training |= {"tokens": 1_000_448.0, "lost": math.inf}
+    write_model_card(tmp_path, "toy", {**evaluated, **training}, record)
+    _, header, body = (tmp_path / "README.md").read_text().split("---\n", 2)
+    (listed,) = yaml.safe_load(header)["model-index"][0]["results"]
+    assert {entry["type"]: entry["value"] for entry in listed["metrics"]} == evaluated
+    assert (
+        "| parameters | 1,054,336 |" in body and "| tokens | 1,000,448 |" in body and "| train/lr | 7.5e-06 |" in body
+    )
+    assert "| lost | inf |" in body
 
 
 @pytest.mark.parametrize(

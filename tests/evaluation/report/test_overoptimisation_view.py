@@ -40,9 +40,9 @@ def test_scatter_places_points_whiskers_and_line():
     found = scatter([Point(0.0, 0.0, None, None), Point(2.0, 1.0, 0.5, 1.5)], [(0.0, 0.0), (2.0, 1.5)], 3)
     svg = str(found.svg)
     assert (found.left, found.right, found.lowest, found.highest) == (0.0, 2.0, 0.0, 1.5)
-    assert 'class="dot c3" x1="100.0" y1="21.0"' in svg  # two thirds of the way from 57 up to 3
-    assert 'class="span c3" x1="100.0" y1="39.0" x2="100.0" y2="3.0"' in svg
-    assert svg.count('class="dot') == 2 and svg.count('class="span') == 1 and 'points="0.0,57.0 100.0,3.0"' in svg
+    assert 'class="dot c3" x1="98.0" y1="21.0"' in svg  # two thirds of the way from 57 up to 3, and whole
+    assert 'class="span c3" x1="98.0" y1="39.0" x2="98.0" y2="3.0"' in svg
+    assert svg.count('class="dot') == 2 and svg.count('class="span') == 1 and 'points="2.0,57.0 98.0,3.0"' in svg
 
 
 def test_curves_and_what_their_fits_say(stage):

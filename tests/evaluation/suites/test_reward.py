@@ -6,11 +6,12 @@ import pytest
 import scipy.stats
 import torch
 
-from evaluation.preferences.accuracy import outcomes
+from evaluation.preferences.accuracy import duel_outcomes, outcomes
 from evaluation.preferences.divergence import divergences
 from evaluation.preferences.length import length_controlled_win_rate
 from evaluation.schema import read_samples
 from evaluation.scoring import completion_logprobs, score_ids
+from evaluation.suites import head_to_head
 from evaluation.suites.reward import STAGE
 from launch.config import build
 from launch.errors import UserError
@@ -142,6 +143,35 @@ def test_win_rate_mode(models, matched, tmp_path):
     assert rows[3]["completion"] == ours[3] and rows[3]["kl_k1"] == pytest.approx(k1[3], rel=1e-3)
 
 
+def test_the_same_completion_is_a_tie_whatever_the_last_bits_of_its_rewards(models, tmp_path, monkeypatch):
+    """Batches of other shapes round otherwise: here each reward differs in the sixth digit from the one before."""
+    texts = [f"text {n}" for n in range(12)]
+    policy = completions(tmp_path, "ppo", texts, reference="text 3")
+    baseline = completions(tmp_path, "sft", [*texts[:10], "another", "others"])
+    real = head_to_head.score_sequences
+    calls = iter(range(9))
+
+    def rounded(*words):
+        found = real(*words)
+        return found + 2.5e-6 * (torch.arange(len(found)) + next(calls))
+
+    monkeypatch.setattr(head_to_head, "score_sequences", rounded)
+    result = run_suite(
+        STAGE, tmp_path / "out", mode="win-rate", completions=policy, baseline=baseline, judge=models / "judge"
+    )
+    assert result.metric("win_rate").extra["ties"] == 10
+    rows = read_samples(tmp_path / "out", result.samples)
+    assert [row["outcome"] == 0.5 for row in rows] == [True] * 10 + [False] * 2
+    assert result.metric("win_rate_against_reference").value * 12 % 1 == 0.5  # one row wrote what the person wrote
+
+
+def test_an_end_and_none_are_two_answers():
+    assert duel_outcomes([1.0, 1.0], [0.0, 0.0], [("a", True), ("a", True)], [("a", True), ("a", False)]).tolist() == [
+        0.5,
+        1.0,
+    ]
+
+
 def test_a_divergence_over_the_budget_is_said(models, matched, tmp_path):
     policy, baseline, _, _ = matched
     words = dict(mode="win-rate", completions=policy, baseline=baseline, judge=models / "judge", temperature=1.0)
@@ -226,7 +256,9 @@ def test_config_checks(values, words):
 
 
 def test_models_that_are_no_reward_models(models, preferences, tmp_path):
-    with pytest.raises(UserError, match=r"lack score\.weight, so this is no trained reward model"):
+    with pytest.raises(
+        UserError, match=r"lack score\.weight, it holds a Qwen3ForCausalLM, so this is no trained reward model"
+    ):
         run_suite(STAGE, tmp_path / "a", model=models / "policy", preferences=preferences[0])
     two = tiny.reward_model(num_labels=2)
     two.save_pretrained(tmp_path / "two")
