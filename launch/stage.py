@@ -235,16 +235,18 @@ class Job:
             return value
         return record["choices"][name]
 
-    def settle_precision(self, step: Callable[[], Any]) -> None:
-        """On a CPU, where the config leaves it open: fp32 or bf16 autocast, whichever makes `step` faster.
+    @property
+    def precision_is_open(self) -> bool:
+        """Whether it is to be measured. (On a GPU, and under DeepSpeed, the runtime has chosen at its start.)"""
+        runtime = self.runtime
+        return self.config.precision == "auto" and runtime.device.type == "cpu" and not runtime.uses_deepspeed
 
-        `step` is a training step without effect. (On a GPU, and under DeepSpeed, the runtime has chosen at its start.)
-        """
+    def settle_precision(self, step: Callable[[], Any]) -> None:
+        """Where it is open: fp32 or bf16 autocast, whichever makes `step`, a training step without effect, faster."""
         from launch.runtime import choose_precision
 
-        runtime = self.runtime
-        if self.config.precision == "auto" and runtime.device.type == "cpu" and not runtime.uses_deepspeed:
-            runtime.precision = self.decide("precision", lambda: choose_precision(runtime, step, repeats=2))
+        if self.precision_is_open:
+            self.runtime.precision = self.decide("precision", lambda: choose_precision(self.runtime, step, repeats=2))
 
     @contextlib.contextmanager
     def _listening(self) -> Iterator[None]:
@@ -333,7 +335,8 @@ def _run_on_all_ranks(
     from launch.runtime import running, start_runtime
 
     folder = Path(config.output_dir)
-    timeout_s = 60 * config.watchdog_minutes if config.watchdog_minutes > 0 else 1800.0
+    # longer than the watchdog's, which names the rank that is stuck; a collective that times out says nothing of it
+    timeout_s = 1.5 * 60 * config.watchdog_minutes if config.watchdog_minutes > 0 else 1800.0
     runtime = start_runtime(config.precision, timeout_s, config.trackers, str(folder / "trackers"))
     with running(runtime):
         complete = runtime.broadcast(complete)

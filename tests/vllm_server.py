@@ -107,7 +107,7 @@ class VLLMServer:
                 pass
 
         ThreadingHTTPServer.allow_reuse_address = True
-        self.server = ThreadingHTTPServer(("127.0.0.1", self.port), Handler)
+        self.server = bind(self.port, Handler)
         self.port = self.server.server_port
         threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
@@ -288,3 +288,13 @@ def check_fields(body: dict[str, Any], context: int, vocab_size: int) -> None:
         raise Problem(400, f"Input length ({len(prompt)}) exceeds model's maximum context length ({context}).")
     if body.get("logprobs") is not None and body["logprobs"] < -1:
         raise Problem(400, "`logprobs` must be a positive value or -1.")
+
+
+def bind(port, handler, tries=100):
+    """A server on the port that it had before: another process may have taken it for a connection meanwhile."""
+    for _ in range(tries - 1):
+        try:
+            return ThreadingHTTPServer(("127.0.0.1", port), handler)
+        except OSError:
+            time.sleep(0.1)
+    return ThreadingHTTPServer(("127.0.0.1", port), handler)

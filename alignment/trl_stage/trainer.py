@@ -224,6 +224,8 @@ def planned_steps(trainer: Any) -> int:
 
 def settle_precision(trainer: Any, job: Job) -> None:
     """`Job.settle_precision` by one small step of a TRL trainer, whose counts of it are forgotten."""
+    if not job.precision_is_open:
+        return
     rows = [trainer.train_dataset[i] for i in range(min(PROBE_ROWS, len(trainer.train_dataset)))]
     batch = trainer.data_collator(rows)
 

@@ -86,9 +86,12 @@ def test_generative_weights_are_those_of_one_process(one, two, name):
     (path,) = [p.relative_to(one / name) for p in (one / name).rglob("*.safetensors") if "checkpoints" not in p.parts]
     ours, theirs = load_file(one / name / path), load_file(two / name / path)
     assert ours.keys() == theirs.keys() and len(ours) > 5
-    # a bias before a normalisation has a gradient of rounding errors alone, which Adam makes as large as any other
-    atol = 2e-3 if name == "diffusion" else 1e-5
     for key in ours:
+        atol = 2e-3 if name == "diffusion" else 1e-5
+        if name == "diffusion" and key.endswith(".bias"):
+            # before a normalisation a bias has a gradient of rounding errors alone, which Adam makes as large as any
+            # other: two runs may part by a learning rate at each of the 10 steps
+            atol = 10 * 2e-3
         torch.testing.assert_close(theirs[key], ours[key], rtol=1e-3, atol=atol)
 
 
