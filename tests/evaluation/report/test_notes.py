@@ -10,7 +10,7 @@ from evaluation.report.leaderboard import leaderboards
 from evaluation.report.notes import precision_notes, yardstick_notes
 from evaluation.report.samples import sample_section
 from evaluation.schema import EvaluationResult, Metric, Protocol, Subject, write_samples
-from evaluation.suites.report import all_warnings
+from evaluation.suites.report_run import all_warnings
 
 
 def images(name, value, spread, precision, kind="image generator"):
