@@ -84,10 +84,13 @@ class StageTrainer(Base):
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """The runner writes the model card."""
 
-    def _get_train_sampler(self, _dataset: Any = None) -> EpochSampler:
+    def _get_train_sampler(self, dataset: Any = None) -> EpochSampler:
         batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         steps = math.ceil(len(self.lengths) / batch)
-        return EpochSampler(self.lengths, batch, self.job.config.seed, lambda: self.state.global_step // steps)
+        sampler = EpochSampler(self.lengths, batch, self.job.config.seed, lambda: self.state.global_step // steps)
+        if dataset is not None:  # else accelerate drops rows from the metrics of an epoch's last batch, which is full
+            dataset.total_dataset_length = len(sampler)
+        return sampler
 
     def compute_loss_context_manager(self) -> contextlib.ExitStack:
         """The runtime's precision; the Trainer's own bf16 option fixes it before it can be measured."""
