@@ -14,6 +14,7 @@ from pathlib import Path
 
 import launch.runtime
 from launch.cli import run_command
+from launch.entry import leave
 from launch.runtime import Runtime
 from tests.alignment.trl_support import save_pairs, save_preferences
 from tests.support import save_policy, save_prompts, save_reward
@@ -132,3 +133,4 @@ def make_plan(root: Path, made: Path, out: Path, resume: bool) -> list[list[str]
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    leave(0)

@@ -13,6 +13,7 @@ from alignment.models import load_causal, load_tokenizer
 from alignment.ppo import logprobs
 from alignment.ppo.modules import response_logprobs
 from launch.engine import Engine
+from launch.entry import leave
 from launch.runtime import running, start_runtime
 
 LENGTHS = (9, 7, 8, 6)
@@ -66,3 +67,4 @@ def main(folder: str, head: str) -> None:
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    leave(0)
