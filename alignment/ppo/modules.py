@@ -131,12 +131,15 @@ def place_frozen(module: nn.Module, runtime: Runtime) -> Any:
     """A frozen module ready to run: on its device, or under ZeRO-3 as an inference-only engine with partitioned weights.
 
     Its arithmetic is that of the trained module, or the KL would hold the difference: in bf16 DeepSpeed keeps the weights
-    in it and switches autocast off.
+    in it, but no buffers (rotary frequencies), and switches autocast off.
     """
     if runtime.zero_stage != 3:
-        narrow = runtime.uses_deepspeed and runtime.precision == "bf16"
-        module.to(runtime.device, torch.bfloat16 if narrow else None)
-        return torch.autocast(runtime.device.type, enabled=False)(module.forward) if narrow else module
+        module.to(runtime.device)
+        if not (runtime.uses_deepspeed and runtime.precision == "bf16"):
+            return module
+        for parameter in module.parameters():
+            parameter.data = parameter.data.bfloat16()
+        return torch.autocast(runtime.device.type, enabled=False)(module.forward)
     import deepspeed
 
     settings = {
