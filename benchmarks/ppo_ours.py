@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import resource
 import sys
 import time
@@ -17,19 +16,19 @@ from alignment.ppo.config import PPOConfig
 from alignment.ppo.models import load_roles
 from alignment.ppo.trainer import PPOTrainer
 from alignment.reward.sources.build import build_source
-from benchmarks.ppo_case import read_case
-from launch.runtime import choose_precision, start_runtime
+from benchmarks.ppo_case import Case, read_case
+from launch.runtime import Runtime, choose_precision, start_runtime
+
+PHASES = {"generate": "rollout", "score": "score", "update": "update"}
+"""Name in the benchmark -> phase of the trainer."""
 
 
 class TimeIsUp(Exception):
     """The benchmark's time is over."""
 
 
-def main(folder: Path) -> None:
-    """Run the case and print its figures."""
-    case, prompts = read_case(folder)
-    runtime = start_runtime(case.precision)
-    base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def make_trainer(folder: Path, case: Case, prompts: list[list[int]], runtime: Runtime) -> PPOTrainer:
+    """The trainer of a case, with its precision settled."""
     config = PPOConfig(
         policy=str(folder / "policy"),
         reward=str(folder / "reward"),
@@ -46,50 +45,51 @@ def main(folder: Path) -> None:
         learning_rate=case.learning_rate,
     )
     roles = load_roles(config)
-    tokenizer = roles.tokenizer
-    rows = [{"prompt": tokenizer.decode(ids), "prompt_ids": ids} for ids in prompts]
-    source = build_source(config.sources, runtime.device, tokenizer, batch_tokens=64 * (case.prompt + case.response))
+    rows = [{"prompt": roles.tokenizer.decode(ids), "prompt_ids": ids} for ids in prompts]
+    room = 64 * (case.prompt + case.response)
+    source = build_source(config.sources, runtime.device, roles.tokenizer, batch_tokens=room)
     trainer = PPOTrainer(config, roles, source, rows, runtime)
     if case.precision == "auto":
         runtime.precision = choose_precision(runtime, trainer.trial_step, repeats=2)
+    return trainer
+
+
+def run_updates(trainer: PPOTrainer, seconds: float | None) -> list[dict[str, float]]:
+    """Seconds by phase, reward and length of each update, until all are made or the time is over."""
     updates: list[dict[str, float]] = []
-    clock = [time.perf_counter()]
+    start = last = time.perf_counter()
 
     def sink(number: int, metrics: dict[str, float]) -> None:
-        clock.append(time.perf_counter())
-        phases = {k: v for k, v in metrics.items() if k.startswith("perf/") and k.endswith("_seconds")}
-        updates.append(
-            {
-                "seconds": clock[-1] - clock[-2],
-                "generate": phases["perf/rollout_seconds"],
-                "score": phases["perf/score_seconds"],
-                "update": phases["perf/update_seconds"],
-                "reward": metrics["reward/score"],
-                "length": metrics["rollout/length"],
-            }
-        )
-
-        if case.seconds and clock[-1] - clock[0] > case.seconds:
+        nonlocal last
+        now = time.perf_counter()
+        phases = {name: metrics[f"perf/{phase}_seconds"] for name, phase in PHASES.items()}
+        row = {"seconds": now - last, **phases, "reward": metrics["reward/score"], "length": metrics["rollout/length"]}
+        updates.append(row)
+        last = now
+        if seconds and now - start > seconds:
             raise TimeIsUp
 
     trainer.sink = sink
-    clock[0] = time.perf_counter()
     with contextlib.suppress(TimeIsUp):
         trainer.train()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(
-        json.dumps(
-            {
-                "case": asdict(case),
-                "threads": torch.get_num_threads(),
-                "precision": runtime.precision,
-                "updates": updates[case.warmup :],
-                "peak_mib": peak / 1024,
-                "imports_mib": base / 1024,
-                "pid": os.getpid(),
-            }
-        )
-    )
+    return updates
+
+
+def main(folder: Path) -> None:
+    """Run the case and print its figures."""
+    case, prompts = read_case(folder)
+    runtime = start_runtime(case.precision)
+    imports = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    updates = run_updates(make_trainer(folder, case, prompts, runtime), case.seconds)
+    figures = {
+        "case": asdict(case),
+        "threads": torch.get_num_threads(),
+        "precision": runtime.precision,
+        "updates": updates[case.warmup :],
+        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "imports_mib": imports / 1024,
+    }
+    print(json.dumps(figures))
 
 
 if __name__ == "__main__":
