@@ -79,9 +79,9 @@ def describe_author(field: str, completions: str, name: str = "") -> Subject:
 
 
 def made_from(source: str, sha256: str) -> bool:
-    """Whether an artefact's provenance names an input of this content."""
+    """Whether an artefact's provenance names an input of this content, other than what its run was only measured on."""
     inputs = provenance_of(source.removeprefix("hub:").split("::")[0]).get("inputs", {})
-    return any(entry["sha256"] == sha256 for entry in inputs.values())
+    return any(entry["sha256"] == sha256 for name, entry in inputs.items() if name != "eval_data")
 
 
 def display_name(source: str) -> str:

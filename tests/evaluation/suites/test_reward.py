@@ -280,11 +280,11 @@ def test_a_missing_input_is_named(models, matched, tmp_path):
     assert torch.is_grad_enabled()
 
 
-def with_inputs(source, target, inputs):
+def with_inputs(source, target, inputs, names="0123"):
     """A copy of a model whose provenance names these inputs."""
     shutil.copytree(source, target)
     made = {
-        "inputs": {str(i): {"path": "x", "sha256": sha} for i, sha in enumerate(inputs)},
+        "inputs": {name: {"path": "x", "sha256": sha} for name, sha in zip(names, inputs, strict=False)},
         "stage": "x",
         "config": {},
     }
@@ -320,3 +320,11 @@ def test_a_reward_model_on_its_own_training_file_is_called_so(models, preference
     own = with_inputs(models / "judge", tmp_path / "own", [fingerprint_input("p", str(path))["sha256"]])
     notes = run_suite(STAGE, tmp_path / "out", model=own, preferences=path).notes
     assert any("trained with this file" in note for note in notes)
+
+
+def test_a_reward_model_on_the_file_that_it_held_out_is_not(models, preferences, tmp_path):
+    path, _ = preferences
+    content = fingerprint_input("p", str(path))["sha256"]
+    own = with_inputs(models / "judge", tmp_path / "own", [content], names=["eval_data"])
+    notes = run_suite(STAGE, tmp_path / "out", model=own, preferences=path).notes
+    assert not any("trained with this file" in note for note in notes)
