@@ -59,8 +59,13 @@ def run(config: PPOConfig, job: Job) -> dict[str, Any]:
             else:
                 job.stop_if_requested(job.checkpoints.last_step)
 
+        def note(text: str) -> None:
+            """A batch was sampled, or a pass made: an update may take longer than the watchdog waits."""
+            job.watchdog.alive()
+            meter.note(text)
+
         trainer.sink, trainer.alive, trainer.while_waiting = after_update, job.watchdog.alive, while_waiting
-        trainer.tell = meter.note
+        trainer.tell = note
         trainer.begin()
         if config.monitors.roll_back and trainer.update_number == 0 and not trainer.history.rows:
             keep(trainer, job, guard)
