@@ -83,3 +83,23 @@ def test_a_machine_without_gpu_is_not_told_so_and_other_warnings_stay(monkeypatc
     logger.warning("No CUDA runtime is found, using CUDA_HOME='%s'", "/usr/local/cuda")
     logger.warning("another")
     assert [record.message for record in caplog.records] == ["another"]
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [({}, "2000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)],
+)
+def test_threads_sleep_soon_unless_the_user_says_otherwise(monkeypatch, told, expected):
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    entry._settle_environment()
+    assert entry.os.environ.get("GOMP_SPINCOUNT") == expected
+    entry.os.environ.pop("GOMP_SPINCOUNT", None)
+
+
+def test_openmp_reads_it_because_torch_is_imported_later():
+    """The console script's environment, as the OpenMP library of torch displays it."""
+    done = alignkit("doctor", OMP_DISPLAY_ENV="VERBOSE")
+    assert "GOMP_SPINCOUNT = '2000'" in done.stderr, done.stderr[-2000:]
