@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
+import ctypes
 import importlib
 import importlib.util
 import logging
@@ -14,6 +16,9 @@ from typing import Any, NoReturn
 
 from launch.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError, errno_of, leave_reason
 from launch.stopping import Stopped
+
+M_ARENA_MAX = -8
+"""Of glibc's malloc.h."""
 
 FLOORS = ("launch", "data", "evaluation", "generative", "alignment")
 
@@ -75,6 +80,18 @@ def _settle_environment() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+    _share_one_arena()
+
+
+def _share_one_arena() -> None:
+    """Tell glibc's malloc to serve all threads from one arena, unless MALLOC_ARENA_MAX is set.
+
+    By default each thread has its own. What the forward pass allocates, autograd's thread frees, into an arena from which the
+    next forward pass does not take: a tenth more memory on the CPU, and pages that are touched for the first time again.
+    """
+    if "MALLOC_ARENA_MAX" not in os.environ:
+        with contextlib.suppress(OSError, AttributeError):  # another C library
+            ctypes.CDLL("libc.so.6").mallopt(M_ARENA_MAX, 1)
 
 
 def _is_news(record: logging.LogRecord) -> bool:

@@ -164,6 +164,10 @@ def make_batch(rollout: Rollout, rows: Sequence[int], pad_id: int) -> Batch:
     return Batch(tokens_bS.to(device), torch.tensor(before, device=device), torch.tensor(targets, device=device))
 
 
+PASS_TOKENS = 256
+"""What a forward pass costs besides its tokens, in tokens: as much padding may be saved by one more pass before it pays."""
+
+
 def plan_parts(rows: Sequence[int], lengths: Sequence[int], budget: int, world: int) -> list[list[list[int]]]:
     """For each rank its micro-batches (lists of `rows`), as many for every rank; the last ones may be empty.
 
@@ -182,10 +186,21 @@ def plan_parts(rows: Sequence[int], lengths: Sequence[int], budget: int, world: 
 
 
 def _cut(ordered: Sequence[int], lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Rows, longest first, in batches of at most `budget` padded tokens."""
+    """Rows, longest first, in the batches that have the fewest padded tokens and PASS_TOKENS in all; the fewest of equals."""
+    best: list[tuple[int, int, int]] = [(0, 0, 0)]
+    """For the first rows: cost, number of batches, and where the last batch begins."""
+    for stop in range(1, len(ordered) + 1):
+        choices = []
+        for start in range(stop - 1, -1, -1):
+            padded = lengths[ordered[start]] * (stop - start)
+            if padded > budget and start < stop - 1:
+                break
+            choices.append((best[start][0] + padded + PASS_TOKENS, best[start][1] + 1, start))
+        best.append(min(choices))
     batches: list[list[int]] = []
-    for row in ordered:
-        if not batches or lengths[batches[-1][0]] * (len(batches[-1]) + 1) > budget:
-            batches.append([])
-        batches[-1].append(row)
-    return batches
+    stop = len(ordered)
+    while stop:
+        start = best[stop][2]
+        batches.append(list(ordered[start:stop]))
+        stop = start
+    return batches[::-1]
