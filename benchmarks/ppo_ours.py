@@ -17,6 +17,7 @@ from alignment.ppo.models import load_roles
 from alignment.ppo.trainer import PPOTrainer
 from alignment.reward.sources.build import build_source
 from benchmarks.ppo_case import Case, read_case
+from launch.entry import guarded, leave
 from launch.runtime import Runtime, choose_precision, start_runtime
 
 PHASES = {"generate": "rollout", "score": "score", "update": "update"}
@@ -93,4 +94,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    leave(guarded(lambda: main(Path(sys.argv[1]))))  # as every command of alignkit starts and ends

@@ -28,7 +28,9 @@ def test_first_pass_has_ratio_one_and_no_divergence(make):
     metrics = make(epochs=1, minibatches=1).update(rollout)
     assert metrics["policy/approx_kl"] == pytest.approx(0, abs=1e-10)
     assert metrics["policy/clip_fraction"] == 0
-    assert metrics["policy/ratio"] == metrics["policy/ratio_max"] == pytest.approx(1, abs=1e-6)
+    # scoring and training may pad a row to another width, which rounds otherwise
+    assert metrics["policy/ratio"] == pytest.approx(1, abs=1e-6)
+    assert metrics["policy/ratio_max"] == pytest.approx(1, abs=1e-6)
     assert metrics["policy/effective_samples"] == pytest.approx(1, abs=1e-6)
 
 
