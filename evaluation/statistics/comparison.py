@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from evaluation.statistics.estimate import LEVEL, Estimate, as_vector, z_quantile
+from evaluation.statistics.estimate import LEVEL, Estimate, as_vector, no_interval, z_quantile
 from evaluation.statistics.intervals import cluster_codes, clustered_mean, mean
 from evaluation.statistics.resampling import bootstrap
 from launch.seeding import numpy_generator
@@ -108,10 +108,12 @@ def _bootstrap_difference(
 def _mcnemar_difference(a: NDArray[np.float64], b: NDArray[np.float64], level: float, exact: bool) -> Difference:
     if not (np.isin(a, (0.0, 1.0)).all() and np.isin(b, (0.0, 1.0)).all()):
         raise ValueError("paired_difference: McNemar's test needs scores that are 0 or 1; use 't' or 'permutation'")
+    test = "McNemar, exact" if exact else "McNemar, mid-p"
+    if a.size < 2:
+        return Difference(no_interval(float(a[0] - b[0]), 1, level), None, test)
     only_ours, only_theirs = int((a > b).sum()), int((b > a).sum())
     p_value = (mcnemar_exact if exact else mcnemar_mid_p)(only_ours, only_theirs)
-    estimate = bonett_price(only_ours, only_theirs, a.size, level)
-    return Difference(estimate, p_value, "McNemar, exact" if exact else "McNemar, mid-p")
+    return Difference(bonett_price(only_ours, only_theirs, a.size, level), p_value, test)
 
 
 def _check_discordant(only_ours: int, only_theirs: int) -> None:
