@@ -33,7 +33,9 @@ CLOSE = 0.03
 RESAMPLES = 10_000
 
 
-def bootstrap_error(statistic: Callable[..., float], *arrays: np.ndarray, groups: list[np.ndarray] | None = None) -> float:
+def bootstrap_error(
+    statistic: Callable[..., float], *arrays: np.ndarray, groups: list[np.ndarray] | None = None
+) -> float:
     """The spread of a statistic over resamples of the rows; of each group of rows apart, where groups are given."""
     g, n = numpy_generator(2, "coverage bootstrap"), len(arrays[0])
     parts = groups or [np.arange(n)]
@@ -49,7 +51,12 @@ def delta_cases() -> dict[str, tuple[float, float]]:
     g = numpy_generator(3, "coverage delta")
     sizes = g.integers(20, 400, 1000).astype(float)
     nats = sizes * g.normal(0.9, 0.15, 1000)
-    found = {"ratio (nats per byte)": (error(s.ratio(nats, sizes)), bootstrap_error(lambda a, b: a.sum() / b.sum(), nats, sizes))}
+    found = {
+        "ratio (nats per byte)": (
+            error(s.ratio(nats, sizes)),
+            bootstrap_error(lambda a, b: a.sum() / b.sum(), nats, sizes),
+        )
+    }
     found["exp of a mean (perplexity)"] = (
         error(s.exponential(s.mean(nats / sizes))),
         bootstrap_error(lambda a: np.exp(a.mean()), nats / sizes),
@@ -70,7 +77,10 @@ def delta_cases() -> dict[str, tuple[float, float]]:
     labels = np.repeat([0, 1], 500)
     scores = labels * 1.0 + g.normal(0, 1, 1000)
     halves = [np.arange(500), np.arange(500, 1000)]
-    found["AUC (DeLong)"] = (error(auc_estimate(labels, scores)), bootstrap_error(roc_auc, labels, scores, groups=halves))
+    found["AUC (DeLong)"] = (
+        error(auc_estimate(labels, scores)),
+        bootstrap_error(roc_auc, labels, scores, groups=halves),
+    )
     a, b = Sets(8, 1000, 1200, 0.5, 1.2, skewed=True).draw(g)
     influence = float(np.sqrt(sum(frechet_influence(a, b).variance)))
     rows, sets = np.concatenate([a, b]), [np.arange(1000), np.arange(1000, 2200)]

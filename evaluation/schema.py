@@ -47,7 +47,15 @@ class Comparison:
         """The comparison that a paired difference makes, with its test and the method of its interval."""
         d = difference.estimate
         return cls(
-            baseline, d.value, d.low, d.high, difference.p_value, difference.test, d.n, ci_level=d.level, ci_method=d.method
+            baseline,
+            d.value,
+            d.low,
+            d.high,
+            difference.p_value,
+            difference.test,
+            d.n,
+            ci_level=d.level,
+            ci_method=d.method,
         )
 
 

@@ -4,7 +4,7 @@ The squared distance is smooth in means and covariances, with the derivative I -
 the optimal transport map from the first Gaussian to the second (Takatsu 2011). So one image x of the first set moves
 it by, to first order and divided by N,
 
-    h(x) = 2 (m1 - m2)^T (x - m1) + |x - m1|^2 - (x - m1)^T T (x - m1) - its mean.
+    h(x) = 2 (m1 - m2)^T (x - m1) + N / (N - 1) (|x - m1|^2 - (x - m1)^T T (x - m1)) - its mean.
 
 With factors S = F F^T and the singular values s of F1^T F2 = U diag(s) V^T, which the distance itself needs, the map is
 T = F1^-T U diag(s) U^T F1^-1, and the quadratic form is a sum of squares: no matrix root, one triangular solve.
@@ -78,7 +78,8 @@ def frechet_influence(first: ArrayLike, second: ArrayLike) -> FrechetInfluence:
     shift = one.mean - two.mean
     value = shift @ shift + np.sum(one.factor**2) + np.sum(two.factor**2) - 2 * s.sum()
     parts = [
-        2 * sign * part.centred @ shift + (part.centred**2).sum(axis=1) - (part.rows @ axes) ** 2 @ s
+        2 * sign * part.centred @ shift
+        + ((part.centred**2).sum(axis=1) - (part.rows @ axes) ** 2 @ s) * len(part.rows) / (len(part.rows) - 1)
         for part, axes, sign in ((one, u, 1.0), (two, vt.T, -1.0))
     ]
     return FrechetInfluence(max(float(value), 0.0), *(h - h.mean() for h in parts))

@@ -38,17 +38,18 @@ def print_table(checked: Sequence[Checked], seconds: float, console: Console | N
     """One row for each answer, and a last line that counts those that hold."""
     console = console or Console()
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("area", "metric", "case"):
-        table.add_column(name, overflow="fold")
+    table.add_column("known answer", overflow="fold")
     for name in ("expected", "found"):
         table.add_column(name, justify="right", overflow="fold")
     table.add_column("", no_wrap=True)
     before = ""
     for row in checked:
+        if row.area != before:
+            table.add_row(Text(row.area, style="bold"))
+            before = row.area
         verdict = Text("ok", style="green") if row.holds else Text("FAILED", style="bold red")
-        area, before = row.area if row.area != before else "", row.area
-        found = Text(row.error, style="red") if row.error else numbers(row.found)
-        table.add_row(area, Text(row.answer.metric), Text(row.answer.case), numbers(row.expected), found, verdict)
+        found = Text("error", style="red") if row.error else numbers(row.found)
+        table.add_row(Text(f"{row.answer.metric}: {row.answer.case}"), numbers(row.expected), found, verdict)
     console.print(table)
     failed = [row for row in checked if not row.holds]
     console.print(f"{len(checked) - len(failed)} of {len(checked)} known answers hold ({seconds:.1f} s)")
@@ -58,6 +59,5 @@ def print_table(checked: Sequence[Checked], seconds: float, console: Console | N
 
 
 def numbers(values: Sequence[float]) -> Text:
-    """Numbers at ten significant digits, four to a cell."""
-    shown = [f"{value:.10g}" for value in values[:4]]
-    return Text(" ".join(shown) + (" …" if len(values) > 4 else ""))
+    """Numbers at six significant digits, the first three of them."""
+    return Text(" ".join(f"{value:.6g}" for value in values[:3]) + (" …" if len(values) > 3 else ""))

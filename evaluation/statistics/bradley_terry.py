@@ -25,7 +25,6 @@ from scipy.special import expit
 
 from evaluation.statistics.comparison import Difference
 from evaluation.statistics.estimate import LEVEL, Estimate, as_vector, z_quantile
-from evaluation.statistics.intervals import wilson
 from evaluation.statistics.logistic import LogisticFit, clustered_covariance, firth_logistic
 from evaluation.statistics.ranking import Relation, better_by_differences
 from launch.errors import UserError
@@ -100,8 +99,9 @@ def fit_bradley_terry(
 ) -> BradleyTerry:
     """Fit duels (D,): `outcomes` is 1 where `first` won, 0 where `second` won, 0.5 for a tie, which counts half a win.
 
-    The covariance is the inverse information times 1 - t, t the lower Wilson limit of the share of ties: a tie has no
-    variance, so that ignoring them would make intervals too wide (never too narrow). `clusters` labels duels that
+    A tie has less variance than a win or a loss, p(1 - p) - t/4 with tie rate t, so that the inverse information, which
+    knows wins and losses alone, is multiplied by the mean of that over the mean of p(1 - p); t is drawn towards 0 as in
+    `win_rate`. `clusters` labels duels that
     depend on each other (all those on one prompt): the covariance is then the sandwich of Liang and Zeger (1986), in
     each direction no less than the former, since the residuals of a model that always wins say nothing.
 
@@ -142,12 +142,24 @@ def fit_win_matrix(
     design = np.array([basis[i] - basis[j] for i, j in rows])
     won, met = np.array([wins[i, j] for i, j in rows]), np.array([wins[i, j] + wins[j, i] for i, j in rows])
     fit = firth_logistic(design, won, met, penalised=penalty == "firth")
-    total = float(met.sum())
-    spread = 1 - (wilson(ties, round(total)).low or 0.0) if ties else 1.0
+    spread = _tie_factor(ties, met, expit(design @ fit.coefficients))
     method = "Bradley-Terry, Firth" if penalty == "firth" else "Bradley-Terry, maximum likelihood"
     duels = np.rint(wins.sum(0) + wins.sum(1)).astype(np.int64)
     covariance = basis @ fit.covariance @ basis.T * spread
     return BradleyTerry(labels, basis @ fit.coefficients, covariance, duels, method)
+
+
+def _tie_factor(ties: int, met: Array, p: Array) -> float:
+    """What ties leave of the variance of outcomes: 1 - sum t / 4 over sum p(1 - p), all over the duels of each pair.
+
+    No less than half of 1 - t, t the share of ties: ties where p is near 0 or 1 contradict the model, and must not make
+    its intervals vanish.
+    """
+    if not ties:
+        return 1.0
+    total = float(met.sum())
+    share = ties / (total + z_quantile(LEVEL) ** 2)
+    return max(1 - share * total / 4 / float(met @ (p * (1 - p))), (1 - share) / 2)
 
 
 def check_connected(wins_MM: Array, names: Sequence[str], penalty: Penalty = "firth") -> None:

@@ -139,7 +139,7 @@ def mcnemar_mid_p(only_ours: int, only_theirs: int) -> float:
     if only_ours == only_theirs:
         return 1.0
     tail = stats.binom.cdf(min(only_ours, only_theirs), discordant, 0.5)
-    return float(min(1.0, 2 * tail - stats.binom.pmf(only_ours, discordant, 0.5)))
+    return float(min(1.0, 2 * tail - stats.binom.pmf(min(only_ours, only_theirs), discordant, 0.5)))
 
 
 def bonett_price(only_ours: int, only_theirs: int, n: int, level: float = LEVEL) -> Estimate:

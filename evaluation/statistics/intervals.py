@@ -51,7 +51,7 @@ def win_rate(outcomes: ArrayLike, clusters: Sequence[object] | None = None, leve
     """Mean of (n,) outcomes 1 (win), 0.5 (tie), 0 (loss), with a score interval that knows ties and clusters.
 
     The variance of one outcome is p(1 - p) - t/4 with t the tie rate. Wilson's quadratic is solved with that variance,
-    t at its own lower Wilson limit (so that 20 ties of 20 do not claim certainty). Without ties it is Wilson's interval.
+    t being drawn towards 0 (so that 20 ties of 20 do not claim certainty). Without ties it is Wilson's interval.
 
     `clusters` labels outcomes that belong together (samples of one prompt). Their number is then replaced by the
     effective one, variance / (clustered stderr)^2 times (z / t)^2 with the t quantile of g - 1 degrees for g clusters
@@ -70,7 +70,7 @@ def win_rate(outcomes: ArrayLike, clusters: Sequence[object] | None = None, leve
     effective = float(clustered.n)
     if spread > 0:
         few = z_quantile(level) / float(stats.t.ppf(0.5 + level / 2, clustered.n - 1))
-        effective = min(float(x.size), variance / spread**2) * few**2
+        effective = min(float(x.size), variance / spread**2 * few**2)
     method = f"{_score_method(ties)}, clustered"
     return _score_estimate(p, ties / x.size, clustered.n, effective, level, method)
 
@@ -88,9 +88,13 @@ def _score_method(ties: int) -> str:
 
 
 def _score_estimate(p: float, tie_share: float, n: int, effective: float, level: float, method: str) -> Estimate:
-    """The estimate of a win rate p from `effective` independent outcomes, `tie_share` of them ties."""
+    """The estimate of a win rate p from `effective` independent outcomes, `tie_share` of them ties.
+
+    The tie rate is drawn towards 0, as by z^2 more outcomes without a tie. At its own lower limit, as an earlier version
+    had it, 95 % intervals covered 96.6 % of the truths, at n = 200 as at n = 40.
+    """
     stderr = math.sqrt(max(0.0, p * (1 - p) - tie_share / 4) / effective)
-    tie_rate = _score_limits(tie_share, 0.0, effective, level)[0]
+    tie_rate = tie_share * effective / (effective + z_quantile(level) ** 2)
     return Estimate(p, n, stderr, *_score_limits(p, tie_rate, effective, level), level, method)
 
 

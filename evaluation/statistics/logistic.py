@@ -77,9 +77,7 @@ def _objective(x: Array, y: Array, m: Array, beta: Array, penalised: bool) -> fl
     return likelihood + 0.5 * log_determinant if sign > 0 else -math.inf
 
 
-def clustered_covariance(
-    features: ArrayLike, outcomes: ArrayLike, fit: LogisticFit, groups: Sequence[object]
-) -> Array:
+def clustered_covariance(features: ArrayLike, outcomes: ArrayLike, fit: LogisticFit, groups: Sequence[object]) -> Array:
     """Covariance (k, k) of a logistic fit when rows come in groups: the sandwich of Liang and Zeger (1986)."""
     x, y = np.asarray(features, dtype=np.float64), as_vector(outcomes, "outcomes")
     scores = x * (y - expit(x @ fit.coefficients))[:, None]

@@ -51,9 +51,7 @@ class Moments:
             return self
         delta = other.mean_K - self.mean_K
         between = np.outer(delta, delta) * (self.count * other.count / count)
-        return Moments(
-            count, self.mean_K + delta * (other.count / count), self.scatter_KK + other.scatter_KK + between
-        )
+        return Moments(count, self.mean_K + delta * (other.count / count), self.scatter_KK + other.scatter_KK + between)
 
     @property
     def covariance_KK(self) -> Array:
@@ -77,9 +75,7 @@ def mean_from_moments(moments: Moments, level: float = LEVEL) -> Estimate:
     """The mean of K = 1 number over N independent units: s / sqrt(N), Student's t with N - 1 degrees."""
     _checked(moments, 1)
     stderr = math.sqrt(float(moments.covariance_KK[0, 0]) / moments.count)
-    return student_interval(
-        float(moments.mean_K[0]), stderr, moments.count, level, "student-t", moments.count - 1
-    )
+    return student_interval(float(moments.mean_K[0]), stderr, moments.count, level, "student-t", moments.count - 1)
 
 
 def ratio_from_moments(moments: Moments, level: float = LEVEL, log: bool = False) -> Estimate:

@@ -45,7 +45,9 @@ def test_rotation_does_not_matter_and_sides_change_places():
     x, y = sets(50, 70, 5)
     q = np.linalg.qr(numpy_generator(0, "rotation").standard_normal((5, 5)))[0]
     found, turned, swapped = frechet_influence(x, y), frechet_influence(x @ q, y @ q), frechet_influence(y, x)
-    assert turned.first == pytest.approx(found.first, abs=1e-9) and swapped.second == pytest.approx(found.first, abs=1e-9)
+    assert turned.first == pytest.approx(found.first, abs=1e-9) and swapped.second == pytest.approx(
+        found.first, abs=1e-9
+    )
 
 
 def test_constant_images_and_constant_dimensions():

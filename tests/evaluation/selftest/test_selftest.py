@@ -42,7 +42,9 @@ def raises():
 )
 def test_an_answer_that_does_not_hold_ends_with_code_1(compute, said, monkeypatch, capsys):
     held = KnownAnswer("good", "seven", 7.0, lambda: 7.0)
-    monkeypatch.setattr(registry, "answers_of", lambda area: [held, dataclasses.replace(held, metric="bad", compute=compute)])
+    monkeypatch.setattr(
+        registry, "answers_of", lambda area: [held, dataclasses.replace(held, metric="bad", compute=compute)]
+    )
     with pytest.raises(SystemExit) as end:
         command.main(["images"])
     printed = capsys.readouterr().out
@@ -69,7 +71,8 @@ def test_a_broken_metric_is_found_by_the_command():
 
 def test_help_and_unknown_areas(capsys):
     command.main(["--help"])
-    assert all(area in capsys.readouterr().out for area in AREAS)
+    printed = capsys.readouterr().out
+    assert all(area in printed for area in AREAS)
     with pytest.raises(UserError, match="unknown area 'image'; did you mean 'images'"):
         command.main(["image"])
 

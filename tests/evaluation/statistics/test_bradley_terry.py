@@ -55,7 +55,9 @@ def test_elo_scale():
     elo = found.elo()
     assert elo["0"].value - elo["1"].value == pytest.approx(190.8485, abs=1e-4) == s.elo_difference(0.75)
     assert elo["0"].value + elo["1"].value == pytest.approx(2000)
-    assert s.elo_difference(0.64) == pytest.approx(99.951, abs=1e-3) and s.elo_probability(400) == pytest.approx(10 / 11)
+    assert s.elo_difference(0.64) == pytest.approx(99.951, abs=1e-3) and s.elo_probability(400) == pytest.approx(
+        10 / 11
+    )
     with pytest.raises(ValueError, match="not between 0 and 1"):
         s.elo_difference(1.0)
 
@@ -66,7 +68,7 @@ def test_an_undefeated_model_is_finite_and_its_interval_wide():
     best, other = found.strengths()["a"], found.strengths()["b"]
     assert 1.5 < best.value < 4 and best.low > other.value
     assert best.high - best.low > 1.5 * (other.high - other.low)
-    with pytest.raises(UserError, match="won or lost every duel.*use the penalty 'firth'"):
+    with pytest.raises(UserError, match=r"won or lost every duel.*use the penalty 'firth'"):
         s.fit_bradley_terry(*zip(*rows), penalty="none")
 
 

@@ -117,7 +117,9 @@ def test_right_or_wrong_gets_mcnemar_and_keeps_a_width_where_nothing_differs():
 def test_permutation_and_bootstrap_agree_with_t_where_t_is_right():
     g = numpy_generator(4, "agree")
     ours, theirs = g.normal(0.25, 1, 90), np.zeros(90)
-    t, flips, boot = (s.paired_difference(ours, theirs, test=name, seed=1) for name in ("t", "permutation", "bootstrap"))
+    t, flips, boot = (
+        s.paired_difference(ours, theirs, test=name, seed=1) for name in ("t", "permutation", "bootstrap")
+    )
     assert flips.p_value == pytest.approx(t.p_value, abs=0.01) and flips.estimate == t.estimate
     assert boot.p_value == pytest.approx(t.p_value, abs=0.015)
     assert boot.estimate.low == pytest.approx(t.estimate.low, abs=0.02)
@@ -128,7 +130,10 @@ def test_permutation_and_bootstrap_take_whole_clusters():
     ours, theirs = np.array([1.0, 2.0, -0.5, 3.0]), np.zeros(4)
     copied = np.tile(ours, 6), np.tile(theirs, 6)
     clusters = list(range(4)) * 6
-    plain, flips = (s.paired_difference(ours, theirs, test="permutation"), s.paired_difference(*copied, clusters=clusters, test="permutation"))
+    plain, flips = (
+        s.paired_difference(ours, theirs, test="permutation"),
+        s.paired_difference(*copied, clusters=clusters, test="permutation"),
+    )
     assert flips.p_value == plain.p_value and flips.test == "paired permutation, clustered"
     boot = s.paired_difference(*copied, clusters=clusters, test="bootstrap")
     assert boot.estimate.n == 4 and boot.estimate.stderr == pytest.approx(ours.std() / 2, rel=0.05)

@@ -40,7 +40,9 @@ def test_the_harness_sees_an_interval_that_is_too_narrow_and_one_that_is_too_wid
     def shrunk(factor):
         def draw(g):
             e = s.mean(g.normal(0, 1, 50))
-            return s.Estimate(e.value, e.n, e.stderr, e.value - factor * e.stderr, e.value + factor * e.stderr, 0.95, "x"), 0.0
+            return s.Estimate(
+                e.value, e.n, e.stderr, e.value - factor * e.stderr, e.value + factor * e.stderr, 0.95, "x"
+            ), 0.0
 
         return draw
 

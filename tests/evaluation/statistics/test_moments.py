@@ -1,5 +1,7 @@
 """Sufficient statistics: ranks merged are one rank, and they give what the samples give."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -17,7 +19,7 @@ def draws(name, n, k=2):
 def test_ranks_merged_are_one_rank_whatever_they_hold(sizes):
     x, y = draws("ranks", sum(sizes)) + 1e5  # a large mean: uncentred sums would lose ten digits here
     edges = np.cumsum([0, *sizes])
-    parts = [s.Moments.of(x[a:b], y[a:b]) for a, b in zip(edges, edges[1:])]
+    parts = [s.Moments.of(x[a:b], y[a:b]) for a, b in itertools.pairwise(edges)]
     merged, whole = s.merge_moments(parts), s.Moments.of(x, y)
     assert merged.count == whole.count == sum(sizes)
     assert merged.mean_K == pytest.approx(whole.mean_K, rel=1e-14)
@@ -57,7 +59,10 @@ def test_delta_method_has_the_error_of_the_ratio_and_of_the_correlation():
     x, y = draws("delta", 2000)
     y = 0.7 * x + y
     found = s.delta_method(lambda m: m[0] / m[1], s.Moments.of(x, y))
-    assert (found.value, found.stderr) == (pytest.approx(s.ratio(x, y).value), pytest.approx(s.ratio(x, y).stderr, rel=1e-6))
+    assert (found.value, found.stderr) == (
+        pytest.approx(s.ratio(x, y).value),
+        pytest.approx(s.ratio(x, y).stderr, rel=1e-6),
+    )
 
     def correlation(m):
         return (m[2] - m[0] * m[1]) / np.sqrt((m[3] - m[0] ** 2) * (m[4] - m[1] ** 2))

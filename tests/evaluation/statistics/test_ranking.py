@@ -89,7 +89,9 @@ def test_bootstrap_ranks_follow_the_spread_of_the_items():
 
 
 def test_a_difference_that_can_be_resolved_is_found_four_times_in_five():
-    planned = s.smallest_resolvable_difference(s.mean(scores([0.0], 80, "plan", 1.0)[:, 0] * 0 + numpy_generator(1, "unit").normal(0, 1, 80)))
+    planned = s.smallest_resolvable_difference(
+        s.mean(scores([0.0], 80, "plan", 1.0)[:, 0] * 0 + numpy_generator(1, "unit").normal(0, 1, 80))
+    )
     g, found = numpy_generator(6, "power"), 0
     for _ in range(1500):
         d = g.normal(planned, 1, 80)
