@@ -295,7 +295,7 @@ CASES = [
     Case("Bradley-Terry strength", "5 models, 20 duels a pair", bradley_terry(5, 20)),
     Case("Bradley-Terry strength", "4 models, 8 duels a pair, far apart", bradley_terry(4, 8, spread=2.0)),
     Case("Bradley-Terry strength", "5 models, 30 duels a pair, ties", bradley_terry(5, 30, ties=0.5)),
-    Case("Bradley-Terry strength", "5 models, 15 duels a pair, each judged thrice", bradley_terry(5, 15, copies=3)),
+    Case("Bradley-Terry strength", "5 models, 15 duels a pair, thrice judged", bradley_terry(5, 15, copies=3)),
     Case("FID", "16 dimensions, 300 and 300, far", frechet(d=16, n=300, m=300, shift=0.5), AT_N),
     Case("FID", "16 dimensions, 300 and 300, near", frechet(d=16, n=300, m=300, shift=0.1), AT_N),
     Case("FID", "16 dimensions, 300 and 300, equal", frechet(d=16, n=300, m=300, shift=0.0), AT_N),

@@ -1,8 +1,7 @@
 """95 % intervals hold the truth in about 95 % of simulations: the cases of `benchmarks/coverage.py`, fewer draws each.
 
-The committed result (benchmarks/results/coverage.json) has 2,000 truths for each case and the band 93 to 97 %. Here 400
-draws have a standard deviation of 1.1 %, so that the band is wider by two of them: an interval whose true coverage is
-below 90 or at 99.5 % is seen.
+The committed result (benchmarks/results/coverage.json) has 2,000 truths for each case and the band 93 to 97 %. Here so
+that the band is wider by one and a half standard deviations of the share, 1.1 % for 400 draws.
 """
 
 import numpy as np
@@ -15,25 +14,26 @@ from launch.files import read_json
 from tests.support import ROOT
 
 RUNS = 400
-SLOW = ("24 dimensions", "64 dimensions", "Inception")
+FID_RUNS = 120
+SLOW = ("Inception Score", "24 dimensions, skewed, 400 and 600")
+"""Left to the benchmark, for their time."""
 
 
 @pytest.fixture(autouse=True)
 def fewer_draws_for_a_truth(monkeypatch):
-    monkeypatch.setattr(coverage_cases, "TRUTH_DRAWS", 3000)
+    monkeypatch.setattr(coverage_cases, "TRUTH_DRAWS", 1500)
     yield
     for cached in (coverage_cases.expected_frechet, coverage_cases.expected_inception):
         cached.cache_clear()
 
 
 @pytest.mark.parametrize(
-    "case",
-    [c for c in CASES if not c.name.startswith(SLOW) and c.quantity not in SLOW and c.quantity != "Inception Score"],
-    ids=lambda c: f"{c.quantity}, {c.name}",
+    "case", [c for c in CASES if not {c.quantity, c.name} & set(SLOW)], ids=lambda c: f"{c.quantity}, {c.name}"
 )
 def test_interval_covers(case):
-    found = measure(case, RUNS, seed=5)
-    assert 0.915 <= found.covered <= 0.985, found
+    runs = FID_RUNS if case.quantity == "FID" else RUNS
+    found, chance = measure(case, runs, seed=5), 1.5 * (0.95 * 0.05 / runs) ** 0.5
+    assert 0.93 - chance <= found.covered <= 0.97 + chance, found
 
 
 def test_the_harness_sees_an_interval_that_is_too_narrow_and_one_that_is_too_wide():
