@@ -1,6 +1,6 @@
 """Do 95 % intervals hold the truth in 95 % of all cases, and are delta-method errors those of the bootstrap?
 
-    python -m benchmarks.coverage    (about N minutes on one core; writes benchmarks/results/coverage.json)
+    python -m benchmarks.coverage    (about five minutes on one core; writes benchmarks/results/coverage.json)
 
 For each case of `coverage_cases` 2,000 truths are drawn, data from each, and the intervals that hold their truth are
 counted: 93 to 97 % is right (1,900 are expected; chance moves the share by 1 % at most, 2 standard errors). Then the

@@ -1,6 +1,6 @@
 """95 % intervals hold the truth in about 95 % of simulations: the cases of `benchmarks/coverage.py`, fewer draws each.
 
-The committed result (benchmarks/results/coverage.json) has 2,000 truths for each case and the band 93 to 97 %. Here so
+The committed result (benchmarks/results/coverage.json) has 2,000 truths for each case and the band 93 to 97 %. Here are fewer, so
 that the band is wider by one and a half standard deviations of the share, 1.1 % for 400 draws.
 """
 
