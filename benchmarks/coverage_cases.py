@@ -60,7 +60,7 @@ def measure(case: Case, runs: int, seed: int = 0) -> Coverage:
     outside = below | above | np.isnan(limits).any(axis=1)  # an interval that is not there covers nothing
     methods = [e.method for e, _ in found]
     common = max(set(methods), key=methods.count)
-    width = float(np.nanmean(limits[:, 1] - limits[:, 0]))
+    width = float((limits[:, 1] - limits[:, 0])[~np.isnan(limits).any(axis=1)].mean()) if not outside.all() else 0.0
     return Coverage(common, float(1 - outside.mean()), float(below.mean()), float(above.mean()), runs, width)
 
 

@@ -78,7 +78,7 @@ def _t_difference(d: NDArray[np.float64], clusters: Sequence[object] | None, lev
 
 
 def _cluster_sums(d: NDArray[np.float64], clusters: Sequence[object] | None) -> NDArray[np.float64]:
-    return d if clusters is None else np.bincount(cluster_codes(clusters), weights=d)
+    return d if clusters is None else np.bincount(cluster_codes(clusters), weights=d).astype(np.float64)
 
 
 def _bootstrap_difference(

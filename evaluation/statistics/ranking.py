@@ -112,10 +112,8 @@ def bootstrap_rank_intervals(
     means_RM = counts_RN @ (scores if higher_is_better else -scores) / n
     tolerance = 1e-12 * float(np.abs(scores).max(initial=0.0))
     ranks_RM = 1 + np.stack([(means_RM > means_RM[:, [m]] + tolerance).sum(axis=1) for m in range(models)], axis=1)
-    lows, highs = (
-        np.quantile(ranks_RM, q, axis=0, method=method)
-        for q, method in ((0.5 - level / 2, "lower"), (0.5 + level / 2, "higher"))  # type: ignore[call-overload]
-    )
+    lows = np.quantile(ranks_RM, 0.5 - level / 2, axis=0, method="lower")
+    highs = np.quantile(ranks_RM, 0.5 + level / 2, axis=0, method="higher")
     return [RankInterval(int(low), int(high)) for low, high in zip(lows, highs, strict=True)]
 
 

@@ -169,16 +169,10 @@ def test_bootstrap_of_one_item_claims_no_interval():
 def test_bias_corrected_bootstrap_undoes_the_shift_of_resampling():
     """A squared mean is shifted upwards by resampling as it was by sampling; the plain percentiles keep that twice."""
     g, hits = rng("bias"), {False: 0, True: 0}
-    for run in range(200):
-        x = g.normal(0, 1, (60, 6)) + 0.3
+    for run in range(300):
+        x = g.normal(0, 1, (40, 8)) + 0.25
+        draw = {"seed": run, "purpose": "bias", "resamples": 400}
         for corrected in hits:
-            e = s.bootstrap(
-                lambda a: (a.mean(1) ** 2).sum(1),
-                x,
-                seed=run,
-                purpose="bias",
-                resamples=400,
-                bias_corrected=corrected,
-            )
-            hits[corrected] += e.low <= 6 * 0.3**2 <= e.high
-    assert hits[False] < 0.85 * 200 < 0.88 * 200 <= hits[True] and "bias-corrected" in e.method
+            e = s.bootstrap(lambda a: (a.mean(1) ** 2).sum(1), x, bias_corrected=corrected, **draw)
+            hits[corrected] += e.low <= 8 * 0.25**2 <= e.high
+    assert hits[False] < 0.75 * 300 < 0.85 * 300 < hits[True] and "bias-corrected" in e.method
