@@ -11,7 +11,7 @@ S cache columns, C = N x (tokens of a row) columns of the activations.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -111,7 +111,7 @@ def make_cache(weights: Weights, rows: int, width: int) -> Cache:
     the keys of a token adjacent, which in float32 is the faster way (1.5 times).
     """
     shape = (len(weights.layers), rows, weights.kv_heads, width, weights.head_dim)
-    kind = {"dtype": weights.head.dtype, "device": weights.head.device}
+    kind: dict[str, Any] = {"dtype": weights.head.dtype, "device": weights.head.device}
     values = torch.zeros(shape, **kind)
     if values.dtype == torch.float32:
         keys = torch.zeros(shape, **kind)

@@ -134,7 +134,8 @@ def _tensors(part: LayerWeights | Weights) -> Iterator[Tensor]:
 def copied_bytes(weights: Weights, model: Any) -> int:
     """Memory of what is not the model's own."""
     own = {parameter.data_ptr() for parameter in model.parameters()}
-    tensors = [tensor for part in (weights, *weights.layers) for tensor in _tensors(part)]
+    parts: list[LayerWeights | Weights] = [weights, *weights.layers]
+    tensors = [tensor for part in parts for tensor in _tensors(part)]
     return sum(tensor.nbytes for tensor in tensors if tensor.data_ptr() not in own)
 
 
