@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import sys
 import threading
+import weakref
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -25,6 +27,7 @@ from alignment.generation.weights import Weights, copied_bytes, read_weights, re
 
 SIZES = 8  # of R, as many as a batch has while it shrinks
 NARROWEST = 128  # W: so many columns, twice as many, ...: at most half of what is attended to is not written yet
+RUNS_BEFORE = 5  # of a shape, the usual way, before it is captured: a capture and its check cost about as much
 KEPT_SHARE = 0.1  # of the device's memory: as much may be held between rollouts
 WARM_UPS = 2  # runs of a step before its capture, in which libraries choose kernels and take their workspaces
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 3e-2}
@@ -53,12 +56,15 @@ class CudaRecorder:
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.stream = device, torch.cuda.Stream(device)
-        self.pool = torch.cuda.graph_pool_handle()
-        """One for all graphs: no result lives in it, and they never run at the same time."""
+        self.newest: Callable[[], Any] = lambda: None
+        """The graph that was captured last, if it is still there: the next one shares its pool of memory. No result lives in
+        it, and they never run at the same time. A pool whose graphs are all gone must not be named again (an assertion of
+        torch's allocator)."""
         self.room = int(KEPT_SHARE * torch.cuda.get_device_properties(device).total_memory)
 
     def capture(self, step: Callable[[], Tensor]) -> Replay:
-        graph, stream = torch.cuda.CUDAGraph(), self.stream
+        graph, stream, newest = torch.cuda.CUDAGraph(), self.stream, self.newest()
+        pool = None if newest is None else newest.pool()
         with torch.cuda.device(self.device):
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
@@ -66,8 +72,9 @@ class CudaRecorder:
                     step()
             torch.cuda.current_stream().wait_stream(stream)
             # thread_local: NCCL's own thread looks at its events meanwhile
-            with torch.cuda.graph(graph, pool=self.pool, stream=stream, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
                 result = step()
+        self.newest = weakref.ref(graph)
 
         def replay() -> Tensor:
             graph.replay()
@@ -183,6 +190,8 @@ class DecodeGraphs:
     def clear(self) -> None:
         """Let everything go."""
         self.replays: dict[tuple[int, int], Replay] = {}
+        self.runs: Counter[tuple[int, int]] = Counter()
+        """Of shapes that have no replay."""
         self.memory: StepMemory | None = None
         self.model: Any = None
         self.weights: Weights | None = None
@@ -203,7 +212,7 @@ class DecodeGraphs:
             return
         if self.memory is not None:
             rows, columns = max(rows, self.memory.rows), max(columns, self.memory.width)
-        self.replays, self.memory = {}, None
+        self.replays, self.runs, self.memory = {}, Counter(), None
         self.memory = StepMemory(weights, rows, columns)
 
     def rest(self) -> None:
@@ -219,7 +228,9 @@ class DecodeGraphs:
         """Write `tokens_N` at `column`; logits of the next tokens, (V, N), which the next call overwrites."""
         rows, width = shape = memory.shape_for(len(tokens_N), column)
         if shape not in self.replays and self.recorder is not None:
-            self._capture(FixedStep(memory, rows, width), tokens_N, column)
+            if self.runs[shape] == RUNS_BEFORE:
+                self._capture(FixedStep(memory, rows, width), tokens_N, column)
+            self.runs[shape] += 1
         memory.set_inputs(tokens_N, column)
         run = self.replays.get(shape) or FixedStep(memory, rows, width)
         return run()[:, : len(tokens_N)]
