@@ -1,7 +1,7 @@
 """Decoding on a GPU by CUDA graphs: a step is captured once for each (rows, width) and then launched as a whole.
 
-Run the usual way, a step is some 25 small kernels a layer, and at half a billion parameters launching them takes longer
-than they do. A graph replays the very kernels on the very addresses that it was captured with. So a captured step has
+Run the usual way, a step is some 40 small kernels a layer, and at half a billion parameters launching them one by one
+should take longer than they do. A graph replays the very kernels on the very addresses that it was captured with. So a captured step has
 fixed shapes, reads what changes from token to token (tokens, column, starts of the rows) out of device memory, attends
 over a fixed width of the cache with what is not written masked, and writes to the cache by an index on the device; and
 all that it refers to, weights included, stays where it is until the graphs go.
@@ -27,7 +27,7 @@ from alignment.generation.weights import Weights, copied_bytes, read_weights, re
 
 SIZES = 8  # of R, as many as a batch has while it shrinks
 NARROWEST = 128  # W: so many columns, twice as many, ...: at most half of what is attended to is not written yet
-RUNS_BEFORE = 5  # of a shape, the usual way, before it is captured: a capture and its check cost about as much
+RUNS_BEFORE = 5  # of a shape, the usual way, before it is captured: a capture and its check run it as often
 KEPT_SHARE = 0.1  # of the device's memory: as much may be held between rollouts
 WARM_UPS = 2  # runs of a step before its capture, in which libraries choose kernels and take their workspaces
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 3e-2}

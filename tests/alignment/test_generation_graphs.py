@@ -113,6 +113,7 @@ def test_the_fixed_step_equals_the_present_one(name, dtype, recorder):
         else:  # its kernels sum in an order that depends on the width
             torch.testing.assert_close(found, expected, rtol=0, atol=0.03 * float(expected.abs().max()))
         logits = expected
+    assert bool(graphs.replays) == (recorder is not None)
 
 
 def test_the_step_runs_on_one_device_and_waits_for_nothing():
