@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alignment.generation import Sampling, VLLMEngine
+from alignment.generation import DecodeGraphs, Sampling, VLLMEngine, recorder_for
 from alignment.ppo import objectives as ppo
 from alignment.ppo.ahead import Ahead
 from alignment.ppo.background import in_background, wait_together
@@ -86,6 +86,7 @@ class PPOTrainer:
         self.engine = self.learner.engine
         self.reference = None if self.replay else roles.place_reference(self.engine)
         self.served = served
+        self.graphs = DecodeGraphs(recorder_for(runtime.device))
         self.ahead: Ahead | None = None
         self.sampler: Any = None if self.replay else self._make_sampler()
         self.scorer = None if source is None else Scorer(source, tokenizer, runtime, config.overlap_scoring)
@@ -189,7 +190,8 @@ class PPOTrainer:
         samples, runtime = self.config.samples_per_prompt, self.runtime
         share = share_of(self.as_rows(prompts), samples, runtime.rank, runtime.world)
         early = self.scorer.begin_early() if self.scorer else None
-        return draw(model, share, self.sampling, self.config, number, early, tell=self.tell)
+        graphs = self.graphs if self.ahead is None else None  # those are of this thread
+        return draw(model, share, self.sampling, self.config, number, early, tell=self.tell, graphs=graphs)
 
     def _make_rollout(self, sampled: Sampled, seconds: float, ahead: bool = False) -> Rollout:
         groups = [number // self.config.samples_per_prompt for number in sampled.share.numbers]
@@ -363,7 +365,9 @@ class PPOTrainer:
         mine = list(range(runtime.rank * n // runtime.world, (runtime.rank + 1) * n // runtime.world))
         share = Share([held_out.rows[i] for i in mine], mine)
         model = self.sampler.sync()
-        sampled = self._sample(lambda: draw(model, share, self.sampling, self.config, 0, None, PURPOSE, self.tell))
+        sampled = self._sample(
+            lambda: draw(model, share, self.sampling, self.config, 0, None, PURPOSE, self.tell, self.graphs)
+        )
         rollout = make_rollout(share.prompts, sampled.responses, mine, self.sampling.eos_id, runtime)
         self._score_tokens(rollout)
         episodes = Episodes.decode(self.roles.tokenizer, rollout.prompts, rollout.responses)
