@@ -88,12 +88,21 @@ class Rollout:
         return torch.zeros_like(mask_BT).masked_scatter(mask_BT.bool(), values_N.to(mask_BT.dtype))
 
     def gather(self, runtime: Runtime) -> Rollout:
-        """The episodes of all ranks, in rank order, on every rank."""
+        """The episodes of all ranks, in rank order, on every rank.
+
+        Ranks may have been given other things by their sources: of the components those stay that all have, and where
+        only some have token rewards those of the others are 0.
+        """
         if runtime.world == 1:
             return self
-        lists = runtime.gather_objects((self.prompts, self.responses, self.groups))
-        prompts, responses, groups = ([item for part in parts for item in part] for parts in zip(*lists, strict=True))
-        whole = self._map(lambda tensor: runtime.accelerator.gather(tensor.contiguous()))
+        own = (self.prompts, self.responses, self.groups, list(self.components), self.token_scores_BT is not None)
+        *lists, names, tokens = zip(*runtime.gather_objects(own), strict=True)
+        prompts, responses, groups = ([item for part in parts for item in part] for parts in lists)
+        common = [name for name in names[0] if all(name in others for others in names)]
+        alike = dataclasses.replace(self, components={name: self.components[name] for name in common})
+        if any(tokens) and alike.token_scores_BT is None:
+            alike.token_scores_BT = torch.zeros_like(self.mask_BT)
+        whole = alike._map(lambda tensor: runtime.accelerator.gather(tensor.contiguous()))
         return dataclasses.replace(whole, prompts=prompts, responses=responses, groups=groups)
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Rollout:
