@@ -209,6 +209,20 @@ def test_a_function_gets_the_columns_that_it_names(tmp_path):
         source_of(f, tmp_path).score(episodes())
 
 
+def test_a_function_with_columns_must_get_what_it_names_too(tmp_path):
+    def f(completions, answer, *, level, scale=1.0, **columns):
+        return [scale * level * (text == right) for text, right, level in zip(completions, answer, level, strict=True)]
+
+    rows = [{"answer": text, "level": 2} for text in COMPLETIONS]
+    assert source_of(f, tmp_path).score(episodes(rows=rows)).total_B.tolist() == [2, 2, 2]
+    with pytest.raises(UserError, match=r"wants 'level', which the rows lack.*add the column to the prompts"):
+        source_of(f, tmp_path).score(episodes(rows=[{"answer": text} for text in COMPLETIONS]))
+    with pytest.raises(UserError, match=r"wants 'answer', which the rows lack; did you mean 'answers'"):
+        source_of(f, tmp_path).score(episodes(rows=[{"answers": "x", "level": 1}] * 3))
+    everything = source_of(lambda *words, **columns: [1.0] * len(columns["completions"]), tmp_path)
+    assert everything.score(episodes()).total_B.tolist() == [1, 1, 1]
+
+
 def test_token_rewards(tmp_path):
     def f(completion_ids, **_):
         return [[0.5] * (len(ids) - 1) + [2] for ids in completion_ids]

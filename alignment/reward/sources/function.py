@@ -46,15 +46,15 @@ class FunctionSource:
             "finished": list(episodes.finished),
         }
         parameters = inspect.signature(self.function).parameters.values()
-        if any(p.kind is p.VAR_KEYWORD for p in parameters):
-            return given
-        for parameter in parameters:
+        named = [p for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+        for parameter in named:
             if parameter.default is parameter.empty and parameter.name not in given:
                 raise UserError(
                     f"{self.source}: wants '{parameter.name}', which the rows lack{nearest(parameter.name, given)}; "
                     "take what the rows have, or add the column to the prompts"
                 )
-        return {p.name: given[p.name] for p in parameters if p.name in given}
+        takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
+        return given if takes_all else {p.name: given[p.name] for p in named if p.name in given}
 
     def _call(self, arguments: dict[str, Any]) -> Any:
         try:
