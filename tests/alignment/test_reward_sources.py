@@ -110,6 +110,15 @@ def test_ids_that_no_text_gives_are_not_encoded_anew(folders):
     assert float(found) == pytest.approx(float(plain(torch.tensor([[3, 4, 2, 1, 5]])).logits.detach()), abs=1e-6)
 
 
+def test_ids_beyond_the_judges_embeddings_are_read_as_the_text_that_they_are(folders):
+    """A policy whose embeddings are padded to 40 rows; the tokenizer and the judge know 23 tokens."""
+    source = ModelSource("r", RewardModel.from_pretrained(folders[0]), word_tokenizer())
+    rows = [{"prompt": "the", "prompt_ids": [3]}] * 3
+    data = Episodes.decode(word_tokenizer(), rows, [[4, 39, 5], [4, 39, 5, 1], [4, 2, 5]])
+    assert source.encode(data) == [[3, 4, 5], [3, 4, 5, 1], [3, 4, 2, 5]]
+    assert source.score(data).total_B.isfinite().all()
+
+
 def test_a_model_with_another_tokenizer_reads_text_and_knows_what_was_cut_off(other_judge):
     source = ModelSource("helpful", other_judge, word_tokenizer())
     data = episodes()
