@@ -207,13 +207,16 @@ class PPOTrainer:
         """Add old log-probabilities, values, reference log-probabilities and scores; gather the ranks' episodes.
 
         The old log-probabilities come from the training forward pass, not from generation: the kernels differ, and
-        the ratio would not be 1 at the first step (checklist item 11). A rollout that has its scores keeps them.
+        the ratio would not be 1 at the first step (checklist item 11). A rollout that has its scores (of this rank's
+        episodes, and before it is gathered) keeps them: no source is asked. One that has all, as of a replay, is whole.
         """
-        if rollout.scores_B is not None:
+        if rollout.scores_B is not None and rollout.logprobs_BT is not None:
             return rollout
         with self._timed() as clock:
             self._score_tokens(rollout)
-            self._score_episodes(rollout)
+            if rollout.scores_B is None:
+                self._score_episodes(rollout)
+            rollout.early = None
             gathered = rollout.gather(self.runtime)
         gathered.seconds["score"] = clock()
         return gathered
@@ -244,7 +247,6 @@ class PPOTrainer:
         """Rewards of this rank's episodes from the source, by component. It may be away for long, see `while_waiting`."""
         assert self.scorer is not None
         scores = wait_together(self.scorer.start(rollout), self.runtime, self.alive, lambda: self.while_waiting(True))
-        rollout.early = None
         device = self.runtime.device
         rollout.scores_B = scores.last_token_B.to(device)
         rollout.components = {name: values_B.to(device) for name, values_B in scores.columns().items()}
