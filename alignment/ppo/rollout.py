@@ -43,7 +43,7 @@ class Rollout:
     ref_logprobs_BT: Tensor | None = None
     values_BT: Tensor | None = None
     scores_B: Tensor | None = None
-    """The reward source's score, before the missing-EOS rule."""
+    """The reward source's score of the whole response, before the missing-EOS rule; `token_scores_BT` come on top."""
     token_scores_BT: Tensor | None = None
     """Rewards that the source gives to single tokens."""
     components: dict[str, Tensor] = field(default_factory=dict)
@@ -76,6 +76,15 @@ class Rollout:
     def lengths(self) -> list[int]:
         """Tokens of each episode, prompt and response."""
         return [len(p) + len(r) for p, r in zip(self.prompt_ids, self.responses, strict=True)]
+
+    @property
+    def total_scores_B(self) -> Tensor:
+        """The whole of the source's reward for each episode, single tokens included."""
+        assert self.scores_B is not None
+        if self.token_scores_BT is None:
+            return self.scores_B
+        total_B = self.scores_B + self.token_scores_BT.sum(1, dtype=torch.float64)
+        return total_B.to(self.scores_B.dtype)
 
     def flat(self, values_BT: Tensor, rows: Sequence[int]) -> Tensor:
         """The numbers of the response tokens of some episodes, one after the other: (N,)."""

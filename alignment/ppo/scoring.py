@@ -100,11 +100,11 @@ def join_chunks(chunks: Sequence[Scores], rows: Sequence[int], lengths: Sequence
         common = [name for name in columns[0] if all(name in column for column in columns)]
         return {name: torch.cat([column[name] for column in columns])[order] for name in common}
 
-    total_B = join([{"total": scores.total_B} for scores in chunks])["total"]
+    parts = join([{"total": scores.total_B, "rest": scores.last_token_B} for scores in chunks])
     token_rewards = None
     if any(scores.token_rewards is not None for scores in chunks):
         given = [r for scores in chunks for r in (scores.token_rewards or [None] * len(scores.total_B))]
         filled = [torch.zeros(n) if r is None else r for r, n in zip(given, lengths, strict=True)]
         token_rewards = [filled[i] for i in order.tolist()]
     components, extras = join([s.components for s in chunks]), join([s.extras for s in chunks])
-    return Scores(total_B, components, token_rewards, extras)
+    return Scores(parts["total"], components, token_rewards, extras, parts["rest"])

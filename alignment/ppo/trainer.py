@@ -256,16 +256,10 @@ class PPOTrainer:
     def advantages(self, rollout: Rollout) -> Rollout:
         """Turn scores into token rewards, advantages (whitened over the global batch) and returns."""
         config, mask_BT = self.config, rollout.mask_BT
-        assert rollout.scores_B is not None
-        scores_B = rollout.scores_B
-        if config.normalise_scores:
-            self.normaliser.update(scores_B)
-            scores_B = self.normaliser.normalise(scores_B, shift_mean=True)
-        scores_B = ppo.clip_symmetric(scores_B, config.score_clip)
-        scores_B = ppo.apply_missing_eos(scores_B, rollout.finished_B, config.missing_eos, config.missing_eos_penalty)
+        scores_B, tokens_BT = self._shaped_scores(rollout)
         rewards_BT = ppo.token_rewards(scores_B, self._penalty(rollout), mask_BT, self.kl.coef)
-        if rollout.token_scores_BT is not None:
-            rewards_BT = rewards_BT + rollout.token_scores_BT
+        if tokens_BT is not None:
+            rewards_BT = rewards_BT + tokens_BT
         if config.whiten_rewards:
             rewards_BT = ppo.masked_whiten(rewards_BT, mask_BT, shift_mean=False)
         settings = EstimatorSettings(
@@ -279,6 +273,22 @@ class PPOTrainer:
         rollout.advantages_BT = ppo.clip_symmetric(advantages_BT, config.advantage_clip)
         self._correct_importance(rollout)
         return rollout
+
+    def _shaped_scores(self, rollout: Rollout) -> tuple[Tensor, Tensor | None]:
+        """Scores of whole responses and rewards of single tokens after normalising, clipping and the missing-EOS rule.
+
+        All three go by an episode's total: with single tokens paid, too, a part alone has neither a scale nor a bound.
+        """
+        config, scores_B, tokens_BT = self.config, rollout.scores_B, rollout.token_scores_BT
+        assert scores_B is not None
+        if config.normalise_scores:
+            self.normaliser.update(rollout.total_scores_B)
+            scores_B = self.normaliser.normalise(scores_B, shift_mean=True)
+            tokens_BT = None if tokens_BT is None else self.normaliser.normalise(tokens_BT, shift_mean=False)
+        scores_B, tokens_BT = ppo.clip_totals(scores_B, tokens_BT, config.score_clip)
+        finished_B, how = rollout.finished_B, config.missing_eos
+        tokens_BT = None if tokens_BT is None else ppo.drop_unfinished(tokens_BT, finished_B, how)
+        return ppo.apply_missing_eos(scores_B, finished_B, how, config.missing_eos_penalty), tokens_BT
 
     def _correct_importance(self, rollout: Rollout) -> None:
         """Truncated importance weights, where the responses were not sampled by the policy itself."""

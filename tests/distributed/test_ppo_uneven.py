@@ -43,5 +43,5 @@ def test_ranks_that_are_given_other_columns_and_kinds_of_reward_go_on_together(i
     alone, together = (read_metrics(tmp_path / f"out{world}") for world in (1, 2))
     assert "reward/judge/toxicity" not in together[0] and together[0]["reward/judge/fluency"] == 1
     assert together[0]["reward/sevens"] > 0
-    for name in ("reward/sevens", "reward/judge", "reward/total"):
+    for name in ("reward/sevens", "reward/judge", "reward/score", "reward/total"):
         assert together[0][name] == pytest.approx(alone[0][name], abs=1e-5), name

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from alignment.reward.sources.protocol import Episodes, Scores, check_rewards, list_of, single, sum_tokens
@@ -33,7 +34,7 @@ class FunctionSource:
             return single(self.name, check_rewards(values, len(episodes), self.source))
         token_rewards = [self._check_tokens(row, value, episodes) for row, value in enumerate(values)]
         total_B = sum_tokens(token_rewards)
-        return Scores(total_B, {self.name: total_B}, token_rewards)
+        return Scores(total_B, {self.name: total_B}, token_rewards, rest_B=torch.zeros_like(total_B))
 
     def _arguments(self, episodes: Episodes) -> dict[str, Any]:
         """The keyword arguments: all columns, or those that the function names. Ours win over a row's of the same name."""
