@@ -159,7 +159,8 @@ class PPOConfig(StageConfig):
 
     # ---------------------------------------------------------------- order of work
     overlap_scoring: bool = operational(False)
-    """Ask the sources for rewards while the next responses are being sampled: pays for services."""
+    """Ask services and rules for rewards while the next responses are being sampled. Models and functions are given all
+    episodes of their process at once, as without: no result changes."""
     rollouts_ahead: Literal[0, 1] = 0
     """1 samples the next rollout during the update, from the weights before it (off-policy by one update, corrected by
     truncated importance weights)."""

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-
 ROUNDING = 1e-6
 """Relative error that equal scores may have from their sums in float32."""
 

@@ -20,6 +20,7 @@ from alignment.ppo import objectives as ppo
 from alignment.ppo.ahead import Ahead
 from alignment.ppo.background import in_background, wait_together
 from alignment.ppo.config import PPOConfig
+from alignment.ppo.contexts import check_contexts
 from alignment.ppo.controllers import KLController, RewardNormaliser
 from alignment.ppo.dump import RolloutDump
 from alignment.ppo.estimators import EstimatorSettings, estimate_advantages
@@ -80,6 +81,9 @@ class PPOTrainer:
         longest = max((len(row["prompt_ids"]) for row in self.prompts), default=0)
         self.room = self.replay.room if self.replay else longest + config.max_new_tokens
         """Tokens of the longest episode there can be."""
+        asked = [*self.prompts, *(held_out.rows if held_out else [])]
+        if self.replay is None:
+            check_contexts(roles, [source, held_out.gold if held_out else None], asked, config.max_new_tokens)
         ptx = load_ptx(config, tokenizer, self.room, runtime.world)
         groups = roles.parameter_groups(config)
         self.learner = Learner(config, roles.module(), groups, runtime, self.sampling.pad_id, self.room, ptx)
