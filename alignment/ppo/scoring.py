@@ -16,14 +16,8 @@ from transformers import PreTrainedTokenizerBase
 from alignment.ppo.background import in_background
 from alignment.ppo.rollout import Prompt, Rollout
 from alignment.reward.sources.combined import CombinedSource, combine
-from alignment.reward.sources.ensemble import EnsembleSource
-from alignment.reward.sources.model import ModelSource
 from alignment.reward.sources.protocol import Episodes, RewardSource, Scores
 from launch.runtime import Runtime
-
-HOME = (ModelSource, EnsembleSource)
-"""Sources that work on this process's own device: asked early they would only slow the sampling down. And they are
-asked for all episodes at once, since the last bits of their scores depend on how episodes are batched."""
 
 
 class EarlyScores:
@@ -58,7 +52,12 @@ class EarlyScores:
 
 
 class Scorer:
-    """Asks the sources of reward. With `overlap`, those that work elsewhere are asked chunk by chunk."""
+    """Asks the sources of reward. With `overlap`, those that say they work `row_by_row` are asked chunk by chunk.
+
+    That is what services and rules do. A function may make one row's reward depend on the others that it is given, such
+    as by taking their mean off: it is given all episodes of this rank. So are reward models, which would only slow the
+    sampling down, and the last bits of whose scores depend on how episodes are batched.
+    """
 
     def __init__(
         self, source: RewardSource, tokenizer: PreTrainedTokenizerBase, runtime: Runtime, overlap: bool
@@ -66,8 +65,8 @@ class Scorer:
         self.source, self.tokenizer, self.runtime = source, tokenizer, runtime
         combined = isinstance(source, CombinedSource)
         self._parts = source.sources if combined else {source.name: (1.0, source)}  # type: ignore[attr-defined]
-        away = {name: part for name, (_, part) in self._parts.items() if not isinstance(part, HOME)}
-        self._early = away if overlap else {}
+        single = {name: part for name, (_, part) in self._parts.items() if getattr(part, "row_by_row", False)}
+        self._early = single if overlap else {}
 
     def begin_early(self) -> EarlyScores | None:
         """Where the chunks of a rollout go that is about to be sampled; None when no source is asked early."""

@@ -96,7 +96,11 @@ class Scores:
 
 
 class RewardSource(Protocol):
-    """Anything that scores episodes. `name` is what its component is called."""
+    """Anything that scores episodes. `name` is what its component is called.
+
+    A source with a true attribute `row_by_row` promises that no row's reward depends on the others that it is given: it
+    may be asked for some of them early (`overlap_scoring`).
+    """
 
     name: str
 
