@@ -395,7 +395,9 @@ def test_ppo_captures_nothing_while_something_else_may_use_the_device(make, chan
     def rewards(prompts, completions, **columns):
         return [float(len(text)) for text in completions]
 
-    trainer = make(source=FunctionSource("length", rewards, "f.py:rewards", Path(".")), updates=2, **changes)
+    source = FunctionSource("length", rewards, "f.py:rewards", Path("."))
+    source.row_by_row = True  # else overlap_scoring asks it for nothing early
+    trainer = make(source=source, updates=2, **changes)
     trainer.graphs = DecodeGraphs(recorder := OpRecorder())
     run_updates(trainer)
     assert recorder.captured == 0
