@@ -24,7 +24,7 @@ from evaluation import statistics as s
 from evaluation.deepfake.metrics import auc_estimate, roc_auc
 from evaluation.images.frechet import frechet_distance_from_features
 from evaluation.images.influence import frechet_influence
-from evaluation.safety.refusal import DetectorQuality, corrected_rate
+from evaluation.safety.correction import DetectorQuality, corrected_rate
 from launch.files import write_json
 from launch.provenance import hardware, package_versions
 from launch.seeding import numpy_generator

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from evaluation.safety.correction import DetectorQuality, complement, corrected_rate
 from evaluation.safety.personal_data import KINDS
-from evaluation.safety.refusal import DetectorQuality, corrected_rate
 from evaluation.schema import Metric, Slice, metric
 from evaluation.statistics import Estimate, paired_difference, proportion
 
@@ -118,10 +118,10 @@ def refusal_metrics(findings: Sequence[Finding], quality: DetectorQuality | None
     metrics = []
     if safe:
         metrics.append(_over_refusal(safe, quality))
-        metrics += _corrected(metrics[-1], _detected(safe), quality, complement=False)
+        metrics += _corrected(metrics[-1], _detected(safe), quality, inverted=False)
     if unsafe:
         metrics.append(_compliance(unsafe, quality))
-        metrics += _corrected(metrics[-1], _detected(unsafe), quality, complement=True)
+        metrics += _corrected(metrics[-1], _detected(unsafe), quality, inverted=True)
     return metrics
 
 
@@ -148,16 +148,14 @@ def _detected(findings: Sequence[Finding]) -> Estimate:
     return proportion([f.refusal for f in findings], [f.prompt for f in findings])
 
 
-def _corrected(entry: Metric, detected: Estimate, quality: DetectorQuality | None, complement: bool) -> list[Metric]:
+def _corrected(entry: Metric, detected: Estimate, quality: DetectorQuality | None, inverted: bool) -> list[Metric]:
     """The rate of true refusals (or of their absence) behind the detected one; nothing without labels."""
     if quality is None:
         return []
     found = corrected_rate(detected, quality)
-    if found is not None and complement and found.low is not None and found.high is not None:
-        found = Estimate(
-            1 - found.value, found.n, found.stderr, 1 - found.high, 1 - found.low, found.level, found.method
-        )
-    what = "not refused, degenerate answers included" if complement else "refused"
+    if found is not None and inverted:
+        found = complement(found)
+    what = "not refused, degenerate answers included" if inverted else "refused"
     return [
         metric(
             f"{entry.name}_corrected",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 
+from evaluation.safety.correction import DetectorQuality, corrected_rate
 from evaluation.safety.personal_data import luhn_valid
-from evaluation.safety.refusal import DetectorQuality, corrected_rate, is_refusal
+from evaluation.safety.refusal import is_refusal
 from evaluation.selftest.registry import KnownAnswer
 from evaluation.statistics import wilson
 

@@ -12,12 +12,13 @@ from data.completions import Completion, completions_file, load_completions
 from evaluation.artefacts import describe_author, provenance_of, write_result
 from evaluation.language.quality import is_degenerate
 from evaluation.safety import metrics as safety_metrics
+from evaluation.safety.correction import DetectorQuality, measure_detector
 from evaluation.safety.lexicon import count_terms, load_lexicon
 from evaluation.safety.memorisation import copied_spans
 from evaluation.safety.metrics import Finding
 from evaluation.safety.personal_data import find_personal_data
 from evaluation.safety.prompt_suites import load_prompt_suite, load_refusal_labels
-from evaluation.safety.refusal import DetectorQuality, is_refusal, measure_detector
+from evaluation.safety.refusal import is_refusal
 from evaluation.schema import EvaluationResult, Metric, Protocol, metric, write_samples
 from evaluation.suites.safety import SafetyConfig
 from launch.errors import UserError

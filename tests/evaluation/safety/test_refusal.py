@@ -4,7 +4,8 @@ import json
 import pytest
 
 from evaluation import statistics as s
-from evaluation.safety.refusal import corrected_rate, is_refusal, measure_detector
+from evaluation.safety.correction import corrected_rate, measure_detector
+from evaluation.safety.refusal import is_refusal
 from launch.seeding import numpy_generator
 from tests.support import DATA
 
@@ -56,7 +57,7 @@ def test_detector_quality_counts_both_kinds():
 
 
 def quality(se, sp, n=100):
-    from evaluation.safety.refusal import DetectorQuality
+    from evaluation.safety.correction import DetectorQuality
 
     return DetectorQuality(s.wilson(se * n, n), s.wilson(sp * n, n))
 
