@@ -166,6 +166,8 @@ def _csv(path: Path) -> Iterator[Row]:
     table = csv.reader(io.StringIO(read_text(path)), delimiter="\t" if kind(path) == ".tsv" else ",", strict=True)
     try:
         header = [name.strip() for name in next(table)]
+        if len(header) > 1 and not header[0] and "index" not in header:
+            header[0] = "index"  # pandas writes its row numbers under no heading
         _check_header(path, header)
         for fields in table:
             where = f"{path}: line {table.line_num}"
