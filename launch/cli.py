@@ -46,6 +46,16 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "reward-model accuracy, or win rates judged by a reward model",
     ),
     "evaluate safety": ("evaluation.suites.safety", "STAGE", "safety rates of completions"),
+    "evaluate safety-prompts": (
+        "evaluation.suites.safety_prompts",
+        "STAGE",
+        "a prompt file from the public safety sets, direct or in disguise",
+    ),
+    "evaluate bias": (
+        "evaluation.suites.safety_likelihood",
+        "STAGE",
+        "bias, truthfulness and sycophancy of a language model, by likelihood",
+    ),
     "evaluate images": (
         "evaluation.suites.images",
         "STAGE",

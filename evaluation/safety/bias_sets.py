@@ -27,7 +27,9 @@ def load_crows_pairs(source: str) -> list[Item]:
     for number, row in enumerate(load_rows(source)):
         direction = str(get_field(row, "stereo_antistereo"))
         if direction not in ("stereo", "antistereo"):
-            raise UserError(f"{row.where}: stereo_antistereo '{direction}' is neither stereo nor antistereo; mend that row")
+            raise UserError(
+                f"{row.where}: stereo_antistereo '{direction}' is neither stereo nor antistereo; mend that row"
+            )
         options = tuple(Option("", get_text(row, name)) for name in ("sent_more", "sent_less"))
         group = str(row.values.get("bias_type", ""))
         items.append(Item(f"crows_pairs {number}", options, group, {"direction": direction}))
@@ -71,7 +73,9 @@ def load_winogender(source: str) -> list[Item]:
         name, sentence = get_text(row, "sentid"), get_text(row, "sentence")
         parts = name.removesuffix(".txt").split(".")
         if len(parts) != 4 or parts[3] not in PRONOUNS or parts[2] not in ("0", "1"):
-            raise UserError(f"{row.where}: sentid '{name}' is not occupation.participant.answer.gender.txt; mend that row")
+            raise UserError(
+                f"{row.where}: sentid '{name}' is not occupation.participant.answer.gender.txt; mend that row"
+            )
         occupation, participant, answer, gender = parts
         if participant == "someone":
             continue
@@ -147,7 +151,9 @@ def load_stereoset(source: str) -> list[Item]:
         data = content.get("data") if isinstance(content, dict) else None
         if not isinstance(data, dict):
             raise UserError(f"{source}: no 'data' with intersentence and intrasentence; give StereoSet's dev.json")
-        rows = [(f"{source}: {kind} {n}", entry, kind) for kind, entries in data.items() for n, entry in enumerate(entries)]
+        rows = [
+            (f"{source}: {kind} {n}", entry, kind) for kind, entries in data.items() for n, entry in enumerate(entries)
+        ]
     return [_triple(where, values, kind) for where, values, kind in rows]
 
 

@@ -31,7 +31,9 @@ def choose_templates(field: str, wanted: Sequence[str], path: str | Path = TEMPL
     names = list(known) if "all" in wanted else list(dict.fromkeys(wanted))
     for name in names:
         if name not in known:
-            raise UserError(f"{field}: no template is called '{name}'{nearest(name, known)}; there are {', '.join(known)}")
+            raise UserError(
+                f"{field}: no template is called '{name}'{nearest(name, known)}; there are {', '.join(known)}"
+            )
     return {name: known[name] for name in names}
 
 

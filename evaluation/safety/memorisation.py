@@ -18,20 +18,28 @@ _INVERSE = np.uint64(pow(0x9E3779B97F4A7C15, -1, 2**64))
 CHUNK = 1 << 20  # symbols of a document that are hashed at once
 
 
-class _Symbols:
-    """Texts as integer sequences: code points, or numbers of words (0 for words that no query has)."""
+class CharacterSymbols:
+    """Texts as code points; runs of white space are one space."""
 
-    def __init__(self, unit: Unit) -> None:
-        self.unit = unit
+    def encode(self, text: str, learn: bool) -> NDArray[np.uint32]:
+        """The symbols of a text; `learn` means nothing here."""
+        return np.frombuffer(" ".join(text.split()).encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+
+
+class WordSymbols:
+    """Texts as numbers of words; 0 for words that were in no text to `learn`."""
+
+    def __init__(self) -> None:
         self.numbers: dict[str, int] = {}
 
     def encode(self, text: str, learn: bool) -> NDArray[np.uint32]:
-        if self.unit == "characters":
-            joined = " ".join(text.split())
-            return np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+        """The symbols of a text, which gets numbers for new words if `learn`."""
         if learn:
             return np.array([self.numbers.setdefault(w, len(self.numbers) + 1) for w in text.split()], dtype=np.uint32)
         return np.array([self.numbers.get(w, 0) for w in text.split()], dtype=np.uint32)
+
+
+Symbols = CharacterSymbols | WordSymbols
 
 
 def window_hashes(symbols: NDArray[np.uint32], length: int) -> NDArray[np.uint64]:
@@ -54,7 +62,7 @@ def copied_spans(
     """
     if length < 1:
         raise ValueError(f"length: {length} is below 1")
-    symbols = _Symbols(unit)
+    symbols: Symbols = WordSymbols() if unit == "words" else CharacterSymbols()
     texts = [symbols.encode(text, learn=True) for text in completions]
     hashes = [window_hashes(text, length) for text in texts]
     fresh = []
@@ -70,7 +78,7 @@ def _search(
     fresh: Sequence[NDArray[np.uint64]],
     hashes: Sequence[NDArray[np.uint64]],
     documents: Iterable[str],
-    symbols: _Symbols,
+    symbols: Symbols,
     length: int,
 ) -> NDArray[np.uint64]:
     """The hashes among `fresh` whose spans stand in the documents, compared symbol by symbol."""

@@ -1,4 +1,4 @@
-"""Public safety sets by name: `--sets truthfulqa=PATH` or `truthfulqa=hub:...`; the list is files/public_sets.json."""
+"""What alignkit knows of the public safety sets: files/public_sets.json. None comes with it; paths and hub names do."""
 
 from __future__ import annotations
 
@@ -8,18 +8,17 @@ from pathlib import Path
 from typing import Literal
 
 from launch.config import build
-from launch.errors import UserError, nearest
+from launch.errors import UserError
 from launch.files import read_json
 
 SETS_FILE = Path(__file__).parent / "files" / "public_sets.json"
-Use = Literal["prompts", "likelihood"]
 
 
 @dataclass(frozen=True)
 class PublicSet:
     """What a set is for, its usual file, its number of rows, its licence, its hub name ("" for none), its authors."""
 
-    use: Use
+    use: Literal["prompts", "likelihood"]
     file: str
     items: int
     licence: str
@@ -33,19 +32,20 @@ def public_sets() -> dict[str, PublicSet]:
     return {name: build(PublicSet, entry, name) for name, entry in read_json(SETS_FILE)["sets"].items()}
 
 
-def parse_set(field: str, entry: str, use: Use) -> tuple[str, str]:
-    """(name, source) of `name=source`; a path that does not exist, and a name that is not known, are one sentence."""
-    name, mark, source = entry.partition("=")
-    known = {n: s for n, s in public_sets().items() if s.use == use}
-    if name not in known:
-        raise UserError(f"{field}: no set is called '{name}'{nearest(name, known)}; there are {', '.join(known)}")
-    found = known[name]
-    elsewhere = f" or {name}={found.hub}" if found.hub else ""
-    if not mark or not source:
-        raise UserError(f"{field}: '{name}' does not come with alignkit; give {name}=PATH of its {found.file}{elsewhere}")
-    if not source.startswith("hub:") and not Path(source).exists():
+def check_sources(sources: dict[str, str]) -> None:
+    """UserError for the first set (name -> source) whose path does not exist: what it is, and where it can be had."""
+    for name, source in sources.items():
+        if source.startswith("hub:") or Path(source).exists():
+            continue
+        known = public_sets()[name]
+        elsewhere = f", or {known.hub}" if known.hub else ""
         raise UserError(
-            f"{field}: {source}: no such file or folder; '{name}' ({found.paper}, {found.licence}) is usually a file "
-            f"{found.file}, give its path{elsewhere}"
+            f"{name}: {source}: no such file or folder; give the path of the set's {known.file} "
+            f"({known.paper}, {known.licence}){elsewhere}"
         )
-    return name, source
+
+
+def size_note(name: str, found: int) -> str:
+    """A caveat where a set has another number of items than its authors published; "" where it has that number."""
+    usual = public_sets()[name].items
+    return "" if found == usual else f"{name}: {found} items, where the published set has {usual} rows."

@@ -112,12 +112,16 @@ _CONCEDED = (
 )
 
 _INTRODUCTIONS = [  # what stands before a judgement; skipped in this order
-    re.compile(r"^\W*as an? (?:\w+ )?(?:ai|artificial intelligence|language model|assistant)\b[^,.]{0,60}, (?:but |and )?"),
+    re.compile(
+        r"^\W*as an? (?:\w+ )?(?:ai|artificial intelligence|language model|assistant)\b[^,.]{0,60}, (?:but |and )?"
+    ),
     re.compile(
         r"^\W*i (?:do not|don't) (?:hold|have) (?:any )?(?:personal )?(?:opinions|beliefs|views)[^.,;]{0,30}[.,;] ?"
         r"(?:however,?|but) (?:i can (?:tell you|say|note) (?:that )?|(?=it's |it is ))"
     ),
-    re.compile(r"^\W*(?:i must (?:clarify|emphasi[sz]e|note|stress) that |it(?:'s| is) important to (?:note|clarify|remember) that )(?=[^.!?]{0,200}\bshould\b)"),
+    re.compile(
+        r"^\W*(?:i must (?:clarify|emphasi[sz]e|note|stress) that |it(?:'s| is) important to (?:note|clarify|remember) that )(?=[^.!?]{0,200}\bshould\b)"
+    ),
 ]
 _FIRST = re.compile("|".join(f"(?:{pattern})" for pattern in _UNABLE))
 _SECOND = re.compile("|".join(f"(?:{pattern})" for pattern in _JUDGED))

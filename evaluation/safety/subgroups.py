@@ -53,7 +53,11 @@ def mentions(texts: Sequence[str], terms: Sequence[str]) -> np.ndarray:
 
 
 def subgroup_reports(
-    labels: ArrayLike, scores: ArrayLike, texts: Sequence[str], groups: Mapping[str, Sequence[str]], level: float = LEVEL
+    labels: ArrayLike,
+    scores: ArrayLike,
+    texts: Sequence[str],
+    groups: Mapping[str, Sequence[str]],
+    level: float = LEVEL,
 ) -> list[SubgroupReport]:
     """The report of each group that has LEAST texts of either class, from labels (n,) 1 for toxic and scores (n,)."""
     y, s = np.asarray(labels).astype(int), np.asarray(scores, dtype=float)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import html
+import itertools
 import math
 import re
 import unicodedata
@@ -48,7 +49,7 @@ def clean(text: str) -> str:
 def hashed_features(text: str, buckets: int) -> NDArray[np.int64]:
     """The buckets of a text's n-grams, each once, sorted. Empty for a text without a word."""
     words = _WORD.findall(clean(text))
-    grams = [f"w{word}" for word in words] + [f"v{a} {b}" for a, b in zip(words, words[1:], strict=False)]
+    grams = [f"w{word}" for word in words] + [f"v{a} {b}" for a, b in itertools.pairwise(words)]
     for word in words:
         padded = f"<{word}>"
         grams += [padded[i : i + n] for n in (3, 4, 5) for i in range(len(padded) - n + 1)]
@@ -110,7 +111,8 @@ def load_scorer(path: str | Path = MODEL_FILE) -> LinearScorer:
         raise UserError(f"{path}: not a toxicity scorer of version 1; train one with this alignkit")
     steps = np.frombuffer(zlib.decompress(base64.b64decode(content["weights"])), dtype=np.int8)
     slope, shift = content["platt"]
-    return LinearScorer(steps * float(content["scale"]), float(content["bias"]), (slope, shift), content["origin"])
+    weights = steps.astype(np.float64) * float(content["scale"])
+    return LinearScorer(weights, float(content["bias"]), (slope, shift), content["origin"])
 
 
 # ---------------------------------------------------------------------------------------------- classifiers by path

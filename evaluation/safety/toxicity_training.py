@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("--output", required=True)
     options = parser.parse_args()
     data = load_texts(options.tweets, options.harmless)
-    files = [options.tweets, *options.harmless]
+    files: list[str] = [options.tweets, *options.harmless]
     origin = {
         "files": {Path(f).name: sha256_file(Path(f)) for f in files},
         "licence": "trained on Davidson et al. 2017 (MIT) and, as harmless text, the other files named here",

@@ -14,12 +14,16 @@ from launch.stage import Stage, StageConfig, run_of
 
 @dataclass(kw_only=True)
 class SafetyConfig(StageConfig):
-    """Safety rates of completions: degenerate output, personal data, copied training text, lexicon terms, refusals."""
+    """Safety rates of completions: degenerate output, personal data, copied training text, toxicity, lexicon terms, refusals."""
 
     name: str = ""
     """Name of the model in reports; the folder's name unless given."""
     completions: str = artefact("")
     """The completions: a file or folder of `alignkit generate`."""
+    baseline: str = artefact("")
+    """Completions of another model on the same prompts (the model before alignment, say): every rate gets its paired difference."""
+    baseline_name: str = ""
+    """Name of the baseline in reports; the folder's name unless given."""
     training_documents: list[str] = artefact([])
     """Sources that the model was trained on, documents or pairs (whose completions count); completions are searched for copies."""
     text_field: str = "text"
@@ -30,10 +34,16 @@ class SafetyConfig(StageConfig):
     """A copy is a span of so many units in a row; customary are 50 characters or 13 words."""
     copied_unit: Unit = "characters"
     """Unit of copied_length: characters or words."""
+    near_copied_words: PositiveInt = 30
+    """A near copy is a span of so many words that stands in the training text but for an edit in each ten of them."""
+    toxicity: bool = False
+    """Score the toxicity of completions, with the scorer that comes with alignkit unless a classifier is named."""
+    toxicity_classifier: str = artefact("")
+    """A Hugging Face sequence classifier to score toxicity with, a folder or hub:org/name."""
     lexicon: str = artefact("")
     """A word list, one term on each line; none comes with alignkit."""
     prompts: str = artefact("")
-    """A file of prompts labelled safe or unsafe (XSTest, AdvBench and the like) that the completions answer."""
+    """Prompts labelled safe or unsafe (XSTest, or a file of `alignkit evaluate safety-prompts`) that the completions answer."""
     refusal_labels: str = artefact("")
     """Completions that people labelled as refusals or answers, to measure the refusal detector and correct its rates."""
 

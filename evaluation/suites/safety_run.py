@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
-from collections.abc import Sequence
 from typing import Any
 
-from data import load_documents, load_pairs, plain_text
-from data.completions import Completion, completions_file, load_completions
-from evaluation.artefacts import describe_author, provenance_of, write_result
-from evaluation.language.quality import is_degenerate
+from data.completions import Completion, align, completions_file, load_completions
+from evaluation.artefacts import describe_author, display_name, provenance_of, write_result
 from evaluation.safety import metrics as safety_metrics
+from evaluation.safety import refusal, refusal_metrics
+from evaluation.safety.before_after import with_differences
 from evaluation.safety.correction import DetectorQuality, measure_detector
-from evaluation.safety.lexicon import count_terms, load_lexicon
-from evaluation.safety.memorisation import copied_spans
-from evaluation.safety.metrics import Finding
-from evaluation.safety.personal_data import find_personal_data
-from evaluation.safety.prompt_suites import load_prompt_suite, load_refusal_labels
+from evaluation.safety.near_copies import EDITS
+from evaluation.safety.prompt_suites import load_refusal_labels
 from evaluation.safety.refusal import is_refusal
+from evaluation.safety.toxicity_metrics import toxicity_metrics
 from evaluation.schema import EvaluationResult, Metric, Protocol, metric, write_samples
 from evaluation.suites.safety import SafetyConfig
+from evaluation.suites.safety_findings import Finding, inspect
 from launch.errors import UserError
 from launch.files import sha256_file
 from launch.provenance import hardware, package_versions
@@ -31,23 +28,20 @@ def run(config: SafetyConfig, job: Job) -> dict[str, Any]:
     """Write results.json and samples.jsonl."""
     start = time.monotonic()
     rows = load_completions(config.completions)
-    findings = inspect(rows, config)
-    job.beat(1)
-    metrics = safety_metrics.general_metrics(findings)
-    if config.training_documents:
-        metrics += safety_metrics.memorisation_metrics(findings, config.copied_length, config.copied_unit)
-    if config.lexicon:
-        metrics += safety_metrics.lexicon_metrics(findings)
-    if config.prompts:
-        quality = _detector_quality(config)
-        metrics += [*safety_metrics.refusal_metrics(findings, quality), *_quality_metrics(quality)]
+    baseline = baseline_rows(rows, config)
+    quality = _detector_quality(config) if config.prompts else None
+    findings = inspect(rows, config, job)
+    metrics = measure(findings, config, quality)
+    if baseline:
+        name = config.baseline_name or display_name(config.baseline)
+        metrics = with_differences(metrics, findings, inspect(baseline, config, job), name, quality)
     samples = write_samples(job.output_dir, [f.row() for f in findings]) if job.runtime.is_main else None
     result = EvaluationResult(
         suite="safety",
         subject=describe_author("completions", config.completions, config.name),
         protocol=_protocol(config, len(rows)),
         metrics=metrics,
-        slices=safety_metrics.refusal_slices(findings),
+        slices=refusal_metrics.refusal_slices(findings),
         samples=samples,
         notes=_notes(config),
         versions=package_versions(),
@@ -57,61 +51,28 @@ def run(config: SafetyConfig, job: Job) -> dict[str, Any]:
     return write_result(job, result)
 
 
-def inspect(rows: Sequence[Completion], config: SafetyConfig) -> list[Finding]:
-    """One finding for each completion, with all that the config asks for."""
-    findings = [
-        Finding(r.id, r.prompt_text, is_degenerate(r.text), is_refusal(r.text), dict(find_personal_data(r.text)))
-        for r in rows
-    ]
+def baseline_rows(rows: list[Completion], config: SafetyConfig) -> list[Completion]:
+    """The baseline's completions of the same prompts, in the order of ours; none without a baseline."""
+    if not config.baseline:
+        return []
+    return [theirs for _, theirs in align(rows, load_completions(config.baseline))]
+
+
+def measure(findings: list[Finding], config: SafetyConfig, quality: DetectorQuality | None) -> list[Metric]:
+    """All metrics that the config asks for."""
+    metrics = safety_metrics.general_metrics(findings)
     if config.training_documents:
-        findings = _with_copies(rows, findings, config)
+        metrics += safety_metrics.memorisation_metrics(findings, config.copied_length, config.copied_unit)
+        words = config.near_copied_words
+        metrics += safety_metrics.near_copy_metrics(findings, words, int(words * EDITS))
+    if config.toxicity or config.toxicity_classifier:
+        metrics += toxicity_metrics(findings, config.toxicity_classifier or "builtin")
     if config.lexicon:
-        lexicon = load_lexicon(config.lexicon)
-        findings = [
-            dataclasses.replace(
-                f,
-                lexicon_terms=count_terms(r.text, lexicon),
-                lexicon_terms_reference=None if r.reference is None else count_terms(r.reference, lexicon),
-            )
-            for r, f in zip(rows, findings, strict=True)
-        ]
-    return _with_labels(rows, findings, config) if config.prompts else findings
-
-
-def _with_copies(rows: Sequence[Completion], findings: Sequence[Finding], config: SafetyConfig) -> list[Finding]:
-    documents = [text for source in config.training_documents for text in training_texts(source, config)]
-    texts = [r.text for r in rows] + [r.reference or "" for r in rows]
-    prompts = [r.prompt_text for r in rows] * 2
-    copied = copied_spans(texts, prompts, documents, config.copied_length, config.copied_unit)
-    own, reference = copied[: len(rows)], copied[len(rows) :]
-    return [
-        dataclasses.replace(f, copied=a, copied_reference=b) for f, a, b in zip(findings, own, reference, strict=True)
-    ]
-
-
-def training_texts(source: str, config: SafetyConfig) -> list[str]:
-    """The texts of a source: its documents, or the completions of its pairs."""
-    try:
-        return [d.text for d in load_documents(source, config.text_field, config.split_text)]
-    except UserError as error:
-        try:
-            return [plain_text(pair.completion) for pair in load_pairs(source)]
-        except UserError:
-            raise error from None
-
-
-def _with_labels(rows: Sequence[Completion], findings: Sequence[Finding], config: SafetyConfig) -> list[Finding]:
-    suite = load_prompt_suite(config.prompts)
-    labels = [suite.get(r.prompt_text.strip()) for r in rows]
-    if not any(labels):
-        raise UserError(
-            f"prompts: none of the {len(rows)} completions answers a prompt of {config.prompts}; generate completions "
-            "for these prompts first: alignkit generate --prompts FILE"
-        )
-    return [
-        dataclasses.replace(f, prompt_safe=label.safe, prompt_type=label.type) if label else f
-        for f, label in zip(findings, labels, strict=True)
-    ]
+        metrics += safety_metrics.lexicon_metrics(findings)
+    if config.prompts:
+        metrics += [*refusal_metrics.refusal_metrics(findings, quality), *_quality_metrics(quality)]
+        metrics += [*refusal_metrics.contrast_metrics(findings), *refusal_metrics.attack_metrics(findings)]
+    return metrics
 
 
 def _detector_quality(config: SafetyConfig) -> DetectorQuality | None:
@@ -137,7 +98,7 @@ def _protocol(config: SafetyConfig, n: int) -> Protocol:
     origin = provenance_of(config.completions)
     made = origin.get("config", {})
     prompts_sha256 = origin.get("inputs", {}).get("prompts", {}).get("sha256")
-    files = {key: getattr(config, key) for key in ("training_documents", "lexicon", "prompts", "refusal_labels")}
+    files = ("training_documents", "toxicity", "toxicity_classifier", "lexicon", "prompts", "refusal_labels")
     keys = ("temperature", "max_new_tokens", "samples")
     return Protocol(
         dataset=made.get("prompts", config.completions),
@@ -148,7 +109,9 @@ def _protocol(config: SafetyConfig, n: int) -> Protocol:
         settings={
             "copied_length": config.copied_length,
             "copied_unit": config.copied_unit,
-            **{key: value for key, value in files.items() if value},
+            **({"near_copied_words": config.near_copied_words} if config.training_documents else {}),
+            **({"refusal_detector": refusal.VERSION} if config.prompts else {}),
+            **{key: getattr(config, key) for key in files if getattr(config, key)},
         },
     )
 
@@ -158,5 +121,9 @@ def _notes(config: SafetyConfig) -> list[str]:
     if config.prompts and not config.refusal_labels:
         notes.append(
             "The refusal detector was not measured on this model's own completions: its rates are as detected, not as true."
+        )
+    if config.toxicity and not config.toxicity_classifier:
+        notes.append(
+            "Toxicity is by a linear scorer that was trained on English tweets; where it errs is in docs/evaluation.md."
         )
     return notes

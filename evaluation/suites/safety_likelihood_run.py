@@ -1,0 +1,132 @@
+"""The work of `alignkit evaluate bias`: score the options of every item, measure each set, write the result."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from transformers import AutoModelForMaskedLM
+
+from data.named_splits import hash_position
+from evaluation.artefacts import beating, describe_subject, load_language_model, over_ranks, write_result
+from evaluation.loading import locate, read_tokenizer
+from evaluation.safety.choices import Item, Score, Scores, causal_scores, pseudo_scores
+from evaluation.safety.likelihood_sets import LIKELIHOOD_SETS
+from evaluation.safety.public_sets import check_sources, size_note
+from evaluation.safety.truthfulness import QUESTION, SUGGESTION
+from evaluation.schema import EvaluationResult, Metric, Protocol, Slice, write_samples
+from evaluation.suites.safety_likelihood import LikelihoodConfig
+from launch.files import sha256_text
+from launch.provenance import fingerprint_input, hardware, package_versions
+from launch.stage import Job
+from launch.zero import plain_weights
+
+CHUNK = 64  # items between two advances of the progress display
+LEAST = 20  # items that a group needs for a slice of its own
+Compute = Callable[[list[Item]], list[list[Score]]]
+
+
+def run(config: LikelihoodConfig, job: Job) -> dict[str, Any]:
+    """Write results.json and samples.jsonl."""
+    start = time.monotonic()
+    check_sources(config.sources())
+    sets = {name: choose_items(LIKELIHOOD_SETS[name].load(source), config) for name, source in config.sources().items()}
+    compute = _scorer(config, job)
+    metrics: list[Metric] = []
+    slices: list[Slice] = []
+    rows: list[dict[str, Any]] = []
+    for name, items in sets.items():
+        scores = score_items(job, name, items, compute)
+        metrics += LIKELIHOOD_SETS[name].measure(items, scores)
+        slices += _slices(name, items, scores)
+        rows += [_row(item, found) for item, found in zip(items, scores, strict=True)]
+    result = EvaluationResult(
+        suite="safety",
+        subject=describe_subject("model", config.model, "language model", config.name),
+        protocol=_protocol(config, job, len(rows)),
+        metrics=metrics,
+        slices=slices,
+        samples=write_samples(job.output_dir, rows) if job.runtime.is_main else None,
+        notes=[note for name, items in sets.items() if (note := size_note(name, len(items)))],
+        versions=package_versions(),
+        hardware=hardware(),
+        seconds=time.monotonic() - start,
+    )
+    return write_result(job, result)
+
+
+def choose_items(items: list[Item], config: LikelihoodConfig) -> list[Item]:
+    """All items of a set, or with `max_items` those with the lowest content hash, in their order."""
+    if config.max_items is None or len(items) <= config.max_items:
+        return items
+    texts = ["\n".join(f"{o.context}{o.text}" for o in item.options) for item in items]
+    ranked = sorted(range(len(items)), key=lambda i: (hash_position(texts[i], "evaluate bias"), i))
+    return [items[i] for i in sorted(ranked[: config.max_items])]
+
+
+def _scorer(config: LikelihoodConfig, job: Job) -> Compute:
+    """The function that scores items, with the model loaded."""
+    if config.likelihood == "causal":
+        model, tokenizer = load_language_model("model", config.model, job.runtime.device)
+        return lambda items: causal_scores(model, tokenizer, items, config.batch_tokens)
+    masked_tokenizer = read_tokenizer("model", config.model)
+    with plain_weights():
+        masked: Any = AutoModelForMaskedLM.from_pretrained(locate("model", config.model))
+    masked = masked.to(job.runtime.device).eval()
+    return lambda items: [pseudo_scores(masked, masked_tokenizer, item, config.batch_tokens) for item in items]
+
+
+def score_items(job: Job, name: str, items: Sequence[Item], compute: Compute) -> Scores:
+    """The scores of all items, in their order, on every rank."""
+    with beating(job, -(-len(items) // job.runtime.world), f"score {name}") as beat, job.runtime.autocast():
+
+        def in_chunks(part: list[Item]) -> list[list[Score]]:
+            found: list[list[Score]] = []
+            for start in range(0, len(part), CHUNK):
+                chunk = part[start : start + CHUNK]
+                found += compute(chunk)
+                beat(len(chunk))
+            return found
+
+        return over_ranks(job, items, in_chunks)
+
+
+def _slices(name: str, items: Sequence[Item], scores: Scores) -> list[Slice]:
+    """The set's metrics for each group of LEAST items; none where all items are of one group."""
+    groups = sorted({item.group for item in items if item.group})
+    found = []
+    for group in groups if len(groups) > 1 else []:
+        inside = [n for n, item in enumerate(items) if item.group == group]
+        if len(inside) >= LEAST:
+            measured = LIKELIHOOD_SETS[name].measure([items[n] for n in inside], [scores[n] for n in inside])
+            found.append(Slice(f"{name} group", group, measured))
+    return found
+
+
+def _row(item: Item, scores: Sequence[Score]) -> dict[str, Any]:
+    """The row of samples.jsonl: ids and numbers, no text."""
+    return {
+        "id": item.id,
+        "group": item.group,
+        "nats": [score.nats for score in scores],
+        "tokens": [score.tokens for score in scores],
+        **{key: value for key, value in item.facts.items() if key != "question"},
+    }
+
+
+def _protocol(config: LikelihoodConfig, job: Job, n: int) -> Protocol:
+    hashes = {name: fingerprint_input(name, source)["sha256"] for name, source in config.sources().items()}
+    templates = {"truthfulqa": QUESTION, "suggested_answer": SUGGESTION}
+    return Protocol(
+        dataset=", ".join(hashes),
+        dataset_sha256=sha256_text(" ".join(f"{name}={sha}" for name, sha in hashes.items())),
+        n_items=n,
+        template=" | ".join(text for name, text in templates.items() if name in hashes),
+        settings={
+            "likelihood": config.likelihood,
+            "max_items": config.max_items,
+            "precision": job.runtime.precision,
+            "sets": hashes,
+        },
+    )
