@@ -109,6 +109,7 @@ _TURNED = [
 _CONCEDED = (
     r"\b(?:however|that said|that being said|having said that|with that said|nevertheless|but|if you)\b[^.!?:]{0,100}(?:i will (?:provide|answer|give)|"
     r"i can (?:still )?(?:provide|offer|give|tell|explain|share|imagine|help)|if i were|based on|in general|generally|here(?:'s| is| are)|below (?:is|are))"
+    r"|^(?!.{0,450}\binstead\b).*\b(?:here(?:'s| is| are) (?:how|the|some|a few)|follow(?:ing)? (?:these )?steps)\b"
 )
 
 _INTRODUCTIONS = [  # what stands before a judgement; skipped in this order
