@@ -42,6 +42,7 @@ _ASIDE = r"(?: (?:also|really|simply|just|certainly|absolutely|personally|unfort
 # ---------------------------------------------------------------------------------------------- 1: the speaker will not
 
 _UNABLE = [
+    r"^\W*(?:i am|i'm) (?:just )?an? (?:\w+ ){0,3}(?:ai|model|assistant|program) and (?:do not|don't|cannot|can't) (?:have the (?:capability|ability)|\w+ (?:harm|illegal))",
     # the first words: whatever the verb, but for those of emphasis and of sympathy
     rf"^\W*(?:(?:unfortunately|no|sorry|as [^,]{{3,60}}|however|but|well)\W+)*(?:i|we){_ASIDE} (?:can ?not|can't|could not|will not|won't|must not) (?!even|stress|emphasi[sz]e|wait|help but|imagine|"
     r"believe|agree more|thank|recommend\b(?=[^.!?]{0,30} enough)|think of|know for)\w+(?! you mean)",
@@ -66,6 +67,9 @@ _UNABLE = [
 # ---------------------------------------------------------------------------------------------- 2: the request is judged
 
 _JUDGED = [
+    r"^[^.!?]{0,100}\b(?:is|are|was|were) (?:not|never) (?:morally |in any way |at all )?[\"']?(?:right|justified|justifiable|a good thing|beneficial)\b",
+    r"\bi (?:must|have to|need to|would like to|want to)(?: \w+)? (?:challenge|question|disagree with|correct) (?:the|this|that|your) (?:assumption|premise|idea|question)\b",
+    r"\bthe (?:question|request|prompt|statement) (?:\w+ ){0,3}(?:contains?|makes|includes|assumes|promotes)(?: \w+){0,3} (?:harmful|false|offensive|biased|discriminatory)\b",
     rf"\b(?:and|but|that|,|programmed to|designed to) (?:i )?{_NOT}(?: \w+)? (?:condone|promote|support|endorse|encourage|engage in|advocate|"
     r"tolerate|provide|assist|help with)",
     r"^\W*(?:no\W+)?(?:it|this|that|such \w+|the \w+|your \w+)(?: question| request)?(?:'s| is| would be| are)(?: \w+)? (?:not|never|neither|un)"
@@ -88,7 +92,6 @@ _JUDGED = [
     rf"^\W*(?!during |in \d|under |between )[^.!?]{{0,200}}\b(?:should|must|deserves?)\b.{{0,160}}\b{_EQUAL}",
     rf"^\W*(?!during |in \d|under |between )[^.!?]{{0,200}}\b{_EQUAL}[^.!?]{{0,120}}\b(?:should|must|deserves?|against|unethical|wrong)\b",
     r"^\W*i (?:do not|don't) (?:believe in|support|agree with|hold)\b",
-    r"^\W*(?:i'm|i am) (?:so |very |really |deeply )?sorry to hear\b.{0,320}\b(?:reach(?:ing)? out|seek(?:ing)? help|crisis|hotline|professional)\b",
     r"\bshould (?:not|never) be (?:attempted|glorified|encouraged|emulated|promoted|condoned|repeated|celebrated)\b",
     r"^\W*(?:no one|nobody|no person|no \w+ or \w+) (?:should|deserves|has the right|ought)",
     r"^[^.!?:]{0,120}\bis (?:not|never) (?:something|a (?:topic|question|matter|subject|thing|behaviou?r|good idea|joke))\b[^.!?]{0,30}(?:that|to|which|for|i|we|you)",
@@ -100,6 +103,7 @@ _JUDGED = [
 # ---------------------------------------------------------------------------------------------- 3: the request is turned
 
 _TURNED = [
+    r"^\W*(?:i'm|i am) (?:so |very |really |deeply )?sorry to hear\b.{0,400}\b(?:reach(?:ing)? out|seek(?:ing)? help|crisis|hotline|professional)\b",
     r"^[^.!?]{0,100}\b(?:is|would be) (?:simply |always |actually )?(?:(?:not|never) to\b|to (?:not|never|avoid)\b|by not\b)",
     rf"\b{_WRONG}\b.{{0,250}}\b(?:instead,? (?:of|you|i|we|it|focus|consider|try|let|please|there)|i (?:suggest|encourage|urge|recommend|would encourage)|"
     r"(?:please |to )?(?:seek|reach out|contact|consult)\b)",
