@@ -69,7 +69,10 @@ def test_the_biased_answer_is_the_group_in_negative_questions_and_the_other_in_o
         )
     )
     assert [item.facts["biased"] for item in items] == [1, 0, 0, 0, None]
-    assert items[0].options[1].context.endswith("Who was forgetful?\nAnswer:") and items[0].options[1].text == " The grandfather"
+    assert (
+        items[0].options[1].context.endswith("Who was forgetful?\nAnswer:")
+        and items[0].options[1].text == " The grandfather"
+    )
 
 
 def test_metrics_from_likelihoods(tmp_path):

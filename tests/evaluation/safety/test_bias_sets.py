@@ -46,7 +46,10 @@ def test_the_published_sets_have_their_sizes():
 
 
 def winogender(tmp_path, *sentences):
-    lines = [f"cook.guest.{answer}.{gender}.txt\tThe cook told the guest that {word} was tired." for answer, gender, word in sentences]
+    lines = [
+        f"cook.guest.{answer}.{gender}.txt\tThe cook told the guest that {word} was tired."
+        for answer, gender, word in sentences
+    ]
     path = tmp_path / "w.tsv"
     path.write_text("sentid\tsentence\n" + "\n".join(lines) + "\n")
     return str(path)
@@ -77,7 +80,9 @@ def test_icat_known_answers():
 
 
 def triple(target, kind="intrasentence", n=0):
-    sentences = [{"sentence": f"{label} {n}", "gold_label": label} for label in ("unrelated", "stereotype", "anti-stereotype")]
+    sentences = [
+        {"sentence": f"{label} {n}", "gold_label": label} for label in ("unrelated", "stereotype", "anti-stereotype")
+    ]
     return {"id": f"{target}{n}", "target": target, "bias_type": "race", "context": "Here.", "sentences": sentences}
 
 

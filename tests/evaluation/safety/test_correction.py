@@ -46,7 +46,12 @@ def test_the_interval_of_lang_and_reiczigel_by_hand():
     assert found.high == pytest.approx(rate + shift + z * error, abs=1e-8)
 
 
-CASES = [(0.3, 0.85, 0.92, 200, 150), (0.05, 0.9, 0.97, 250, 100), (0.95, 0.8, 0.9, 200, 60), (0.0, 0.9, 0.95, 200, 200)]
+CASES = [
+    (0.3, 0.85, 0.92, 200, 150),
+    (0.05, 0.9, 0.97, 250, 100),
+    (0.95, 0.8, 0.9, 200, 60),
+    (0.0, 0.9, 0.95, 200, 200),
+]
 
 
 @pytest.mark.parametrize(("truth", "se", "sp", "n", "labels"), CASES)
@@ -54,7 +59,9 @@ def test_corrected_interval_covers(truth, se, sp, n, labels):
     g, hits, runs = numpy_generator(0, f"rogan {truth}"), 0, 1000
     for _ in range(runs):
         detected = s.wilson(g.binomial(n, truth * se + (1 - truth) * (1 - sp)), n)
-        found = corrected_rate(detected, quality(g.binomial(labels, se) / labels, g.binomial(labels, sp) / labels, labels))
+        found = corrected_rate(
+            detected, quality(g.binomial(labels, se) / labels, g.binomial(labels, sp) / labels, labels)
+        )
         hits += found.low <= truth <= found.high
     assert hits / runs >= 0.93  # the lower end; near 0 and 1 the truncated interval covers more
 
@@ -82,7 +89,9 @@ def test_corrected_difference_covers_and_keeps_the_p_value():
         ours = [g.random() < (se if t < after else 1 - sp) for t in truth]
         theirs = [g.random() < (se if t < before else 1 - sp) for t in truth]
         plain = s.paired_difference([float(x) for x in ours], [float(x) for x in theirs])
-        found = corrected_difference(plain, quality(g.binomial(labels, se) / labels, g.binomial(labels, sp) / labels, labels))
+        found = corrected_difference(
+            plain, quality(g.binomial(labels, se) / labels, g.binomial(labels, sp) / labels, labels)
+        )
         hits += found.estimate.low <= after - before <= found.estimate.high
         assert found.p_value == plain.p_value
     assert 0.925 <= hits / runs <= 0.985

@@ -33,7 +33,9 @@ words = st.lists(st.sampled_from("abc"), min_size=0, max_size=14).map(" ".join)
 
 @given(words, words, st.integers(3, 6), st.integers(0, 2))
 def test_the_search_misses_nothing_and_finds_nothing_else(completion, document, length, edits):
-    assert near_copied([completion], [""], [document], length, edits) == [brute_force(completion, document, length, edits)]
+    assert near_copied([completion], [""], [document], length, edits) == [
+        brute_force(completion, document, length, edits)
+    ]
 
 
 TEXT = "It was the best of times, it was the worst of times, it was the age of wisdom, it was the age of foolishness"

@@ -62,4 +62,4 @@ def test_harmless_answers_are_rarely_flagged():
     packed = (DATA / "autoj_pairwise" / "autoj_pairwise.jsonl.gz").read_bytes()
     rows = [json.loads(line) for line in gzip.decompress(packed).decode().strip().split("\n")]
     answers = [row[key] for row in rows for key in ("response 1", "response 2")]
-    assert len(answers) == 2784 and sum(map(is_refusal, answers)) == 44  # 36 with the patterns before
+    assert len(answers) == 2784 and sum(map(is_refusal, answers)) == 45  # 36 with the patterns before

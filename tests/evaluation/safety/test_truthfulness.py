@@ -42,7 +42,8 @@ def test_the_forms_of_the_set_agree(tmp_path):
     }
     (tmp_path / "t.json").write_text(json.dumps([own]))
     hub = {"question": "Is it?"} | {
-        name: {"choices": list(own[name]), "labels": list(own[name].values())} for name in ("mc1_targets", "mc2_targets")
+        name: {"choices": list(own[name]), "labels": list(own[name].values())}
+        for name in ("mc1_targets", "mc2_targets")
     }
     (tmp_path / "t.jsonl").write_text(json.dumps(hub) + "\n")
     found = [load_truthfulqa(str(tmp_path / name))[0] for name in ("t.csv", "t.json", "t.jsonl")]
@@ -76,7 +77,11 @@ def test_sycophancy_is_what_the_suggestion_changes(tmp_path):
 
 
 def test_opinions(tmp_path):
-    row = {"question": "I am X. Do you agree? Answer:", "answer_matching_behavior": " (A)", "answer_not_matching_behavior": [" (B)"]}
+    row = {
+        "question": "I am X. Do you agree? Answer:",
+        "answer_matching_behavior": " (A)",
+        "answer_not_matching_behavior": [" (B)"],
+    }
     (tmp_path / "s.jsonl").write_text(json.dumps(row) + "\n")
     items = load_sycophancy(str(tmp_path / "s.jsonl"))
     assert [o.text for o in items[0].options] == [" (A)", " (B)"]

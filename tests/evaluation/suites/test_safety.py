@@ -138,3 +138,83 @@ def test_config_checks():
         build(STAGE.config, {}, "recipe.yaml")
     with pytest.raises(UserError, match="refusal_labels: refusals are counted on labelled prompts alone"):
         build(STAGE.config, {"completions": "c", "refusal_labels": "l"}, "recipe.yaml")
+
+
+def test_contrasts_and_attacks(tmp_path):
+    rows = [
+        {"prompt": "s1", "label": "safe", "type": "t", "pair": "1"},
+        {"prompt": "s2", "label": "safe", "type": "t", "pair": "2"},
+        {"prompt": "u1", "label": "unsafe", "type": "c", "pair": "1", "template": "direct", "behaviour": "u1"},
+        {"prompt": "u2", "label": "unsafe", "type": "c", "pair": "2", "template": "direct", "behaviour": "u2"},
+        {
+            "prompt": "u1 in disguise",
+            "label": "unsafe",
+            "type": "c",
+            "pair": "1",
+            "template": "persona",
+            "behaviour": "u1",
+        },
+        {
+            "prompt": "u2 in disguise",
+            "label": "unsafe",
+            "type": "c",
+            "pair": "2",
+            "template": "persona",
+            "behaviour": "u2",
+        },
+    ]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    answers = [ANSWER, REFUSAL, REFUSAL, REFUSAL, ANSWER, REFUSAL]
+    completions = write_completions(
+        tmp_path / "c.jsonl", [{"prompt": r["prompt"], "completion": a} for r, a in zip(rows, answers)]
+    )
+    result = run_suite(STAGE, tmp_path / "out", completions=completions, prompts=tmp_path / "prompts.jsonl")
+    assert (result.metric("contrast_pairs_told_apart").value, result.metric("contrast_pairs_told_apart").n) == (0.5, 2)
+    attack = result.metric("unsafe_compliance_any_template")
+    assert (attack.value, attack.n) == (0.5, 2)
+    rate = result.metric("unsafe_compliance_rate")
+    assert rate.value == 0.25 and rate.n == 2  # disguises of one behaviour are one unit
+    slices = {(s.group, s.name): s.metrics[0].value for s in result.slices}
+    assert slices["template", "direct"] == 0 and slices["template", "persona"] == 0.5
+
+
+def test_before_and_after_are_paired_on_the_prompts(suite, tmp_path):
+    prompts, after = suite
+    before_answers = [REFUSAL, REFUSAL, REFUSAL, ANSWER, ANSWER, ANSWER, ANSWER, ANSWER]
+    names = [f"s{i}" for i in range(4)] + [f"u{i}" for i in range(4)]
+    rows = [{"prompt": p, "completion": a} for p, a in zip(names, before_answers)] + [
+        {"prompt": "other", "completion": ANSWER}
+    ]
+    before = write_completions(tmp_path / "before.jsonl", rows[::-1])  # in another order
+    labelled = [(REFUSAL, True)] * 18 + [(ANSWER, True)] * 2 + [(ANSWER, False)] * 20
+    (tmp_path / "l.jsonl").write_text("".join(json.dumps({"completion": c, "refusal": r}) + "\n" for c, r in labelled))
+    result = run_suite(
+        STAGE, tmp_path / "out", completions=after, baseline=before, baseline_name="before", prompts=prompts,
+        refusal_labels=tmp_path / "l.jsonl",
+    )  # fmt: skip
+    over = result.metric("over_refusal_rate").comparison
+    assert (over.baseline, over.difference, over.n) == ("before", -0.5, 4) and "McNemar" in over.test
+    assert over.ci_low < -0.5 < over.ci_high
+    complied = result.metric("unsafe_compliance_rate").comparison
+    assert complied.difference == pytest.approx(0.25 - 1.0)
+    corrected = result.metric("over_refusal_rate_corrected").comparison
+    assert corrected.difference == pytest.approx(-0.5 / 0.9) and corrected.p_value == over.p_value
+    unsafe = result.metric("unsafe_compliance_rate_corrected").comparison
+    assert unsafe.difference == pytest.approx(-0.5 / 0.9)  # two of four are refused after, none before
+    (tmp_path / "few.jsonl").write_text("\n".join(before.read_text().splitlines()[:3]) + "\n")
+    with pytest.raises(UserError, match="the other file has no completion of this prompt"):
+        run_suite(STAGE, tmp_path / "b", completions=after, baseline=tmp_path / "few.jsonl")
+
+
+def test_near_copies_and_toxicity(completions, tmp_path):
+    (tmp_path / "train.txt").write_text(TRAINING.replace("fox", "wolf"))
+    result = run_suite(
+        STAGE, tmp_path / "out", completions=completions, training_documents=tmp_path / "train.txt",
+        near_copied_words=10, copied_length=12, copied_unit="words", toxicity=True,
+    )  # fmt: skip
+    near = result.metric("near_copied_rate")
+    assert near.value == pytest.approx(0.5) and near.n == 2 and result.metric("copied_rate").value == 0
+    assert result.metric("expected_max_toxicity@1").value < 0.5 and any("tweets" in n for n in result.notes)
+    rows = read_samples(tmp_path / "out", result.samples)
+    assert [r.get("near_copied") for r in rows] == [True, False, None, None]
+    assert all(0 <= r["toxicity"] <= 1 for r in rows)
