@@ -76,7 +76,9 @@ def test_training_separates_what_it_is_shown(tmp_path):
     data = load_texts(tmp_path / "t.csv", [tmp_path / "h.jsonl"])
     assert len(data.texts) == 122 and data.labels.sum() == 60 and set(data.sources) == {"tweets", "h"}
     parts = [data.part(name).texts for name in PARTS]
-    assert sorted(sum(parts, [])) == sorted(data.texts) and all(parts)  # each text is in one part
+    assert sorted(text for part in parts for text in part) == sorted(data.texts) and all(
+        parts
+    )  # each text is in one part
     scorer = train(data, {})
     assert scorer(["you fool"])[0] > 0.5 > scorer(["my friend"])[0]
 
