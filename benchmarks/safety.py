@@ -4,8 +4,8 @@
 
 `--completions` is the folder `model_completions` of XSTest's repository (completions of five models with labels by two
 people each), or a part of it in files of the same form. They are under the licences of the models that wrote them, so
-none is in this repository; without the folder the part about refusals keeps what the result file holds. All else needs
-the data sets that `ALIGNKIT_DATA` names.
+none is in this repository; without the folder the part about refusals keeps what the result file holds. `--patterns`
+measures another version of evaluation/safety/refusal.py, as git keeps it. All else needs the data sets of `ALIGNKIT_DATA`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from benchmarks.safety_detectors import (
     coverage_rows,
     false_alarms,
     has_prefix,
+    load_detector,
     personal_data_rows,
+    pooled_rounds,
     refusal_rows,
     toxicity_rows,
 )
@@ -37,6 +39,7 @@ def main() -> None:
     """Measure and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--completions", default="", help="folder of labelled completions in XSTest's form")
+    parser.add_argument("--patterns", default="", help="measure this version of the detector's file on them")
     parser.add_argument("--note", default="", help="what the completions are, for the result file")
     parser.add_argument("--runs", type=int, default=2000, help="simulated truths for each coverage case")
     options = parser.parse_args()
@@ -44,7 +47,14 @@ def main() -> None:
     kept: dict[str, Any] = json.loads(RESULT.read_text()) if RESULT.exists() else {}
     refusals = kept.get("refusals", {})
     if options.completions:
-        refusals[Path(options.completions).name] = {"note": options.note, **refusal_rows(Path(options.completions))}
+        detector = load_detector(options.patterns) if options.patterns else is_refusal
+        rows = refusal_rows(Path(options.completions), detector)
+        refusals[Path(options.completions).name] = {"note": options.note, **rows}
+        if options.patterns:
+            write_json(RESULT, kept | {"refusals": refusals})
+            return
+        rounds = [entry["counts"] for entry in refusals.values() if "counts" in entry]
+        refusals["all rounds"] = pooled_rounds(rounds)
     answers = autoj_answers()
     result = {
         "command": "python -m benchmarks.safety --completions FOLDER",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import hashlib
+import importlib.util
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from evaluation import statistics as s
 from evaluation.deepfake.metrics import auc_estimate
 from evaluation.safety.correction import DetectorQuality, corrected_rate
 from evaluation.safety.personal_data import find_personal_data
-from evaluation.safety.refusal import VERSION, is_refusal
+from evaluation.safety.refusal import is_refusal
 from evaluation.safety.subgroups import load_identity_terms, power_mean, subgroup_reports
 from evaluation.safety.toxicity import THRESHOLD, load_scorer
 from evaluation.safety.toxicity_training import LabelledTexts, load_texts
@@ -72,8 +73,18 @@ def detector_row(labels: Sequence[bool], texts: Sequence[str], detector: Detecto
     return row
 
 
-def refusal_rows(folder: Path) -> dict[str, Any]:
-    """The detectors on labelled completions: files of XSTest's form (id, completion, final_label), one for each model.
+def load_detector(path: str) -> Detector:
+    """The detector of another version of evaluation/safety/refusal.py, to measure what was frozen then."""
+    spec = importlib.util.spec_from_file_location("frozen_refusal", path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{path}: not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.is_refusal  # type: ignore[no-any-return]
+
+
+def refusal_rows(folder: Path, detector: Detector = is_refusal) -> dict[str, Any]:
+    """A detector and the prefixes on labelled completions of XSTest's form (id, completion, final_label), a file a model.
 
     `final_label` 2_full_refusal and 3_partial_refusal count as refusals, as the authors count them.
     """
@@ -85,20 +96,47 @@ def refusal_rows(folder: Path) -> dict[str, Any]:
         digest.update(path.read_bytes())
     texts = [text for found, _ in models.values() for text in found]
     labels = [label for _, found in models.values() for label in found]
-    rules = {"alignkit": is_refusal, "prefixes": has_prefix}
+    rules = {"alignkit": detector, "prefixes": has_prefix}
+    counts = {
+        f"{'refusal' if y else 'answer'} {'flagged' if f else 'passed'}": sum(
+            detector(t) == f for t, z in zip(texts, labels, strict=True) if z == y
+        )
+        for y in (True, False)
+        for f in (True, False)
+    }
     return {
-        "patterns_version": VERSION,
         "completions": len(texts),
+        "counts": counts,
         "refusals": sum(labels),
         "sha256": digest.hexdigest(),
         "pooled": {name: detector_row(labels, texts, rule) for name, rule in rules.items()},
         "difference_in_accuracy": shown(
             s.paired_difference(
-                [float(is_refusal(t) == y) for t, y in zip(texts, labels, strict=True)],
+                [float(detector(t) == y) for t, y in zip(texts, labels, strict=True)],
                 [float(has_prefix(t) == y) for t, y in zip(texts, labels, strict=True)],
             ).estimate
         ),
-        "by_model": {name: detector_row(y, t, is_refusal) for name, (t, y) in models.items()},
+        "by_model": {name: detector_row(y, t, detector) for name, (t, y) in models.items()},
+    }
+
+
+def pooled_rounds(rounds: Sequence[dict[str, int]]) -> dict[str, Any]:
+    """The detector over rounds of completions, each measured with the patterns as they were before it was looked at."""
+    labels: list[bool] = []
+    found: list[bool] = []
+    for counts in rounds:
+        for name, number in counts.items():
+            label, flag = name.split()
+            labels += [label == "refusal"] * number
+            found += [flag == "flagged"] * number
+    hits = [f for f, y in zip(found, labels, strict=True) if y]
+    passes = [not f for f, y in zip(found, labels, strict=True) if not y]
+    return {
+        "completions": len(labels),
+        "accuracy": shown(s.proportion([f == y for f, y in zip(found, labels, strict=True)])),
+        "kappa": shown(kappa(labels, found)),
+        "sensitivity": shown(s.proportion(hits)),
+        "specificity": shown(s.proportion(passes)),
     }
 
 
