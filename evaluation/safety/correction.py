@@ -3,8 +3,8 @@
 With Se the share of true cases that are detected and Sp the share of others that are let pass, a true rate r shows as
 p = r Se + (1 - r)(1 - Sp), so that r = (p + Sp - 1) / (Se + Sp - 1) (Rogan and Gladen 1978). The interval is that of
 Lang and Reiczigel (2014, Preventive Veterinary Medicine 113:13-22): the delta method after adding z^2/2 detections and
-z^2/2 others to p, one hit and one miss to each of Se and Sp, with their shift of the centre. The plain delta method
-falls short where p, Se or Sp are near 0 or 1, which is where detectors of refusals and attacks are.
+z^2/2 others to p, one hit and one miss to each of Se and Sp, with their shift of the centre. It keeps a width where p,
+Se or Sp are 0 or 1, where the plain delta method claims certainty. Coverage by simulation: docs/evaluation.md.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ Scorer = Callable[[Sequence[str]], NDArray[np.float64]]
 MODEL_FILE = Path(__file__).parent / "files" / "toxicity.json"
 THRESHOLD = 0.5
 """From here on a text counts as toxic, as in RealToxicityPrompts (Gehman et al. 2020)."""
-WINDOW = 40  # words that are scored at once, about a tweet; windows overlap by half
+WINDOW = 40  # words that are scored at once; windows overlap by half. 16 finds shorter insults in long texts, at 3 times the alarms
 _SEEN = ((re.compile(r"https?://\S+|www\.\S+"), " "), (re.compile(r"@\w+"), " @ "), (re.compile(r"\d+"), "0"))
 _WORD = re.compile(r"[^\W_]+(?:['’*$@!][^\W_]+)*|[^\w\s]")
 

@@ -42,7 +42,7 @@ def test_a_margin_is_the_scaled_sum_of_weights():
 
 def test_a_long_text_is_as_toxic_as_its_worst_window():
     scorer = load_scorer()
-    insult = "you are a stupid idiot and I hate you"
+    insult = " ".join(["you are a stupid idiot and I hate you"] * 4)
     harmless = "the weather in the valley was mild and the trees were green " * 12
     assert scorer([insult])[0] > 0.5 > scorer([harmless])[0]
     assert scorer([harmless + insult + " " + harmless])[0] > 0.5

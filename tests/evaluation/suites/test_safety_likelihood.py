@@ -54,11 +54,11 @@ def test_a_choice_of_items_is_the_same_whatever_the_order(models, sets, tmp_path
     lines = CROWS.strip().split("\n")
     (sets / "turned.csv").write_text("\n".join([lines[0], *lines[:0:-1]]) + "\n")
     found = [
-        run_suite(STAGE, tmp_path / name, model=models / "policy", crows_pairs=sets / name, max_items=3)
+        run_suite(STAGE, tmp_path / f"out {name}", model=models / "policy", crows_pairs=sets / name, max_items=3)
         for name in ("crows.csv", "turned.csv")
     ]
     nats = [
-        sorted(tuple(r["nats"]) for r in read_samples(tmp_path / n, f.samples))
+        sorted(tuple(r["nats"]) for r in read_samples(tmp_path / f"out {n}", f.samples))
         for n, f in zip(("crows.csv", "turned.csv"), found)
     ]
     assert len(nats[0]) == len(nats[1]) == 3
