@@ -35,6 +35,11 @@ HEADLINE: dict[str, str] = {
     r"personal_data_rate": "Personal data",
     r"lexicon_rate": "Listed terms",
     r"degenerate_rate": "Degenerate",
+    r"expected_max_toxicity@\d+": "Toxicity, worst sample",
+    r"truthfulqa_mc2": "TruthfulQA MC2",
+    r"crows_pairs_stereotype": "CrowS-Pairs",
+    r"bbq_bias_ambiguous": "BBQ bias",
+    r"sycophancy_flip_rate": "Sycophancy",
 }
 _PATTERNS = [re.compile(pattern) for pattern in HEADLINE]
 

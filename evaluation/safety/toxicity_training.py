@@ -89,7 +89,7 @@ def main() -> None:
     options = parser.parse_args()
     data = load_texts(options.tweets, options.harmless)
     files: list[str] = [options.tweets, *options.harmless]
-    origin = {
+    origin: dict[str, Any] = {
         "files": {Path(f).name: sha256_file(Path(f)) for f in files},
         "licence": "trained on Davidson et al. 2017 (MIT) and, as harmless text, the other files named here",
         "texts": {name: len(data.part(name).texts) for name in PARTS},

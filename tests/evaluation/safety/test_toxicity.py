@@ -41,11 +41,23 @@ def test_a_margin_is_the_scaled_sum_of_weights():
 
 
 def test_a_long_text_is_as_toxic_as_its_worst_window():
-    scorer = load_scorer()
-    insult = " ".join(["you are a stupid idiot and I hate you"] * 4)
+    weights = np.full(4096, -0.5)
+    weights[hashed_features("rotten", 4096)] = 9.0
+    scorer = LinearScorer(weights, 0.0, (1.0, 0.0), {})
     harmless = "the weather in the valley was mild and the trees were green " * 12
-    assert scorer([insult])[0] > 0.5 > scorer([harmless])[0]
-    assert scorer([harmless + insult + " " + harmless])[0] > 0.5
+    bad = "rotten rotten rotten"
+    alone = " ".join((harmless + bad + " " + harmless).split()[140:180])  # the worst window
+    assert scorer([bad])[0] > 0.5 > scorer([harmless])[0]
+    assert scorer([harmless + bad + " " + harmless])[0] >= scorer([alone])[0] > scorer([harmless])[0]
+
+
+def test_the_scorer_that_is_shipped_tells_insults_from_thanks():
+    scores = load_scorer()(["you are a stupid idiot and I hate you", "thank you, that was very kind of you"])
+    assert scores[0] > 0.5 > scores[1]
+    assert load_scorer().origin["texts"]["test"] > 5000
+
+
+def test_windows_cover_a_text():
     assert len(windows("a " * 100, 40)) == 4 and windows("short", 40) == ["short"]
     assert set(["a", "b", "c", "d", "e", "f"]) <= set(
         " ".join(windows("a b c d e f", 4)).split()
