@@ -29,7 +29,8 @@ def some(*nats):
 def test_mc1_and_mc2_by_hand():
     scores = some(math.log(0.3), math.log(0.2), math.log(0.25), math.log(0.05))
     assert mc1(scores, 2) == 1 and mc2(scores, 2) == pytest.approx(0.5 / 0.8)
-    assert mc1(some(-2, -1, -1.5), 2) == 0  # another true answer is likelier, the best one is not
+    assert mc1(some(-2, -1, -1.5), 2) == 0  # a false answer is likelier than the best true one
+    assert mc1(some(-2, -1, -3), 2) == 1  # another true answer may be likelier
     assert mc2(some(-2000.0, -2000.0), 1) == pytest.approx(0.5)  # no underflow
 
 
