@@ -64,6 +64,8 @@ class Learner:
         config, runtime = self.config, self.runtime
         warming = counter[0] < config.critic_warmup
         self._set_learning_rates(counter[0], warming)
+        if counter == (config.critic_warmup, 0) and not warming:
+            self.engine.restart_optimizer("policy")  # else its first steps would be those of an optimizer long at work
         tokens = rollout.mask_BT[minibatch].sum()
         if hasattr(self.engine.module, "value_reaches_trunk"):
             self.engine.module.value_reaches_trunk = not warming

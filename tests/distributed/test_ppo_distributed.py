@@ -85,6 +85,20 @@ def test_two_processes_follow_the_trajectory_of_one(alone, two, mode):
             assert torch.allclose(ours(ids).logits, theirs(ids).logits, atol=1e-3)
 
 
+def test_the_policy_wakes_with_a_fresh_optimizer_under_every_stage(inputs, tmp_path):
+    """After the critic's warm-up; with Adam's count of idle steps the updates after it would be larger."""
+    settings = dict(critic_warmup=3, updates=5, epochs=1, critic_from="trunk")
+    runs = {"alone": (1, 0), "zero1": (2, 1), "zero2": (2, 2), "zero3": (2, 3)}
+    rows = {}
+    for name, (world, stage) in runs.items():
+        run_whole(words(inputs, tmp_path / name, **settings), tmp_path / "logs", world, stage)
+        rows[name] = read_metrics(tmp_path / name)
+    for name in runs:
+        for ours, theirs in zip(rows[name], rows["alone"], strict=True):
+            for key in ("kl/k1", "policy/approx_kl", "policy/entropy", "reward/score", "policy/ratio_max"):
+                assert ours[key] == pytest.approx(theirs[key], abs=1e-5), (name, key)
+
+
 def test_the_launcher_killed_and_its_job_resumed_to_the_bit(inputs, two, tmp_path):
     """SIGKILL to `accelerate launch` itself: its ranks follow by themselves. (Ranks are killed in test_ppo_kills.py.)"""
     killed = tmp_path / "killed"
