@@ -49,6 +49,9 @@ class PPOConfig(StageConfig):
     replay: str | None = artefact(None)
     """Rollouts that another run dumped, to train on instead of sampling and scoring: its folder `rollouts`, or one file
     of it. Neither prompts nor a source of reward are needed then, but for the model that the critic starts from."""
+    replay_from: str | None = artefact(None)
+    """A replay that begins after update 1: the checkpoint of the dumping run from just before, `checkpoints/step-00000002`
+    for update 3. Without it the first replayed update starts from `policy` with a new optimizer: another update."""
 
     # ---------------------------------------------------------------- sizes
     updates: PositiveInt = 100
@@ -182,6 +185,8 @@ class PPOConfig(StageConfig):
         for name in ("policy",) if self.replay else ("policy", "prompts"):
             if not getattr(self, name):
                 raise ValueError(f"{name} is missing; add --{name} PATH")
+        if self.replay_from and not self.replay:
+            raise ValueError("replay_from: is not read without a replay; add --replay PATH, or leave it out")
         sources = self.sources
         self._check_batch()
         models = any(source.model for source in sources.values())

@@ -111,6 +111,8 @@ def make_trainer(config: PPOConfig, job: Job) -> tuple[PPOTrainer, dict[str, int
     if config.replay:
         trainer = PPOTrainer(config, roles, None, [], job.runtime)
         job.say(f"updates {trainer.update_number + 1} to {trainer.updates} from the rollouts of {config.replay}")
+        if trainer.replay and trainer.replay.warning:
+            job.say(trainer.replay.warning)
         return trainer, {}
     limit = prompt_limit(roles.policy.config, config.max_prompt_tokens, config.max_new_tokens)
     rows, too_long = fitting_prompts(roles.tokenizer, load_prompt_rows(config.prompts), limit)

@@ -105,8 +105,25 @@ class PPOTrainer:
         self.tell: Callable[[str], Any] = lambda text: None
         """Told how far an update has come, for the display; called in threads, too."""
         self.learner.tell = lambda text: self.tell(text)
+        self._load_start()
         self._can_save = False
         """Whether it would while something is sampled: not during an evaluation, nor of rollouts ahead, which it waits for."""
+
+    def _load_start(self) -> None:
+        """What a replay from the middle of a run starts from: weights, optimizer and monitors of that run's checkpoint."""
+        checkpoint = self.replay.start() if self.replay else None
+        if checkpoint is None:
+            return
+        try:
+            extra = self.engine.load(checkpoint)
+        except UserError:
+            raise
+        except (AssertionError, RuntimeError, ValueError, KeyError) as error:
+            raise UserError(
+                f"replay_from: {checkpoint.folder}: does not fit the models of this run "
+                f"({str(error).splitlines()[0][:200]}); give policy, critic and estimator of the run that dumped the rollouts"
+            ) from None
+        self.monitors.load_state_dict(extra["monitors"])
 
     def _make_sampler(self) -> Sampler:
         sampler: Sampler
