@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from alignment.ppo import objectives as ppo
 from alignment.ppo.config import PPOConfig
+from alignment.ppo.controllers import KLController
 from alignment.ppo.models import load_roles
 from alignment.ppo.modules import response_logprobs, response_values
 from alignment.ppo.rollout import PASS_TOKENS, make_batch, make_rollout, plan_parts
@@ -247,6 +248,43 @@ def test_bad_configs(make, tmp_path):
         PPOConfig(policy="a", reward="b", prompts="c", batch_size=8, minibatches=3).check()
     with pytest.raises(ValueError, match="samples_per_prompt: 1, but estimator grpo compares"):
         PPOConfig(policy="a", reward="b", prompts="c", estimator="grpo").check()
+
+
+UNREAD = [
+    ({"estimator": "reinforce++", name: value}, f"{name}: is not read by estimator reinforce.., which has no critic")
+    for name, value in {
+        "critic": "c", "critic_from": "policy", "critic_learning_rate": 1e-3, "critic_warmup": 2, "gae_lambda": 0.9,
+        "value_lambda": 1.0, "length_alpha": 0.05, "value_clip": None, "value_coef": 0.2,
+    }.items()
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        *UNREAD,
+        ({"group_std": False}, "group_std: is not read by estimator gae, but by grpo alone; leave it out"),
+        ({"estimator": "rloo", "samples_per_prompt": 2, "gamma": 0.9}, "gamma: is not read by estimator rloo"),
+        ({"length_alpha": 0.05, "gae_lambda": 0.9}, "gae_lambda: is not read by length_alpha"),
+        ({"ptx_coef": 0.1}, "ptx_coef: is not read by a run without ptx_data; add --ptx_data PATH, or leave it out"),
+        ({"ptx_batch_size": 8}, "ptx_batch_size: is not read"),
+        ({"kl_horizon": 500}, "kl_horizon: is not read by a fixed KL weight; add --kl_target"),
+        ({"critic_warmup": 3, "updates": 3}, "critic_warmup: 3 of 3 updates leave none in which the policy moves"),
+        ({"kl_target": 1.0, "kl_horizon": 63}, "kl_horizon: 63 episodes are fewer than those of one rollout"),
+        ({"kl_target": 1.0, "kl_coef": 0.0}, "kl_coef: 0 never moves"),
+    ],
+)
+def test_options_that_nothing_would_read_or_that_waste_the_run_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        PPOConfig(policy="a", reward="b", prompts="c", **changes).check()
+
+
+def test_the_adaptive_weight_stays_positive_at_the_shortest_horizon():
+    PPOConfig(policy="a", reward="b", prompts="c", kl_target=1.0, kl_horizon=64).check()
+    controller = KLController(0.1, target=1e-3, horizon=64)
+    for _ in range(50):
+        controller.update(-5.0, 64)
+    assert controller.coef == pytest.approx(0.1 * 0.8**50)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_before_anything_is_saved(make):
