@@ -12,7 +12,6 @@ from launch.config import artefact, operational
 from launch.ranges import Count, NotNegative, Positive, PositiveInt, Range, Share
 from launch.stage import StageConfig
 
-
 CRITIC_OPTIONS = (
     *("critic", "critic_from", "critic_learning_rate", "critic_warmup"),
     *("gae_lambda", "value_lambda", "length_alpha", "value_clip", "value_coef"),

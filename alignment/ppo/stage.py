@@ -27,6 +27,8 @@ from launch.stage import Job, Stopped
 def run(config: PPOConfig, job: Job) -> dict[str, Any]:
     """Train; the artefact is the policy, with the critic in `critic/`, and the best policy in `best/`."""
     trainer, counts = make_trainer(config, job)
+    if ptx := trainer.learner.ptx:
+        job.say(f"ptx_data: {len(ptx.rows)} rows, {ptx.left_out} longer than {trainer.room} tokens (or empty) left out")
     job.settle_precision(trainer.trial_step)
     job.say(f"precision {job.runtime.precision}")
     guard = Guard(trainer, job.checkpoints, job.say)

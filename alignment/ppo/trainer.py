@@ -80,7 +80,7 @@ class PPOTrainer:
         longest = max((len(row["prompt_ids"]) for row in self.prompts), default=0)
         self.room = self.replay.room if self.replay else longest + config.max_new_tokens
         """Tokens of the longest episode there can be."""
-        ptx = load_ptx(config, tokenizer, self.room, runtime.world)
+        ptx = load_ptx(config, tokenizer, self.room)
         groups = roles.parameter_groups(config)
         self.learner = Learner(config, roles.module(), groups, runtime, self.sampling.pad_id, self.room, ptx)
         self.engine = self.learner.engine

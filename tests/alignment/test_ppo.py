@@ -1,5 +1,7 @@
 """The PPO trainer: invariants of its phases, on tiny random models."""
 
+import json
+
 import pytest
 import torch
 from hypothesis import given
@@ -321,6 +323,46 @@ def test_ptx_pulls_towards_its_data(make, tmp_path):
         falls.append(history[0]["ptx/loss"] - history[-1]["ptx/loss"])
         assert ("ptx/grad_norm_ratio" in history[0]) and (history[0]["ptx/grad_norm_ratio"] > 0) == (weight > 0)
     assert falls[1] > falls[0] + 0.5
+
+
+@pytest.fixture
+def ptx_rows(tmp_path):
+    """Five pairs, one of them longer than any episode."""
+    path = tmp_path / "rows.jsonl"
+    words = [("the of", "and to in"), ("a is", "that it"), ("the", "in"), ("to " * 40, "it"), ("of a is", "it was on")]
+    path.write_text("".join(json.dumps({"prompt": p, "completion": c}) + "\n" for p, c in words))
+    return str(path)
+
+
+def test_ptx_rows_are_cut_by_room_and_count_the_same(make, ptx_rows):
+    found = {}
+    for rows in (1, 16):
+        trainer = make(
+            ptx_data=ptx_rows, ptx_batch_size=6, ptx_coef=1.0, micro_batch_size=rows, updates=1, forward_batch_size=1
+        )
+        assert (len(trainer.learner.ptx.rows), trainer.learner.ptx.left_out) == (4, 1)
+        widths = []
+        trainer.engine.module.register_forward_pre_hook(lambda _, args, w=widths: w.append(args[0].numel()))
+        run_updates(trainer)
+        found[rows] = weights(trainer), max(widths), trainer.learner.room
+    assert torch.allclose(found[1][0], found[16][0], atol=1e-5)
+    assert found[1][1] <= found[1][2]
+
+
+def test_the_ptx_ratio_is_to_the_policys_gradient_without_it(make, ptx_rows):
+    """Without a critic, the gradient norm of the same step without PTX is the policy's; the PTX loss's is taken by hand."""
+    settings = dict(estimator="reinforce++", epochs=1, minibatches=1, learning_rate=1e-3)
+    plain = make(**settings)
+    rollout = scored(plain)
+    norm = plain.update(rollout)["train/grad_norm"]
+    for weight in (0.5, 2.0):
+        trainer = make(ptx_data=ptx_rows, ptx_batch_size=4, ptx_coef=weight, **settings)
+        policy = list(trainer.roles.policy.parameters())
+        episodes = trainer.learner.ptx.episodes((0, 0), trainer.runtime.device)
+        batch = make_batch(episodes, range(4), 0)
+        loss = -response_logprobs(trainer.roles.policy, *vars(batch).values(), 1.0)[0].mean()
+        alone = torch.stack([g.norm() for g in torch.autograd.grad(loss, policy)]).norm()
+        assert trainer.update(rollout)["ptx/grad_norm_ratio"] == pytest.approx(weight * float(alone) / norm, rel=1e-4)
 
 
 def test_an_update_tells_how_far_it_has_come(make):

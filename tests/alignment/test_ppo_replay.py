@@ -108,7 +108,7 @@ def test_replay_of_one_update_from_the_middle_of_a_run(make, dumped, runtime, tm
 
     with pytest.raises(UserError, match="is of update 2, but the first rollout is that of update 2"):
         replay(make, folder / "update-000002.jsonl", replay_from=start)
-    with pytest.raises(UserError, match="replay_from: .*it has no manifest"):
+    with pytest.raises(UserError, match=r"replay_from: .*it has no manifest"):
         replay(make, file, replay_from=str(folder))
     with pytest.raises(UserError, match="does not fit the models of this run"):
         replay(make, file, replay_from=start, estimator="reinforce++")
@@ -125,7 +125,7 @@ def test_the_stage_says_that_a_replay_from_the_middle_is_another_update(folders,
 
 def test_a_replay_that_needs_groups_of_a_dump_without(make, common_dump):
     trainer = replay(make, common_dump, estimator="grpo", samples_per_prompt=2)
-    with pytest.raises(UserError, match="update-000001.jsonl: holds a prompt with one response, and estimator grpo"):
+    with pytest.raises(UserError, match=r"update-000001\.jsonl: holds a prompt with one response, and estimator grpo"):
         run_updates(trainer)
 
 
