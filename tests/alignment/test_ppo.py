@@ -37,6 +37,16 @@ def test_first_pass_has_ratio_one_and_no_divergence(make):
     assert metrics["policy/effective_samples"] == pytest.approx(1, abs=1e-6)
 
 
+@pytest.mark.parametrize(("precision", "forward"), [("fp32", 4), ("bf16", 4), ("bf16", 64)])
+def test_the_ratio_is_exactly_one_where_the_passes_are_cut_alike(make, runtime, monkeypatch, precision, forward):
+    """In bf16 the trained roles' passes are cut as the update's are, whatever `forward_batch_size` is."""
+    monkeypatch.setattr(runtime, "precision", precision)
+    settings = dict(epochs=1, minibatches=1, batch_size=64, max_new_tokens=24)
+    trainer = make(micro_batch_size=4, forward_batch_size=forward, **settings)
+    metrics = trainer.update(scored(trainer))
+    assert (metrics["policy/ratio"], metrics["policy/ratio_max"], metrics["policy/approx_kl"]) == (1, 1, 0)
+
+
 def test_kl_stays_zero_without_learning(make):
     history = run_updates(make(learning_rate=0.0))
     assert [abs(m["kl/k1"]) < 1e-5 and m["kl/k3"] < 1e-5 for m in history] == [True] * 3
