@@ -196,6 +196,10 @@ class PPOConfig(StageConfig):
         sources = self.sources
         self._check_batch()
         self._check_controller()
+        if self.replay and self.monitors.roll_back:
+            raise ValueError(
+                "monitors: action rollback makes no sense in a replay, whose rollouts are what they are; choose warn or stop"
+            )
         self._check_unread()
         if self.critic_warmup >= self.updates:
             raise ValueError(

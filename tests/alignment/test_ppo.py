@@ -13,6 +13,7 @@ from alignment.ppo.config import PPOConfig
 from alignment.ppo.controllers import KLController
 from alignment.ppo.models import load_roles
 from alignment.ppo.modules import response_logprobs, response_values
+from alignment.ppo.options import KLOptions, MonitorsOptions
 from alignment.ppo.rollout import PASS_TOKENS, make_batch, make_rollout, plan_parts
 from alignment.reward.sources.build import build_source
 from launch.config import build
@@ -262,6 +263,7 @@ def test_bad_configs(make, tmp_path):
         PPOConfig(policy="a", reward="b", prompts="c", estimator="grpo").check()
 
 
+ROLLS_BACK = MonitorsOptions(kl=KLOptions(action="rollback"))
 UNREAD = [
     ({"estimator": "reinforce++", name: value}, f"{name}: is not read by estimator reinforce.., which has no critic")
     for name, value in {
@@ -284,6 +286,7 @@ UNREAD = [
         ({"critic_warmup": 3, "updates": 3}, "critic_warmup: 3 of 3 updates leave none in which the policy moves"),
         ({"kl_target": 1.0, "kl_horizon": 63}, "kl_horizon: 63 episodes are fewer than those of one rollout"),
         ({"kl_target": 1.0, "kl_coef": 0.0}, "kl_coef: 0 never moves"),
+        ({"replay": "r", "monitors": ROLLS_BACK}, "monitors: action rollback makes no sense in a replay"),
     ],
 )
 def test_options_that_nothing_would_read_or_that_waste_the_run_are_refused(changes, message):
