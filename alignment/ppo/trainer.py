@@ -238,38 +238,34 @@ class PPOTrainer:
     def _score_tokens(self, rollout: Rollout) -> None:
         """Log-probabilities of policy and reference, and values, of this rank's response tokens; once each."""
         assert self.reference is not None
-        plan, trained_plan = self._plan_passes(rollout, False), self._plan_passes(rollout, True)
-        passes, number = len(plan) + len(trained_plan), 0
+        plan = plan_parts(range(len(rollout)), rollout.lengths, self._scoring_room(), 1)[0]
+        passes = max(self.runtime.gather_objects(len(plan)))  # under ZeRO-3 all ranks must make as many
         logprobs_BT, ref_logprobs_BT, values_BT = (torch.zeros_like(rollout.mask_BT) for _ in range(3))
-        for part in trained_plan:
-            self.tell(f"log-probabilities: pass {(number := number + 1)} of {passes}")
-            logprobs_N, _, values_N = self.learner.forward(make_batch(rollout, part, self.sampling.pad_id))
-            logprobs_BT[part] = rollout.spread(logprobs_N, part)
-            if values_N is not None:
-                values_BT[part] = rollout.spread(values_N, part)
-        for part in plan:
-            self.tell(f"log-probabilities: pass {(number := number + 1)} of {passes}")
+        for number, part in enumerate(plan + [plan[0]] * (passes - len(plan))):
+            self.tell(f"log-probabilities: pass {number + 1} of {passes}")
             batch = make_batch(rollout, part, self.sampling.pad_id)
+            logprobs_N, _, values_N = self.learner.forward(batch)
             with self.runtime.autocast():
                 ref_logprobs_N = self.reference(
                     batch.tokens_bS, batch.before_N, batch.targets_N, self.config.temperature
                 )
+            logprobs_BT[part] = rollout.spread(logprobs_N, part)
             ref_logprobs_BT[part] = rollout.spread(ref_logprobs_N, part)
+            if values_N is not None:
+                values_BT[part] = rollout.spread(values_N, part)
         rollout.logprobs_BT, rollout.ref_logprobs_BT = logprobs_BT, ref_logprobs_BT
         rollout.values_BT = values_BT if self.config.needs_critic else None
 
-    def _plan_passes(self, rollout: Rollout, trained: bool) -> list[list[int]]:
-        """Rows of each forward-only pass, as many passes on every rank: under ZeRO-3 all must make the same number.
+    def _scoring_room(self) -> int:
+        """Padded tokens of a forward-only pass: as `forward_batch_size` allows.
 
-        They are as large as `forward_batch_size` allows. But bf16 rounds otherwise in another batch shape, so that the ratio
-        would be off 1 (up to 1.04 on a tiny model): where the first optimizer step sees the same rows as this process, the
-        passes of what is `trained` are cut as that step's are, and the ratio is exactly 1.
+        But bf16 rounds otherwise in another batch shape, so that the ratio would be off 1 (up to 1.04 on a tiny model): where
+        the first optimizer step has the rows that this process scores, the passes are cut as that step's are, and the ratio
+        is exactly 1. The reference's too: rounding apart would be a KL.
         """
         config, runtime = self.config, self.runtime
-        alike = trained and runtime.precision == "bf16" and config.minibatches == runtime.world == 1
-        room = (config.micro_batch_size if alike else config.forward_batch_size) * self.room
-        plan = plan_parts(range(len(rollout)), rollout.lengths, room, 1)[0]
-        return plan + [plan[0]] * (max(runtime.gather_objects(len(plan))) - len(plan))
+        alike = runtime.precision == "bf16" and config.minibatches == runtime.world == 1
+        return (config.micro_batch_size if alike else config.forward_batch_size) * self.room
 
     def _score_episodes(self, rollout: Rollout) -> None:
         """Rewards of this rank's episodes from the source, by component. It may be away for long, see `while_waiting`."""

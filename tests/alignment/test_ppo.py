@@ -40,12 +40,14 @@ def test_first_pass_has_ratio_one_and_no_divergence(make):
 
 @pytest.mark.parametrize(("precision", "forward"), [("fp32", 4), ("bf16", 4), ("bf16", 64)])
 def test_the_ratio_is_exactly_one_where_the_passes_are_cut_alike(make, runtime, monkeypatch, precision, forward):
-    """In bf16 the trained roles' passes are cut as the update's are, whatever `forward_batch_size` is."""
+    """In bf16 scoring is cut as the update is, whatever `forward_batch_size` is; and the reference as the policy."""
     monkeypatch.setattr(runtime, "precision", precision)
     settings = dict(epochs=1, minibatches=1, batch_size=64, max_new_tokens=24)
     trainer = make(micro_batch_size=4, forward_batch_size=forward, **settings)
-    metrics = trainer.update(scored(trainer))
+    rollout = scored(trainer)
+    metrics = trainer.update(rollout)
     assert (metrics["policy/ratio"], metrics["policy/ratio_max"], metrics["policy/approx_kl"]) == (1, 1, 0)
+    assert torch.equal(rollout.logprobs_BT, rollout.ref_logprobs_BT)
 
 
 def test_kl_stays_zero_without_learning(make):
