@@ -244,7 +244,7 @@ def edit(path, change):
             {},
             "not of the policy's tok",
         ),
-        (lambda f: None, {"minibatches": 8, "batch_size": 64}, None),
+        (lambda f: None, {"minibatches": 8, "batch_size": 64, "kl_horizon": 64}, None),
         (lambda f: edit(f / "update-000001.jsonl", lambda r: r.pop()), {}, "7 episodes; minibatches must divide that"),
         (
             lambda f: [edit(p, lambda r: [x.update(values=None) for x in r]) for p in f.iterdir()],
