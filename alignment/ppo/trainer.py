@@ -20,6 +20,7 @@ from alignment.ppo import objectives as ppo
 from alignment.ppo.ahead import Ahead
 from alignment.ppo.background import in_background, wait_together
 from alignment.ppo.config import PPOConfig
+from alignment.ppo.contexts import check_contexts
 from alignment.ppo.controllers import KLController, RewardNormaliser
 from alignment.ppo.dump import RolloutDump
 from alignment.ppo.estimators import EstimatorSettings, estimate_advantages
@@ -77,8 +78,8 @@ class PPOTrainer:
         self.replay = Replay(config, tokenizer, runtime.device) if config.replay else None
         if self.replay is not None:
             self.update_number, self.updates = self.replay.begin(self.kl, self.normaliser)
-        longest = max((len(row["prompt_ids"]) for row in self.prompts), default=0)
-        self.room = self.replay.room if self.replay else longest + config.max_new_tokens
+        self.held_out, self.history = held_out, History()
+        self.room = self.replay.room if self.replay else self._longest_episode(source)
         """Tokens of the longest episode there can be."""
         ptx = load_ptx(config, tokenizer, self.room)
         groups = roles.parameter_groups(config)
@@ -91,7 +92,6 @@ class PPOTrainer:
         self.sampler: Any = None if self.replay else self._make_sampler()
         self.scorer = None if source is None else Scorer(source, tokenizer, runtime, config.overlap_scoring)
         self.dump = RolloutDump(config, tokenizer, self.room, runtime)
-        self.held_out, self.history = held_out, History()
         self.evaluation: Evaluation | None = None
         """The newest one that `log` asked for."""
         self.monitors = Monitors(config.monitors)
@@ -108,6 +108,12 @@ class PPOTrainer:
         self._load_start()
         self._can_save = False
         """Whether it would while something is sampled: not during an evaluation, nor of rollouts ahead, which it waits for."""
+
+    def _longest_episode(self, source: RewardSource | None) -> int:
+        """Tokens of the longest prompt with its response; refused where a role or a judge cannot read so many."""
+        gold, rows = (self.held_out.gold, self.held_out.rows) if self.held_out else (None, [])
+        check_contexts(self.roles, [source, gold], [*self.prompts, *rows], self.config.max_new_tokens)
+        return max((len(row["prompt_ids"]) for row in self.prompts), default=0) + self.config.max_new_tokens
 
     def _load_start(self) -> None:
         """What a replay from the middle of a run starts from: weights, optimizer and monitors of that run's checkpoint."""
@@ -224,13 +230,16 @@ class PPOTrainer:
         """Add old log-probabilities, values, reference log-probabilities and scores; gather the ranks' episodes.
 
         The old log-probabilities come from the training forward pass, not from generation: the kernels differ, and
-        the ratio would not be 1 at the first step (checklist item 11). A rollout that has its scores keeps them.
+        the ratio would not be 1 at the first step (checklist item 11). A rollout that has its scores (of this rank's
+        episodes, and before it is gathered) keeps them: no source is asked. One that has all, as of a replay, is whole.
         """
-        if rollout.scores_B is not None:
+        if rollout.scores_B is not None and rollout.logprobs_BT is not None:
             return rollout
         with self._timed() as clock:
             self._score_tokens(rollout)
-            self._score_episodes(rollout)
+            if rollout.scores_B is None:
+                self._score_episodes(rollout)
+            rollout.early = None
             gathered = rollout.gather(self.runtime)
         gathered.seconds["score"] = clock()
         return gathered
@@ -271,7 +280,6 @@ class PPOTrainer:
         """Rewards of this rank's episodes from the source, by component. It may be away for long, see `while_waiting`."""
         assert self.scorer is not None
         scores = wait_together(self.scorer.start(rollout), self.runtime, self.alive, lambda: self.while_waiting(True))
-        rollout.early = None
         device = self.runtime.device
         rollout.scores_B = scores.last_token_B.to(device)
         rollout.components = {name: values_B.to(device) for name, values_B in scores.columns().items()}
@@ -281,16 +289,10 @@ class PPOTrainer:
     def advantages(self, rollout: Rollout) -> Rollout:
         """Turn scores into token rewards, advantages (whitened over the global batch) and returns."""
         config, mask_BT = self.config, rollout.mask_BT
-        assert rollout.scores_B is not None
-        scores_B = rollout.scores_B
-        if config.normalise_scores:
-            self.normaliser.update(scores_B)
-            scores_B = self.normaliser.normalise(scores_B, shift_mean=True)
-        scores_B = ppo.clip_symmetric(scores_B, config.score_clip)
-        scores_B = ppo.apply_missing_eos(scores_B, rollout.finished_B, config.missing_eos, config.missing_eos_penalty)
+        scores_B, tokens_BT = self._shaped_scores(rollout)
         rewards_BT = ppo.token_rewards(scores_B, self._penalty(rollout), mask_BT, self.kl.coef)
-        if rollout.token_scores_BT is not None:
-            rewards_BT = rewards_BT + rollout.token_scores_BT
+        if tokens_BT is not None:
+            rewards_BT = rewards_BT + tokens_BT
         if config.whiten_rewards:
             rewards_BT = ppo.masked_whiten(rewards_BT, mask_BT, shift_mean=False)
         settings = EstimatorSettings(
@@ -304,6 +306,22 @@ class PPOTrainer:
         rollout.advantages_BT = ppo.clip_symmetric(advantages_BT, config.advantage_clip)
         self._correct_importance(rollout)
         return rollout
+
+    def _shaped_scores(self, rollout: Rollout) -> tuple[Tensor, Tensor | None]:
+        """Scores of whole responses and rewards of single tokens after normalising, clipping and the missing-EOS rule.
+
+        All three go by an episode's total: with single tokens paid, too, a part alone has neither a scale nor a bound.
+        """
+        config, scores_B, tokens_BT = self.config, rollout.scores_B, rollout.token_scores_BT
+        assert scores_B is not None
+        if config.normalise_scores:
+            self.normaliser.update(rollout.total_scores_B)
+            scores_B = self.normaliser.normalise(scores_B, shift_mean=True)
+            tokens_BT = None if tokens_BT is None else self.normaliser.normalise(tokens_BT, shift_mean=False)
+        scores_B, tokens_BT = ppo.clip_totals(scores_B, tokens_BT, config.score_clip)
+        finished_B, how = rollout.finished_B, config.missing_eos
+        tokens_BT = None if tokens_BT is None else ppo.drop_unfinished(tokens_BT, finished_B, how)
+        return ppo.apply_missing_eos(scores_B, finished_B, how, config.missing_eos_penalty), tokens_BT
 
     def _correct_importance(self, rollout: Rollout) -> None:
         """Truncated importance weights, where the responses were not sampled by the policy itself."""

@@ -1,9 +1,5 @@
 """Decoding by captured steps, with a recorder that replays operations on the CPU as a CUDA graph does on a GPU."""
 
-import inspect
-import threading
-import weakref
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +18,7 @@ from transformers import (
 from alignment.generation import DecodeGraphs, LocalEngine, Sampling, recorder_for
 from alignment.generation import graphs as module
 from alignment.generation.decoder import Decoder
-from alignment.generation.graphs import CudaRecorder, FixedStep, GraphedDecoder, StepMemory
+from alignment.generation.graphs import FixedStep, GraphedDecoder, StepMemory
 from alignment.generation.weights import read_weights, rewrite_weights
 from alignment.reward.sources.function import FunctionSource
 from tests.alignment.ppo_support import run_updates, weights
@@ -395,7 +391,9 @@ def test_ppo_captures_nothing_while_something_else_may_use_the_device(make, chan
     def rewards(prompts, completions, **columns):
         return [float(len(text)) for text in completions]
 
-    trainer = make(source=FunctionSource("length", rewards, "f.py:rewards", Path(".")), updates=2, **changes)
+    source = FunctionSource("length", rewards, "f.py:rewards", Path("."))
+    source.row_by_row = True  # else overlap_scoring asks it for nothing early
+    trainer = make(source=source, updates=2, **changes)
     trainer.graphs = DecodeGraphs(recorder := OpRecorder())
     run_updates(trainer)
     assert recorder.captured == 0
@@ -408,93 +406,6 @@ def test_on_the_cpu_nothing_is_captured_or_kept(model):
     engine = LocalEngine(model, 4)
     engine.generate(make_prompts(4), SAMPLING, 0, "test", 0, range(4))
     assert engine.graphs.recorder is engine.graphs.memory is engine.graphs.weights is None
-
-
-class PretendedCuda:
-    """The parts of torch.cuda that a capture uses; `did` is what was done, in order."""
-
-    def __init__(self, monkeypatch):
-        self.did = did = []
-        self.pools, self.graphs = [], []
-        self.real_graph = torch.cuda.graph
-
-        class Stream:
-            def __init__(self, name):
-                self.name = name
-
-            def wait_stream(self, other):
-                did.append(f"{self.name} waits for {other.name}")
-
-        @contextmanager
-        def on(stream):
-            did.append(f"on {stream.name}")
-            yield
-            did.append(f"off {stream.name}")
-
-        class Graph:
-            def replay(self):
-                did.append("replay")
-
-            def pool(self):
-                return f"pool of graph {id(self)}"
-
-        @contextmanager
-        def capturing(graph, **words):
-            inspect.signature(self.real_graph).bind(graph, **words)
-            assert words["capture_error_mode"] == "thread_local"
-            did.append(f"capture on {words['stream'].name}")
-            self.pools.append(words["pool"])
-            self.graphs.append(weakref.ref(graph))
-            yield
-            did.append("captured")
-
-        @contextmanager
-        def device(device):
-            yield
-
-        properties = type("Properties", (), {"total_memory": 10**9})
-        for name, value in {
-            "Stream": lambda device: Stream("side"),
-            "current_stream": lambda: Stream("current"),
-            "stream": on,
-            "CUDAGraph": Graph,
-            "graph": capturing,
-            "device": device,
-            "get_device_properties": lambda device: properties,
-        }.items():
-            assert hasattr(torch.cuda, name)
-            monkeypatch.setattr(torch.cuda, name, value)
-
-
-def test_the_order_of_a_capture_is_that_of_the_documentation(monkeypatch):
-    cuda = PretendedCuda(monkeypatch)
-    recorder = recorder_for(torch.device("cuda"))
-    assert isinstance(recorder, CudaRecorder) and recorder.room == 10**8
-    replay = recorder.capture(lambda: cuda.did.append("step") or torch.ones(2))
-    warm_up = ["side waits for current", "on side", "step", "step", "off side", "current waits for side"]
-    assert cuda.did == [*warm_up, "capture on side", "step", "captured"]
-    assert replay() is replay() and cuda.did[-2:] == ["replay", "replay"]
-
-
-def test_graphs_share_the_pool_of_one_that_is_still_there(monkeypatch):
-    cuda = PretendedCuda(monkeypatch)
-    recorder = CudaRecorder(torch.device("cuda"))
-    replays = [recorder.capture(lambda: None) for _ in range(2)]
-    first, second = (graph() for graph in cuda.graphs)
-    assert cuda.pools == [None, first.pool()]
-    del first, second, replays
-    recorder.capture(lambda: None)
-    assert cuda.graphs[1]() is None and cuda.pools[2] is None
-
-
-def test_nothing_is_captured_beside_the_main_thread(monkeypatch):
-    PretendedCuda(monkeypatch)
-    found = []
-    thread = threading.Thread(target=lambda: found.append(recorder_for(torch.device("cuda"))))
-    thread.start()
-    thread.join()
-    assert found == [None] and recorder_for(torch.device("cpu")) is None
-    assert module.recorder_for(torch.device("cuda")) is not None
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

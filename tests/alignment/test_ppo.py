@@ -152,6 +152,21 @@ def test_advantages_are_global_and_whitened(make):
     assert torch.allclose(total, scores - 0.05 * (kl * rollout.mask_BT).sum(1), atol=1e-5)
 
 
+def test_scores_that_are_given_are_kept_and_all_else_is_filled_in(make):
+    """What docs/ppo.md promises to those who set `scores_B` between `rollout` and `score`."""
+    trainer, plain = make(), make()
+    trainer.source.score = lambda episodes: pytest.fail("the source was asked")
+    rollout = trainer.rollout(trainer.next_prompts())
+    rollout.scores_B = torch.arange(8.0)
+    rollout = trainer.score(rollout)
+    expected = plain.score(plain.rollout(plain.next_prompts()))
+    assert rollout.scores_B.tolist() == list(range(8)) and rollout.components == {}
+    for name in ("logprobs_BT", "ref_logprobs_BT", "values_BT"):
+        assert torch.equal(getattr(rollout, name), getattr(expected, name)), name
+    metrics = trainer.log(rollout, trainer.update(trainer.advantages(trainer.score(rollout))))
+    assert metrics["reward/score"] == 3.5
+
+
 def test_prompts_are_shuffled_without_loss(make):
     trainer = make(batch_size=8)
     seen = []
