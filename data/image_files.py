@@ -120,7 +120,8 @@ def read_idx(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
         )
     images = np.frombuffer(content[16:], dtype=np.uint8).reshape(count, height, width)
     stem = path.name.removesuffix(".gz").replace("images-idx3", "labels-idx1")
-    beside = next((p for p in (path.with_name(stem), path.with_name(f"{stem}.gz")) if p.is_file()), None)
+    places = (path.with_name(stem), path.with_name(f"{stem}.gz")) if "images-idx3" in path.name else ()
+    beside = next((p for p in places if p.is_file()), None)
     return images, None if beside is None else _read_idx_labels(beside, count)
 
 

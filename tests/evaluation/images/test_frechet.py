@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 import scipy.linalg
 
+from evaluation.images import frechet
 from evaluation.images.frechet import (
     FeatureStatistics,
     frechet_distance,
     frechet_distance_from_features,
     frechet_distance_from_statistics,
+    nuclear_norm,
 )
 from launch.errors import UserError
 
@@ -66,11 +68,35 @@ def test_features_agree_with_the_matrix_square_root(samples, dimensions):
     assert by_statistics == pytest.approx(frechet_distance_from_features(a, b), rel=1e-6, abs=1e-6)
 
 
-def test_the_sample_that_turns_eigenvalues_negative():
-    state = np.random.RandomState(1)  # torch-fidelity's regression: numpy's eigenvalues of S1 S2 go below zero here
-    a, b = state.randn(4, 4), state.randn(4, 4)
+@pytest.mark.parametrize("samples", [2, 4, 16, 128, 512])
+@pytest.mark.parametrize("dimensions", [2, 4, 16, 128])
+def test_the_grid_on_which_eigenvalues_turn_negative(samples, dimensions):
+    state = np.random.RandomState(1)  # torch-fidelity's regression: numpy's eigenvalues of S1 S2 go below zero at 4 x 4
+    a, b = state.randn(samples, dimensions), state.randn(samples, dimensions)
     value = frechet_distance_from_features(a, b)
-    assert np.isfinite(value) and value > 0
+    assert isinstance(value, float) and np.isfinite(value) and value > 0
+
+
+@pytest.mark.parametrize("shape", [(5, 5), (3, 9), (40, 12), (1, 1), (0, 4)])
+@pytest.mark.parametrize("decay", [0.0, 1.0, 8.0])  # orders of magnitude between the singular values
+def test_nuclear_norm_is_the_sum_of_singular_values(shape, decay):
+    left, right = (np.linalg.qr(rng(i).standard_normal((n, n)))[0] for i, n in enumerate(shape))
+    values = 10.0 ** -np.linspace(0, decay, min(shape)) if min(shape) else np.zeros(0)
+    matrix = left[:, : len(values)] * values @ right[: len(values)]
+    assert nuclear_norm(matrix) == pytest.approx(values.sum(), rel=1e-10, abs=1e-15)
+
+
+def test_squaring_is_left_where_it_would_cost_digits(monkeypatch):
+    calls = []
+    plain = np.linalg.svd
+    monkeypatch.setattr(frechet.np.linalg, "svd", lambda *a, **k: calls.append(1) or plain(*a, **k))
+    healthy = np.diag(np.linspace(1, 2, 30))
+    nuclear_norm(healthy)
+    assert not calls
+    values = 10.0 ** -np.linspace(0, 12, 30)  # the square has eigenvalues down to 1e-24: below its rounding
+    rotation = np.linalg.qr(rng().standard_normal((30, 30)))[0]
+    assert nuclear_norm(rotation * values @ rotation.T) == pytest.approx(values.sum(), rel=1e-12)
+    assert calls
 
 
 def test_constant_dimensions_do_no_harm():
@@ -116,6 +142,8 @@ def test_bad_input_is_named():
         frechet_distance_from_features(good[:1], good)
     with pytest.raises(UserError, match="3 and 2 dimensions"):
         frechet_distance_from_features(good, good[:, :2])
+    with pytest.raises(UserError, match="must be a matrix"):
+        frechet_distance_from_features(good[0], good)
     with pytest.raises(UserError, match="no samples"):
         FeatureStatistics.of(np.zeros((0, 3)))
     with pytest.raises(UserError, match="covariance2 has shape"):
