@@ -25,10 +25,12 @@ PARTS = ("images",)
 def main() -> None:
     """Measure the parts that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=list(PARTS))
+    parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; all when none is named")
     parser.add_argument("--quick", action="store_true", help="small sizes, nothing is written")
     arguments = parser.parse_args()
-    for part in arguments.parts:
+    if unknown := set(arguments.parts) - set(PARTS):
+        parser.error(f"no part {min(unknown)}; there are {', '.join(PARTS)}")
+    for part in arguments.parts or PARTS:
         module = importlib.import_module(f"benchmarks.evaluation_{part}")
         load = os.getloadavg()[0]
         result = {
