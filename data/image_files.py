@@ -128,7 +128,9 @@ def read_idx(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
 def _read_idx_labels(path: Path, count: int) -> np.ndarray:
     content = _read_whole(path)
     if content[:4] != IDX_LABELS or len(content) != 8 + count:
-        raise UserError(f"{path}: is no idx file of {count} labels, as many as there are images; fetch both files again")
+        raise UserError(
+            f"{path}: is no idx file of {count} labels, as many as there are images; fetch both files again"
+        )
     return np.frombuffer(content[8:], dtype=np.uint8).astype(np.int64)
 
 

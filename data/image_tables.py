@@ -54,7 +54,9 @@ def _read_local(source: str) -> list[Row]:
     path = Path(source)
     if (path / PARTS).is_file():
         parts = sorted(p.name for p in path.iterdir() if (p / STATE).is_file())
-        raise UserError(f"{source}: holds {len(parts)} data sets ({', '.join(parts)}); name one, as in {path / parts[0]}")
+        raise UserError(
+            f"{source}: holds {len(parts)} data sets ({', '.join(parts)}); name one, as in {path / parts[0]}"
+        )
     try:
         if path.suffix == ".parquet":
             table = datasets.Dataset.from_parquet(str(path))

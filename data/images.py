@@ -95,9 +95,10 @@ def _load_whole(source: str) -> ImageSet:
     if source.startswith("embedded:"):
         if source != EMBEDDED:
             raise UserError(f"{source}: no such embedded images; there are {EMBEDDED}, {EMBEDDED}::train and ::eval")
-        planes, labels = digits()
-        return image_set(planes[:, None], labels, source)
+        planes, digit_labels = digits()
+        return image_set(planes[:, None], digit_labels, source)
     path = Path(source)
+    labels: np.ndarray | None
     if is_table(source):
         images, labels, compression = read_table(source)
         return image_set(images, labels, source, compression)

@@ -43,8 +43,8 @@ def extrapolate_frechet(generated: ArrayLike, real: ArrayLike, seed: int = 0) ->
         raise UserError(
             f"an extrapolated distance needs at least {FEWEST} images in each set; there are {len(x)} and {len(y)}"
         )
-    sixths = [BlockedSet(features, 6, seed, purpose) for features, purpose in ((x, "generated"), (y, "real"))]
-    whole, halves, thirds = (_mean_of_parts(*sixths, parts) for parts in (1, 2, 3))
+    sixths_x, sixths_y = BlockedSet(x, 6, seed, "generated"), BlockedSet(y, 6, seed, "real")
+    whole, halves, thirds = (mean_distance(sixths_x.parts(n), sixths_y.parts(n)) for n in (1, 2, 3))
     rise = 2 * (halves - whole)
     return Extrapolation(whole, 2 * whole - halves, (thirds - whole) / rise - 1 if rise else 0.0)
 
@@ -71,10 +71,6 @@ class BlockedSet:
         """The Gaussians of `count` parts of all blocks, block b in part b mod count; one block may be left out."""
         kept = [b for b in range(self.blocks) if b != without]
         return [self.gaussian([b for b in kept if b % count == part]) for part in range(count)]
-
-
-def _mean_of_parts(x: BlockedSet, y: BlockedSet, count: int) -> float:
-    return mean_distance(x.parts(count), y.parts(count))
 
 
 def mean_distance(first: Sequence[Gaussian], second: Sequence[Gaussian]) -> float:

@@ -8,6 +8,7 @@ do no harm, and carry a hash of their content: one that is damaged is made again
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +58,9 @@ class Features:
     logits: Array | None
 
 
-def run_extractor(function: FeatureFunction, images: np.ndarray, batch: int = BATCH, beat: Beat | None = None) -> Features:
+def run_extractor(
+    function: FeatureFunction, images: np.ndarray, batch: int = BATCH, beat: Beat | None = None
+) -> Features:
     """The features of uint8 images (N, C, H, W), N >= 1, on this process, each image once."""
     vectors: list[Tensor] = []
     logits: list[Tensor] = []
@@ -139,12 +142,12 @@ def write_features(path: Path, found: Features) -> None:
 def read_features(path: Path) -> Features | None:
     """The features in a file; None when there is none, or it is not what was written."""
     try:
-        arrays = safetensors.numpy.load_file(path)
-        with safetensors.safe_open(path, "np") as file:
-            written = (file.metadata() or {}).get("sha256")
-    except (OSError, safetensors.SafetensorError):
+        content = path.read_bytes()  # once: between two looks another writer may have renamed its file to this one
+        arrays = safetensors.numpy.load(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    except (OSError, ValueError, safetensors.SafetensorError):
         return None
-    if written != _content_hash(arrays) or "features" not in arrays:
+    if "features" not in arrays or header.get("__metadata__", {}).get("sha256") != _content_hash(arrays):
         return None
     return Features(arrays["features"], arrays.get("logits"))
 

@@ -14,13 +14,13 @@ import numpy as np
 import scipy.stats
 from numpy.typing import ArrayLike
 
+from evaluation.images.extrapolation import jackknife_extrapolation
 from evaluation.images.frechet import (
     FeatureStatistics,
     as_features,
     frechet_distance_from_features,
     frechet_distance_from_statistics,
 )
-from evaluation.images.extrapolation import jackknife_extrapolation
 from evaluation.images.kernel import KernelDistance, cmmd, kernel_distance, unit_length
 from evaluation.images.manifold import Manifold, jackknife_manifold, precision_recall_density_coverage
 from evaluation.images.score import inception_score, shuffled
@@ -174,10 +174,13 @@ def manifold_estimates(
     blocks = min(blocks, len(x) // (k + 1), len(y) // (k + 1))
     values = {name: float(getattr(outcomes, name).mean()) for name in units}
     if blocks < 2:
-        none = {key: Estimate(v, units[key], None, None, None, level, f"none (n = {units[key]})") for key, v in values.items()}
+        none = {
+            key: Estimate(v, units[key], None, None, None, level, f"none (n = {units[key]})")
+            for key, v in values.items()
+        }
         return outcomes, none
     ids = [block_ids(len(rows), blocks, seed + index) for index, rows in enumerate((x, y))]
-    jackknife = jackknife_manifold(x, y, *ids, k)
+    jackknife = jackknife_manifold(x, y, ids[0], ids[1], k)
     estimates = {}
     for column, (name, value) in enumerate(values.items()):
         left_out = [part[:, column].tolist() for part in (jackknife.without_generated, jackknife.without_real)]
@@ -189,7 +192,10 @@ def manifold_estimates(
 def _share(plain: Estimate, n: int, level: float, blocks: int) -> Estimate:
     """Wilson's interval with the number of independent trials that a jackknife's variance amounts to, at most n."""
     p, variance = plain.value, (plain.stderr or 0.0) ** 2
-    trials = max(1, int(min(n, p * (1 - p) / variance))) if variance > 0 else n
+    inner = (p * n + 2) / (
+        n + 4
+    )  # two more of either kind (Agresti & Coull 1998): at 0 and 1 nothing could be said else
+    trials = max(1, int(min(n, inner * (1 - inner) / variance))) if variance > 0 else n
     limits = wilson(p * trials, trials, level)
     method = f"wilson, effective n by jackknife over {blocks} blocks"
     return Estimate(p, n, limits.stderr, limits.low, limits.high, level, method)

@@ -86,7 +86,7 @@ def _score_metric(logits: np.ndarray, extractor: Extractor, splits: int, seed: i
     )
 
 
-def _beside(theirs: float, ours: Estimate) -> dict[str, float]:
+def _beside(theirs: float, ours: Estimate) -> dict[str, Any]:
     return {"torch_fidelity": theirs, "difference_from_torch_fidelity": abs(theirs - ours.value)}
 
 
@@ -96,10 +96,30 @@ def _kernel_metrics(found: Features, real: Features, extractor: Extractor, seed:
     infinite = extrapolated_estimate(x, y, seed)
     curvature = extrapolate_frechet(x, y, seed).curvature
     rows: list[tuple[str, Estimate, str, dict[str, Any]]] = [
-        ("kd", kernel_estimate(x, y), "Kernel distance (squared MMD, cubic kernel, all pairs, unbiased: may be below 0)", {}),
-        ("md", mind_estimate(x, y, seed), "Monge distance (MIND: sliced squared Wasserstein, 1000 directions, times 3 D)", {}),
-        ("cmmd", cmmd_estimate(x, y), "CMMD (1000 times squared MMD, Gaussian kernel of sigma 10, features of length 1)", {}),
-        ("extrapolated_fd", infinite, "Fréchet distance extrapolated to infinitely many images of both sets", {"curvature": curvature}),
+        (
+            "kd",
+            kernel_estimate(x, y),
+            "Kernel distance (squared MMD, cubic kernel, all pairs, unbiased: may be below 0)",
+            {},
+        ),
+        (
+            "md",
+            mind_estimate(x, y, seed),
+            "Monge distance (MIND: sliced squared Wasserstein, 1000 directions, times 3 D)",
+            {},
+        ),
+        (
+            "cmmd",
+            cmmd_estimate(x, y),
+            "CMMD (1000 times squared MMD, Gaussian kernel of sigma 10, features of length 1)",
+            {},
+        ),
+        (
+            "extrapolated_fd",
+            infinite,
+            "Fréchet distance extrapolated to infinitely many images of both sets",
+            {"curvature": curvature},
+        ),
     ]
     named = {"extrapolated_fd": f"extrapolated_{extractor.score_name('fd')}"}
     return [

@@ -72,9 +72,7 @@ def is_model(source: str) -> bool:
         return False
 
 
-def load_sets(
-    config: ImagesConfig, sampled: Mapping[str, str] | None = None
-) -> tuple[dict[str, ImageSet], ImageSet]:
+def load_sets(config: ImagesConfig, sampled: Mapping[str, str] | None = None) -> tuple[dict[str, ImageSet], ImageSet]:
     """The sets to measure, cut to one common size, and the reference. `sampled`: where the images of models are."""
     reference = load_images(config.reference)
     _check_reference(config, reference)

@@ -30,6 +30,8 @@ def _images(rows: np.ndarray, name: str) -> ImageSet:
     """Rows (N, 1 + S * S) as labelled images (N, 1, S, S)."""
     side = math.isqrt(rows.shape[1] - 1)
     if side * side != rows.shape[1] - 1:
-        raise UserError(f"{name}: rows of {rows.shape[1]} numbers are no label and a square image; give 1 + S * S numbers")
+        raise UserError(
+            f"{name}: rows of {rows.shape[1]} numbers are no label and a square image; give 1 + S * S numbers"
+        )
     pixels = np.clip(np.rint(rows[:, 1:]), 0, 255).astype(np.uint8).reshape(-1, 1, side, side)
     return image_set(pixels, rows[:, 0].astype(np.int64), name)

@@ -164,7 +164,9 @@ def load_classifier(path: Path, name: str = "classifier") -> Extractor:
     return Extractor(name, sha256, about["description"], function)
 
 
-def _feature_function(model: ImageClassifier, shape: tuple[int, ...], name: str, device: torch.device) -> FeatureFunction:
+def _feature_function(
+    model: ImageClassifier, shape: tuple[int, ...], name: str, device: torch.device
+) -> FeatureFunction:
     double = model.double().eval().requires_grad_(False).to(device)
 
     def features(images: Tensor) -> tuple[Tensor, Tensor | None]:

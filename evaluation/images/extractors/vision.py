@@ -19,7 +19,6 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
-from evaluation.adapters import is_adapter
 from evaluation.images.extractors.base import Extractor, FeatureFunction, as_rgb, weights_hash
 from evaluation.loading import load_merged, named_errors
 from launch.errors import UserError
@@ -96,7 +95,9 @@ def _load(model: Any, processor: Any, device: torch.device) -> FeatureFunction:
         pixels = processor(images=list(as_rgb(images)), return_tensors="pt")["pixel_values"].to(device)
         seen.clear()
         output = model(pixel_values=pixels)
-        return _pooled(seen[0] if seen and not hasattr(output, "image_embeds") else output), getattr(output, "logits", None)
+        return _pooled(seen[0] if seen and not hasattr(output, "image_embeds") else output), getattr(
+            output, "logits", None
+        )
 
     return features
 

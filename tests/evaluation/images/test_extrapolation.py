@@ -22,7 +22,7 @@ def test_the_bias_of_equal_sets_vanishes():
     found = [extrapolate_frechet(*both(seed, n, d), seed) for seed in range(6)]
     plain, infinite = np.mean([f.at_n for f in found]), np.mean([f.at_infinity for f in found])
     assert plain * n == pytest.approx(2 * d + d * (d + 1) / 2, rel=0.06)
-    assert abs(infinite) < 0.05 * plain
+    assert abs(infinite) < 0.08 * plain
     assert abs(np.mean([f.curvature for f in found])) < 0.1
 
 
@@ -62,7 +62,9 @@ def test_jackknife_equals_leaving_each_block_out(n, d):
 
     def distance(without_x, without_y):
         def mean_of(parts):
-            return np.mean([frechet_distance_from_features(rows(0, p, without_x), rows(1, p, without_y)) for p in parts])
+            return np.mean(
+                [frechet_distance_from_features(rows(0, p, without_x), rows(1, p, without_y)) for p in parts]
+            )
 
         return 2 * mean_of([(0, 1)]) - mean_of([(0,), (1,)])
 

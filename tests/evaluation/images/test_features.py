@@ -11,7 +11,14 @@ import torch
 
 from data.images import image_set
 from evaluation.images.extractors.base import Extractor
-from evaluation.images.features import Features, FeatureSource, features_key, read_features, run_extractor, write_features
+from evaluation.images.features import (
+    Features,
+    FeatureSource,
+    features_key,
+    read_features,
+    run_extractor,
+    write_features,
+)
 from tests.evaluation.images.conftest import one_rank
 from tests.forked import context
 
@@ -55,7 +62,9 @@ def test_every_image_is_seen_once_and_in_its_place_on_any_number_of_ranks(world)
     for number in range(world):
         counter = Counting(logits=True)
         counters.append(counter)
-        source = FeatureSource(counter.extractor, rank_of(number, lambda part: parts.append(part) or [Features(np.zeros((1, 2)), None)]))
+        source = FeatureSource(
+            counter.extractor, rank_of(number, lambda part: parts.append(part) or [Features(np.zeros((1, 2)), None)])
+        )
         source._compute(images.images)
     assert sum(counter.seen for counter in counters) == len(images)
     found = FeatureSource(Counting(logits=True).extractor, rank_of(0, lambda part: parts)).of(images)
@@ -105,8 +114,8 @@ def test_writers_at_the_same_time_leave_a_whole_file(tmp_path):
 
     def read():
         while not stop.is_set():
-            found = read_features(path)
-            if path.exists() and (found is None or len(np.unique(found.features)) != 1):
+            there, found = path.exists(), read_features(path)
+            if there and (found is None or len(np.unique(found.features)) != 1):
                 faults.append(found)
 
     def write(i):

@@ -163,7 +163,9 @@ def test_two_ranks_give_the_numbers_of_one(tmp_path):
     words = ["--generators.g", source, "--max_images", "61"]  # odd: a padding sampler would use one twice
     for world in (1, 2):
         out = tmp_path / f"out{world}"
-        ended = run_forked([*words, "--output_dir", out], tmp_path / f"log{world}", world, module="evaluation.suites.images")
+        ended = run_forked(
+            [*words, "--output_dir", out], tmp_path / f"log{world}", world, module="evaluation.suites.images"
+        )
         assert [r.exitcode for r in ended.ranks] == [0] * world, ended.say()
     for name in ("g", "real-images-held-out", "independent-pixels"):
         one, two = (load(tmp_path / f"out{world}" / name) for world in (1, 2))
@@ -177,7 +179,10 @@ def test_a_saved_generator_is_sampled_first(tmp_path):
     train(tmp_path / "model", "vae", steps=2)
     assert is_model(str(tmp_path / "model")) and not is_model(str(tmp_path))
     config = ImagesConfig(
-        output_dir=str(tmp_path / "out"), generators={"vae": str(tmp_path / "model")}, sampled_images=24, baselines=False
+        output_dir=str(tmp_path / "out"),
+        generators={"vae": str(tmp_path / "model")},
+        sampled_images=24,
+        baselines=False,
     )
     STAGE.run(config, job(tmp_path / "out"))
     result = load(tmp_path / "out" / "vae")
@@ -213,7 +218,7 @@ def test_faults_are_named(tmp_path):
         with pytest.raises(UserError, match=message):
             STAGE.run(config, job(tmp_path / "out"))
     np.savez(tmp_path / "blank.npz", images=np.zeros((0, 1, 8, 8), np.uint8))
-    with pytest.raises(UserError, match="blank.npz: images have shape"):
+    with pytest.raises(UserError, match=r"blank.npz: images have shape"):
         load_sets(ImagesConfig(output_dir=str(tmp_path), generators={"g": str(tmp_path / "blank.npz")}))
 
 

@@ -46,7 +46,7 @@ def test_inception_score_survives_logits_that_overflow_a_float32_exponential():
 
 def test_inception_score_stays_between_one_and_the_number_of_classes():
     for seed in range(20):
-        value = inception_score(rng(seed).standard_normal((30, 6)) * 10**rng(seed).uniform(-2, 3), splits=3)
+        value = inception_score(rng(seed).standard_normal((30, 6)) * 10 ** rng(seed).uniform(-2, 3), splits=3)
         assert (value >= 1 - 1e-12).all() and (value <= 6 + 1e-12).all()
 
 
