@@ -55,7 +55,6 @@ class TwoSets(evaluate.Metric):
             citation=self.citation_text,
             inputs_description=INPUTS.format(rows=self.rows, optional=optional),
             features=datasets.Features(columns),
-            format="numpy",
         )
 
     def add_batch(self, *, predictions: ArrayLike | None = None, references: ArrayLike | None = None, **_: Any) -> None:
@@ -84,7 +83,10 @@ class TwoSets(evaluate.Metric):
         return super().compute(**options)
 
     def _compute(self, *, row: Any, generated: Any, **options: Any) -> dict[str, Any]:
-        rows, flags = list(row), np.asarray(list(generated), dtype=bool)
+        rows: list[np.ndarray] = []
+        for batch in self.data.with_format("numpy", dtype=np.float64).iter(4096):  # `row` is lists of Python numbers
+            rows.extend(batch["row"])
+        flags = np.asarray(list(generated), dtype=bool)
         if len({len(r) for r in rows}) > 1:
             raise UserError(f"{self.rows} have {sorted({len(r) for r in rows})} dimensions; use one extractor for all")
         matrix = np.stack(rows)

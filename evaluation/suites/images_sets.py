@@ -57,7 +57,7 @@ def _sample(source: str, folder: str, config: ImagesConfig) -> str:
     done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, check=False)
     if done.returncode == 0:
         return ""
-    said = done.stderr.strip().split("\n")[-1]
+    said = done.stderr.strip().split("\n")[-1].removeprefix("alignkit: error: ")
     return said if done.returncode == EXIT_USER_ERROR else f"exit code {done.returncode}: {said}"
 
 
