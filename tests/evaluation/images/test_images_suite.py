@@ -190,7 +190,9 @@ def test_a_saved_generator_is_sampled_first(tmp_path):
     assert (tmp_path / "out" / "vae" / "samples" / "provenance.json").is_file()
     (tmp_path / "model" / "config.json").write_text('{"_class_name": "Unknown"}')
     config.output_dir = str(tmp_path / "again")
-    with pytest.raises(UserError, match=r"generators.vae: .*model could not be sampled \(model: .*config.json is gone or has changed"):
+    with pytest.raises(
+        UserError, match=r"generators.vae: .*model could not be sampled \(model: .*config.json is gone or has changed"
+    ):
         STAGE.run(config, job(tmp_path / "out"))
 
 
