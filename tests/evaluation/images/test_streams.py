@@ -1,5 +1,9 @@
 """Mean and covariance of streams: in batches, over pretended ranks, and over two real processes."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -23,25 +27,25 @@ def close(found, whole, tolerance=1e-9):
     assert np.abs(found.scatter - whole.scatter).max() <= tolerance * np.abs(whole.scatter).max()
 
 
-class PretendedRanks:
-    """`sum` of one rank after another: what each gave in round r is added when all have given it."""
+class Group:
+    """Ranks that are threads: `sum` waits until every one has given its part."""
 
-    def __init__(self, parts):
-        self.parts = parts
+    def __init__(self, world):
+        self.given, self.barrier = [None] * world, threading.Barrier(world, timeout=30)
 
-    def merge(self):
-        first = [np.concatenate([[p.count], p.count * p.mean]) for p in self.parts]
-        mean = sum(first)[1:] / sum(first)[0]
-        second = [p.scatter + p.count * np.outer(p.mean - mean, p.mean - mean) for p in self.parts]
-        return [merge_ranks(own, Scripted([sum(first), sum(second)])) for own in self.parts]
+    def rank(self, number):
+        return SimpleNamespace(sum=lambda tensor: self.sum(number, tensor))
 
+    def sum(self, number, tensor):
+        self.given[number] = tensor
+        self.barrier.wait()
+        total = torch.stack(self.given).sum(0)
+        self.barrier.wait()  # none gives its next part before all have read this one
+        return total
 
-class Scripted:
-    def __init__(self, totals):
-        self.totals = list(totals)
-
-    def sum(self, tensor):
-        return torch.from_numpy(self.totals.pop(0)).to(tensor.dtype)
+    def merge(self, parts):
+        with ThreadPoolExecutor(len(parts)) as pool:
+            return list(pool.map(lambda pair: merge_ranks(pair[1], self.rank(pair[0])), enumerate(parts)))
 
 
 @given(cuts=st.lists(st.integers(0, 101), max_size=6))
@@ -57,23 +61,21 @@ def test_any_cut_into_batches_gives_the_same(cuts):
 def test_ranks_together_equal_one(ranks):
     rows = features(20)
     parts = [FeatureStatistics.of(rows[rank::ranks]) for rank in range(ranks)]
-    for merged in PretendedRanks([*parts, FeatureStatistics.empty(12)]).merge():  # the last has no sample at all
+    for merged in Group(ranks + 1).merge([*parts, FeatureStatistics.empty(12)]):  # the last has no sample at all
         close(merged, FeatureStatistics.of(rows))
 
 
 def _rank(rank, world, folder):
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world)
 
-    class Group:
-        def sum(self, tensor):
-            total = tensor.clone()
-            dist.all_reduce(total)
-            return total
+    def total(tensor):
+        dist.all_reduce(tensor)
+        return tensor
 
     stream = FeatureStream(12)
     for batch in np.array_split(features()[rank::world], 4):
         stream.add(batch)
-    merged = stream.merged(Group())
+    merged = stream.merged(SimpleNamespace(sum=total))
     np.savez(f"{folder}/rank{rank}.npz", count=merged.count, mean=merged.mean, scatter=merged.scatter)
     dist.destroy_process_group()
 
@@ -103,6 +105,6 @@ def test_bad_input_is_named():
     with pytest.raises(UserError, match="row 0 holds NaN"):
         stream.add([[0.0, np.nan, 1.0]])
     with pytest.raises(UserError, match="no rank has any samples"):
-        merge_ranks(stream.statistics, Scripted([np.zeros(4)]))
+        merge_ranks(stream.statistics, Group(1).rank(0))
     with pytest.raises(UserError, match="at least two images; there are 0"):
         _ = stream.statistics.covariance
