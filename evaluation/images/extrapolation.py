@@ -43,20 +43,25 @@ def extrapolate_frechet(generated: ArrayLike, real: ArrayLike, seed: int = 0) ->
         raise UserError(
             f"an extrapolated distance needs at least {FEWEST} images in each set; there are {len(x)} and {len(y)}"
         )
-    sixths_x, sixths_y = BlockedSet(x, 6, seed, "generated"), BlockedSet(y, 6, seed, "real")
+    sixths_x, sixths_y = (BlockedSet(rows, halving_ids(rows, 6, seed, which)) for which, rows in enumerate((x, y)))
     whole, halves, thirds = (mean_distance(sixths_x.parts(n), sixths_y.parts(n)) for n in (1, 2, 3))
     rise = 2 * (halves - whole)
     return Extrapolation(whole, 2 * whole - halves, (thirds - whole) / rise - 1 if rise else 0.0)
 
 
-class BlockedSet:
-    """Features (N, D) cut at random into blocks, from which the Gaussian of any blocks together is made."""
+def halving_ids(rows: Array, blocks: int, seed: int, which: int) -> np.ndarray:
+    """The block (N,) of each of N rows at random; blocks b = part mod count together are a part of the set."""
+    ids = np.empty(len(rows), dtype=np.int64)
+    ids[permutation(len(rows), seed, "extrapolation", which)] = np.arange(len(rows)) % blocks
+    return ids
 
-    def __init__(self, features: Array, blocks: int, seed: int, purpose: str) -> None:
-        ids = np.empty(len(features), dtype=np.int64)
-        ids[permutation(len(features), seed, f"extrapolation of {purpose}")] = np.arange(len(features)) % blocks
-        self.blocks = blocks
-        self._parts = [features[ids == block] for block in range(blocks)]
+
+class BlockedSet:
+    """Features (N, D) cut into blocks, `ids` (N,) counted from 0, from which the Gaussian of any blocks together is made."""
+
+    def __init__(self, features: Array, ids: np.ndarray) -> None:
+        self.blocks = int(ids.max()) + 1
+        self._parts = [features[ids == block] for block in range(self.blocks)]
         # Sums of products are made once, but pay where there are more images than dimensions only
         many = len(features) > 4 * features.shape[1]
         self._statistics = [FeatureStatistics.of(part) for part in self._parts] if many else None
@@ -66,6 +71,10 @@ class BlockedSet:
         if self._statistics is None:
             return Gaussian.of_features(np.concatenate([self._parts[b] for b in blocks]))
         return Gaussian.of_statistics(reduce(FeatureStatistics.merge, (self._statistics[b] for b in blocks)))
+
+    def without(self, block: int) -> Gaussian:
+        """The Gaussian of all images but those of a block."""
+        return self.parts(1, block)[0]
 
     def parts(self, count: int, without: int = -1) -> list[Gaussian]:
         """The Gaussians of `count` parts of all blocks, block b in part b mod count; one block may be left out."""
@@ -85,10 +94,8 @@ def jackknife_extrapolation(
 
     `blocks` is even, each half has half of them, and a set has at least four images in each half.
     """
-    sets = [
-        BlockedSet(as_features(features), blocks, seed, purpose)
-        for features, purpose in ((generated, "generated"), (real, "real"))
-    ]
+    rows = [as_features(features) for features in (generated, real)]
+    sets = [BlockedSet(r, halving_ids(r, blocks, seed, which)) for which, r in enumerate(rows)]
     whole, halves = [s.parts(1) for s in sets], [s.parts(2) for s in sets]
     value = 2 * mean_distance(*whole) - mean_distance(*halves)
     left_out: list[list[float]] = [[], []]

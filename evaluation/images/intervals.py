@@ -8,19 +8,13 @@ a score's name.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import reduce
 
 import numpy as np
 import scipy.stats
 from numpy.typing import ArrayLike
 
-from evaluation.images.extrapolation import jackknife_extrapolation
-from evaluation.images.frechet import (
-    FeatureStatistics,
-    as_features,
-    frechet_distance_from_features,
-    frechet_distance_from_statistics,
-)
+from evaluation.images.extrapolation import BlockedSet, jackknife_extrapolation
+from evaluation.images.frechet import as_features, frechet_distance_from_features
 from evaluation.images.kernel import KernelDistance, cmmd, kernel_distance, unit_length
 from evaluation.images.manifold import Manifold, jackknife_manifold, precision_recall_density_coverage
 from evaluation.images.score import inception_score, shuffled
@@ -68,19 +62,14 @@ def frechet_estimate(
     n, blocks = len(sets[0]), min(blocks, len(sets[0]) // 2, len(sets[1]) // 2)
     if blocks < 2:
         return Estimate(value, n, None, None, None, level, f"none (n = {n})")
-    pieces = [_pieces(features, blocks, seed + index) for index, features in enumerate(sets)]
-    totals = [reduce(FeatureStatistics.merge, part) for part in pieces]
+    ids = [block_ids(len(features), blocks, seed + index) for index, features in enumerate(sets)]
+    blocked = [BlockedSet(features, own) for features, own in zip(sets, ids, strict=True)]
+    totals = [part.parts(1)[0] for part in blocked]
     left_out: list[list[float]] = [[], []]
     for index, other in ((0, 1), (1, 0)):
         for block in range(blocks):
-            rest = reduce(FeatureStatistics.merge, (p for i, p in enumerate(pieces[index]) if i != block))
-            left_out[index].append(frechet_distance_from_statistics(rest, totals[other]))
+            left_out[index].append(blocked[index].without(block).distance(totals[other]))
     return _jackknife(value, n, left_out, level, blocks, positive=True)
-
-
-def _pieces(features: np.ndarray, blocks: int, seed: int) -> list[FeatureStatistics]:
-    ids = block_ids(len(features), blocks, seed)
-    return [FeatureStatistics.of(features[ids == block]) for block in range(blocks)]
 
 
 def _blockwise(

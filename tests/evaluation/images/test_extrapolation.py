@@ -3,7 +3,12 @@
 import numpy as np
 import pytest
 
-from evaluation.images.extrapolation import BlockedSet, extrapolate_frechet, jackknife_extrapolation
+from evaluation.images.extrapolation import (
+    BlockedSet,
+    extrapolate_frechet,
+    halving_ids,
+    jackknife_extrapolation,
+)
 from evaluation.images.frechet import frechet_distance_from_features
 from launch.errors import UserError
 
@@ -54,7 +59,7 @@ def test_jackknife_equals_leaving_each_block_out(n, d):
     x, y = both(1, n, d, 0.3)
     blocks = 4
     value, left_out = jackknife_extrapolation(x, y, blocks, 0)
-    sets = [BlockedSet(x, blocks, 0, "generated"), BlockedSet(y, blocks, 0, "real")]
+    sets = [BlockedSet(rows, halving_ids(rows, blocks, 0, which)) for which, rows in enumerate((x, y))]
 
     def rows(index, part, without):
         kept = [b for b in range(blocks) if b % 2 in part and b != without]
