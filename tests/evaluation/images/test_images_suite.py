@@ -188,11 +188,21 @@ def test_a_saved_generator_is_sampled_first(tmp_path):
     result = load(tmp_path / "out" / "vae")
     assert result.metrics[0].name == "fd_digits@24" and result.subject.path == str(tmp_path / "model")
     assert (tmp_path / "out" / "vae" / "samples" / "provenance.json").is_file()
-    (tmp_path / "model" / "config.json").write_text('{"_class_name": "Unknown"}')
-    config.output_dir = str(tmp_path / "again")
-    with pytest.raises(
-        UserError, match=r"generators.vae: .*model could not be sampled \(model: .*config.json is gone or has changed"
-    ):
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "sentence"),
+    [
+        (2, "loading\nalignkit: error: model: m: is damaged; make it again", r"\(model: m: is damaged; make it again\)$"),
+        (1, "Traceback ...\nKeyError: 'x'", r"\(exit code 1: KeyError: 'x'\)$"),
+    ],
+)
+def test_a_generator_that_cannot_be_sampled_is_named(tmp_path, monkeypatch, code, said, sentence):
+    (tmp_path / "model_index.json").write_text("{}")
+    failed = SimpleNamespace(returncode=code, stderr=said)
+    monkeypatch.setattr("evaluation.suites.images_sets.subprocess.run", lambda *words, **options: failed)
+    config = ImagesConfig(output_dir=str(tmp_path / "out"), generators={"g": str(tmp_path)})
+    with pytest.raises(UserError, match=rf"^generators.g: .* could not be sampled {sentence}"):
         STAGE.run(config, job(tmp_path / "out"))
 
 
