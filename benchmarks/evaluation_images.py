@@ -21,6 +21,7 @@ from evaluation.images.kernel import kernel_distance
 from evaluation.images.sliced import mind
 from launch.seeding import numpy_generator
 
+ROUTES = ("ours_from_features", "numpy_eigvals", "scipy_sqrtm")
 DIMENSIONS, MANY, FEW, SUBSETS = 2048, 10_000, 1_000, 5_000
 
 
@@ -42,7 +43,7 @@ def timed(function: Callable[[], float], repeats: int) -> dict[str, Any]:
     for _ in range(repeats):
         start = time.perf_counter()
         value = function()
-        seconds.append(round(time.perf_counter() - start, 3))
+        seconds.append(round(time.perf_counter() - start, 6))
     return {"value": float(value), "seconds": statistics.median(seconds), "all_seconds": seconds}
 
 
@@ -108,30 +109,26 @@ def compare_kernel(count: int, dimensions: int) -> dict[str, Any]:
     }
 
 
-def measure(quick: bool) -> dict[str, Any]:
-    """All comparisons."""
-    dimensions, many, few, pairs = (128, 400, 80, 300) if quick else (DIMENSIONS, MANY, FEW, SUBSETS)
-    return {
-        "frechet_many": compare_frechet(many, dimensions, 3),
-        "frechet_few": compare_frechet(few, dimensions, 3),
-        "frechet_ill_conditioned": compare_frechet(many, dimensions, 2, decay=2.0),
-        "kernel": compare_kernel(pairs, dimensions),
-    }
+COMPARISONS: dict[str, Callable[[bool], dict[str, Any]]] = {
+    "frechet_many": lambda quick: compare_frechet(*((400, 128) if quick else (MANY, DIMENSIONS)), repeats=2),
+    "frechet_few": lambda quick: compare_frechet(*((80, 128) if quick else (FEW, DIMENSIONS)), repeats=2),
+    "frechet_ill_conditioned": lambda quick: compare_frechet(
+        *((400, 128) if quick else (MANY, DIMENSIONS)), repeats=2, decay=2.0
+    ),
+    "kernel": lambda quick: compare_kernel(*((100, 64) if quick else (SUBSETS, DIMENSIONS))),
+}
 
 
-def describe(result: dict[str, Any]) -> list[str]:
-    """Lines for a person."""
-    lines = []
-    for key in ("frechet_many", "frechet_few", "frechet_ill_conditioned"):
-        row = result[key]
-        lines.append(
-            f"{key}, N {row['samples']}, D {row['dimensions']}: ours {row['ours']['seconds']} s "
-            f"(from features {row['ours_from_features']['seconds']} s), eigvals {row['numpy_eigvals']['seconds']} s "
-            f"({row['eigvals_over_ours']}x), sqrtm {row['scipy_sqrtm']['seconds']} s ({row['sqrtm_over_ours']}x)"
+def describe(name: str, result: dict[str, Any]) -> str:
+    """A line for a person."""
+    if name == "kernel":
+        return (
+            f"KID, N {result['samples']}: all pairs {result['all_pairs']['seconds']:.3g} s, 100 subsets "
+            f"{result['hundred_subsets']['seconds']:.3g} s; MIND {result['mind']['seconds']:.3g} s"
         )
-    kernel = result["kernel"]
-    lines.append(
-        f"KID, N {kernel['samples']}: all pairs {kernel['all_pairs']['seconds']} s, 100 subsets "
-        f"{kernel['hundred_subsets']['seconds']} s; MIND {kernel['mind']['seconds']} s"
+    seconds = {key: f"{result[key]['seconds']:.3g} s" for key in ("ours", *ROUTES)}
+    return (
+        f"{name}, N {result['samples']}, D {result['dimensions']}: ours {seconds['ours']} (from features "
+        f"{seconds['ours_from_features']}), eigvals {seconds['numpy_eigvals']} ({result['eigvals_over_ours']}x), "
+        f"sqrtm {seconds['scipy_sqrtm']} ({result['sqrtm_over_ours']}x)"
     )
-    return lines

@@ -193,7 +193,11 @@ def test_a_saved_generator_is_sampled_first(tmp_path):
 @pytest.mark.parametrize(
     ("code", "said", "sentence"),
     [
-        (2, "loading\nalignkit: error: model: m: is damaged; make it again", r"\(model: m: is damaged; make it again\)$"),
+        (
+            2,
+            "loading\nalignkit: error: model: m: is damaged; make it again",
+            r"\(model: m: is damaged; make it again\)$",
+        ),
         (1, "Traceback ...\nKeyError: 'x'", r"\(exit code 1: KeyError: 'x'\)$"),
     ],
 )
