@@ -10,7 +10,8 @@ from evaluation.images.frechet import (
     frechet_distance,
     frechet_distance_from_features,
     frechet_distance_from_statistics,
-    nuclear_norm,
+    Gaussian,
+    trace_term,
 )
 from launch.errors import UserError
 
@@ -77,25 +78,45 @@ def test_the_grid_on_which_eigenvalues_turn_negative(samples, dimensions):
     assert isinstance(value, float) and np.isfinite(value) and value > 0
 
 
-@pytest.mark.parametrize("shape", [(5, 5), (3, 9), (40, 12), (1, 1), (0, 4)])
-@pytest.mark.parametrize("decay", [0.0, 1.0, 8.0])  # orders of magnitude between the singular values
-def test_nuclear_norm_is_the_sum_of_singular_values(shape, decay):
-    left, right = (np.linalg.qr(rng(i).standard_normal((n, n)))[0] for i, n in enumerate(shape))
-    values = 10.0 ** -np.linspace(0, decay, min(shape)) if min(shape) else np.zeros(0)
-    matrix = left[:, : len(values)] * values @ right[: len(values)]
-    assert nuclear_norm(matrix) == pytest.approx(values.sum(), rel=1e-10, abs=1e-15)
+def gaussians(ranks, decay, dimensions=24):
+    """Two distributions, of full rank (None: by covariance) or of a lower one (by factor), and the two factors."""
+    found = []
+    for seed, rank in enumerate(ranks):
+        directions = np.linalg.qr(rng(seed).standard_normal((dimensions, dimensions)))[0]
+        factor = directions[:, : rank or dimensions] * 10.0 ** -np.linspace(0, decay, rank or dimensions)
+        mean = np.zeros(dimensions)
+        by_factor = Gaussian(mean, factor=factor)
+        found.append((by_factor if rank else Gaussian(mean, factor @ factor.T), factor))
+    return found
+
+
+@pytest.mark.parametrize("ranks", [(None, None), (5, None), (None, 5), (5, 9), (9, 5)])
+@pytest.mark.parametrize("decay", [0.0, 1.0, 3.0])  # orders of magnitude between the deviations
+def test_trace_term_is_the_sum_of_singular_values(ranks, decay):
+    (first, f1), (second, f2) = gaussians(ranks, decay)
+    expected = np.linalg.svd(f1.T @ f2, compute_uv=False).sum()
+    assert trace_term(first, second) == pytest.approx(expected, rel=1e-9)
+    assert first.total_variance == pytest.approx((f1**2).sum())
+
+
+@pytest.mark.parametrize("samples", [2, 3, 20])
+def test_few_samples_are_turned_into_one_vector_less(samples, monkeypatch):
+    rows = rng().standard_normal((samples, 30))
+    factor = Gaussian.of_features(rows).factor
+    assert factor.shape == (30, samples - 1) and np.allclose(factor @ factor.T, np.cov(rows, rowvar=False))
+    monkeypatch.setattr(frechet.np.linalg, "svd", None)  # so that squaring is good enough
+    assert frechet_distance_from_features(rows, rows + 1) == pytest.approx(30.0, rel=1e-9)
 
 
 def test_squaring_is_left_where_it_would_cost_digits(monkeypatch):
     calls = []
     plain = np.linalg.svd
     monkeypatch.setattr(frechet.np.linalg, "svd", lambda *a, **k: calls.append(1) or plain(*a, **k))
-    healthy = np.diag(np.linspace(1, 2, 30))
-    nuclear_norm(healthy)
+    (first, _), (second, _) = gaussians((None, None), 1.0)
+    trace_term(first, second)
     assert not calls
-    values = 10.0 ** -np.linspace(0, 12, 30)  # the square has eigenvalues down to 1e-24: below its rounding
-    rotation = np.linalg.qr(rng().standard_normal((30, 30)))[0]
-    assert nuclear_norm(rotation * values @ rotation.T) == pytest.approx(values.sum(), rel=1e-12)
+    (first, f1), (second, f2) = gaussians((20, 20), 6.0)  # the square has eigenvalues down to 1e-24, below its rounding
+    assert trace_term(first, second) == pytest.approx(plain(f1.T @ f2, compute_uv=False).sum(), rel=1e-12)
     assert calls
 
 
