@@ -118,10 +118,10 @@ class Gaussian:
         """The lower triangular factor (D, D) of the covariance; None where it is singular, or not held."""
         if self.covariance is None:
             return None
-        try:
-            return np.linalg.cholesky(self.covariance).astype(np.float64)
-        except np.linalg.LinAlgError:
-            return None
+        lower, fault = scipy.linalg.lapack.dpotrf(
+            self.covariance.T, lower=1, clean=1
+        )  # .T: in the order that it works in
+        return None if fault else lower
 
     @cached_property
     def factor(self) -> Array:
@@ -179,10 +179,10 @@ def _gram(first: Gaussian, second: Gaussian) -> Array:
     assert inner.covariance is not None
     if outer.cholesky is None:
         return outer.factor.T @ inner.covariance @ outer.factor
-    # L^T S L by LAPACK's routine for it, a quarter of the work of two products; transposed, since it counts in columns
-    found, fault = scipy.linalg.lapack.dsygst(inner.covariance.T, outer.cholesky.T, itype=2, lower=0)
+    # L^T S L by LAPACK's routine for it, a quarter of the work of two products
+    found, fault = scipy.linalg.lapack.dsygst(inner.covariance.T, outer.cholesky, itype=2, lower=1)
     assert fault == 0
-    return found.T
+    return found
 
 
 def _without_null(centred: Array) -> Array:

@@ -7,10 +7,10 @@ import scipy.linalg
 from evaluation.images import frechet
 from evaluation.images.frechet import (
     FeatureStatistics,
+    Gaussian,
     frechet_distance,
     frechet_distance_from_features,
     frechet_distance_from_statistics,
-    Gaussian,
     trace_term,
 )
 from launch.errors import UserError
