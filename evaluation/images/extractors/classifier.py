@@ -23,7 +23,7 @@ from launch.files import sha256_text, write_atomic
 from launch.seeding import permutation, torch_generator
 
 TRAINED_ON = f"{EMBEDDED}::train"
-EPOCHS, BATCH, MOST_ROWS = 12, 64, 120_000
+EPOCHS, BATCH, MOST_ROWS = 12, 64, 60_000
 PREPROCESSING = "pixels / 255, float64"
 FILE = "{name}-extractor.safetensors"
 
@@ -60,7 +60,7 @@ def _initialise(model: nn.Module, seed: int) -> None:
 def train_classifier(train: ImageSet, seed: int = 0, epochs: int | None = None) -> ImageClassifier:
     """A classifier of labelled images: AdamW with a one-cycle rate, the same bits on every run of a machine.
 
-    12 passes over the images, or as many as make 120,000 images seen, but at least one.
+    12 passes over the images, or as many as make 60,000 images seen, but at least one.
     """
     labels = labels_of(train)
     epochs = epochs or max(1, min(EPOCHS, MOST_ROWS // len(train)))

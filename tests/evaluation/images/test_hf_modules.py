@@ -74,6 +74,7 @@ def test_every_folder_is_a_module_that_is_tested():
     assert all(name in SCRIPT for name in folders) and len(folders) == 8
 
 
+@pytest.mark.slow
 def test_modules_give_our_estimates_for_sets_of_different_sizes(answers):
     x, y, said = answers
     expected = {
@@ -97,6 +98,7 @@ def test_modules_give_our_estimates_for_sets_of_different_sizes(answers):
     assert "sliced squared Wasserstein" in said["description"]
 
 
+@pytest.mark.slow
 def test_faults_are_one_sentence(answers):
     faults = answers[2]["faults"]
     assert faults["empty"] == "there are no features; give predictions and references"
