@@ -24,21 +24,21 @@ EPOCHS = (0, 1, 9, 24)
 
 @pytest.fixture(scope="module")
 def features(tmp_path_factory):
-    """Features of 256 real digits, of 256 others, and of 256 by eight generators after 1, 2, 10 and 25 epochs."""
+    """Features of 512 real digits, of 512 others, and of 512 by eight generators after 1, 2, 10 and 25 epochs."""
     if not MNIST.is_dir() or not FAKE.is_file():
         pytest.skip("MNIST and images of its generators are not there (ALIGNKIT_DATA)")
     folder = tmp_path_factory.mktemp("mnist")
-    train = load_images(str(MNIST)).sample(1000, 0)
-    model = train_classifier(train, epochs=3)
+    train = load_images(str(MNIST)).sample(1200, 0)
+    model = train_classifier(train, epochs=4)
     source = FeatureSource(
         load_classifier(save_classifier(folder / "c.safetensors", model, train, "digits")), one_rank()
     )
     test = load_images(str(MNIST / "t10k-images-idx3-ubyte.gz"))
-    found = {"reference": test.take(np.arange(256)), "real": test.take(np.arange(256, 512))}
+    found = {"reference": test.take(np.arange(512)), "real": test.take(np.arange(512, 1024))}
     with np.load(FAKE) as fake:
         for epoch in EPOCHS:
-            found[epoch] = image_set(fake["images"][fake["epoch"] == epoch][::2, None], None, f"epoch {epoch}")
-    assert {len(images) for images in found.values()} == {256}
+            found[epoch] = image_set(fake["images"][fake["epoch"] == epoch][:, None], None, f"epoch {epoch}")
+    assert {len(images) for images in found.values()} == {512}
     return {name: source.of(images).features for name, images in found.items()}
 
 
