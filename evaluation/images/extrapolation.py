@@ -72,10 +72,6 @@ class BlockedSet:
             return Gaussian.of_features(np.concatenate([self._parts[b] for b in blocks]))
         return Gaussian.of_statistics(reduce(FeatureStatistics.merge, (self._statistics[b] for b in blocks)))
 
-    def without(self, block: int) -> Gaussian:
-        """The Gaussian of all images but those of a block."""
-        return self.parts(1, block)[0]
-
     def parts(self, count: int, without: int = -1) -> list[Gaussian]:
         """The Gaussians of `count` parts of all blocks, block b in part b mod count; one block may be left out."""
         kept = [b for b in range(self.blocks) if b != without]

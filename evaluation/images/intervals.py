@@ -1,87 +1,69 @@
 """Estimates with intervals for the image metrics: what a result file holds.
 
 A plug-in Fréchet distance, and the Inception Score a little, are biased by their number of images (towards 2d + d(d+1)/2
-over N for equal sets in d dimensions). The intervals are for the expected score *at this N*, which is why N is part of
-a score's name.
+over N for equal sets in d dimensions). The truth that these intervals cover is the expected score *at these N*, over
+other draws of as many images of both sets; it is not the score of infinitely many. That is why N is part of a score's
+name, and why scores of different N are not compared.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
 import numpy as np
-import scipy.stats
 from numpy.typing import ArrayLike
 
-from evaluation.images.extrapolation import BlockedSet, jackknife_extrapolation
+from evaluation.images.extrapolation import jackknife_extrapolation
 from evaluation.images.frechet import as_features, frechet_distance_from_features
+from evaluation.images.influence import frechet_influence
 from evaluation.images.kernel import KernelDistance, cmmd, kernel_distance, unit_length
 from evaluation.images.manifold import Manifold, jackknife_manifold, precision_recall_density_coverage
 from evaluation.images.score import inception_score, shuffled
 from evaluation.images.sliced import DIRECTIONS, random_directions, sliced_distance
-from evaluation.statistics import LEVEL, Estimate, wilson
+from evaluation.statistics import LEVEL, Estimate, combine_variances, jackknife, wilson
+from evaluation.statistics.estimate import no_interval, student_interval
+from evaluation.statistics.jackknife import block_ids
 from launch.errors import UserError
 
 BLOCKS = 20
 """Blocks of the jackknife: 20 give 19 degrees of freedom for each set."""
-
-
-def block_ids(count: int, blocks: int, seed: int) -> np.ndarray:
-    """The block of each image (N,): random, since files often come sorted by class."""
-    ids = np.empty(count, dtype=np.int64)
-    ids[shuffled(count, seed)] = np.arange(count) * blocks // count
-    return ids
-
-
-def _jackknife(
-    value: float, n: int, leave_one_out: Sequence[Sequence[float]], level: float, blocks: int, positive: bool
-) -> Estimate:
-    """Variance summed over the independent sets, each a delete-a-block jackknife; Student t. On the log scale if positive."""
-    f = np.log if positive and min(value, *(min(v) for v in leave_one_out)) > 0 else np.asarray
-    parts = [(len(v) - 1) * float(np.var(f(np.array(v)))) for v in leave_one_out]
-    variance = sum(parts)
-    freedom = (
-        variance**2 / sum(p**2 / (len(v) - 1) for p, v in zip(parts, leave_one_out, strict=True)) if variance else 1.0
-    )
-    half = float(scipy.stats.t.ppf(0.5 + level / 2, freedom)) * np.sqrt(variance)
-    method = f"jackknife over {blocks} blocks"
-    if f is np.log:
-        low, high = value * np.exp(-half), value * np.exp(half)
-        return Estimate(
-            value, n, float(value * np.sqrt(variance)), float(low), float(high), level, f"{method}, log scale"
-        )
-    return Estimate(value, n, float(np.sqrt(variance)), float(value - half), float(value + half), level, method)
+SUBSETS = 20
+"""Disjoint pairs of subsets that tell the second-order part of a Fréchet distance's variance from the first."""
 
 
 def frechet_estimate(
-    generated: ArrayLike, real: ArrayLike, seed: int, level: float = LEVEL, blocks: int = BLOCKS
+    generated: ArrayLike, real: ArrayLike, seed: int, level: float = LEVEL, subsets: int = SUBSETS
 ) -> Estimate:
-    """The Fréchet distance of features (N, D) and (M, D) with an interval that counts the chance in both sets."""
-    sets = [as_features(generated, "the generated set"), as_features(real, "the real set")]
-    value = frechet_distance_from_features(*sets)
-    n, blocks = len(sets[0]), min(blocks, len(sets[0]) // 2, len(sets[1]) // 2)
-    if blocks < 2:
-        return Estimate(value, n, None, None, None, level, f"none (n = {n})")
-    ids = [block_ids(len(features), blocks, seed + index) for index, features in enumerate(sets)]
-    blocked = [BlockedSet(features, own) for features, own in zip(sets, ids, strict=True)]
-    totals = [part.parts(1)[0] for part in blocked]
-    left_out: list[list[float]] = [[], []]
-    for index, other in ((0, 1), (1, 0)):
-        for block in range(blocks):
-            left_out[index].append(blocked[index].without(block).distance(totals[other]))
-    return _jackknife(value, n, left_out, level, blocks, positive=True)
+    """The Fréchet distance of features (N, D) and (M, D) with an interval that counts the chance in both sets.
+
+    The variance is that of the influence function (the delta method, in the limit of many images), less half of the
+    part that is of second order. On the log scale; Student's t with the degrees of the two sets.
+    """
+    x, y = as_features(generated, "the generated set"), as_features(real, "the real set")
+    found, n = frechet_influence(x, y), len(x)
+    first, second = found.variance
+    subsets = min(subsets, n // 2, len(y) // 2)
+    if subsets < 3:
+        return no_interval(found.value, n, level)
+    if found.value <= 1e-12 * float((x**2).sum() / n):
+        return no_interval(found.value, n, level, "the sets have the same mean and covariance")
+    if first + second == 0:
+        return no_interval(found.value, n, level, "every image of a set has the same features")
+    kept = 1 - _second_order(x, y, first + second, subsets, seed) / (first + second)
+    scale = kept / found.value**2
+    variances, degrees = [first * scale, second * scale], [n - 1, len(y) - 1]
+    return combine_variances(found.value, n, variances, degrees, level, log=True, method="delta, influence function")
 
 
-def _blockwise(
-    statistic: Callable[[np.ndarray], float], rows: np.ndarray, seed: int, level: float, blocks: int
-) -> Estimate:
-    value, n = statistic(rows), len(rows)
-    blocks = min(blocks, n // 2)
-    if blocks < 2:
-        return Estimate(value, n, None, None, None, level, f"none (n = {n})")
-    ids = block_ids(n, blocks, seed)
-    left_out = [statistic(rows[ids != block]) for block in range(blocks)]
-    return _jackknife(value, n, [left_out], level, blocks, positive=True)
+def _second_order(x: np.ndarray, y: np.ndarray, variance: float, subsets: int, seed: int) -> float:
+    """What the influence function counts too much: the second-order part b of the distance's variance.
+
+    The variance is a / N + b / N^2. The influence function (as any jackknife: Efron and Stein 1981) counts a / N +
+    2 b / N^2, and for equal distributions, where a is 0, twice the truth. The distances of K disjoint pairs of subsets
+    scatter by a K / N + b K^2 / N^2, which gives b; it is kept between 0 and half of what was counted.
+    """
+    ids = [block_ids(len(z), subsets, seed + index, "frechet subsets") for index, z in enumerate((x, y))]
+    parts = [frechet_distance_from_features(x[ids[0] == k], y[ids[1] == k]) for k in range(subsets)]
+    excess = (float(np.var(parts, ddof=1)) - subsets * variance) / (subsets**2 - 2 * subsets)
+    return min(max(excess, 0.0), variance / 2)
 
 
 def inception_estimate(
@@ -92,9 +74,17 @@ def inception_estimate(
     The spread over splits, which is customary after a +-, is no interval of the mean and is not used.
     """
     rows = as_features(logits, "logits")[shuffled(len(np.asarray(logits)), seed)]
-    return _blockwise(
-        lambda part: float(inception_score(part, min(splits, len(part))).mean()), rows, seed, level, blocks
-    )
+    value, n = _mean_score(rows, splits), len(rows)
+    blocks = min(blocks, n // 2)
+    if blocks < 2:
+        return no_interval(value, n, level)
+    ids = block_ids(n, blocks, seed, "inception_score")
+    left_out = [_mean_score(rows[ids != block], splits) for block in range(blocks)]
+    return jackknife(value, n, left_out, level=level, log=True, method=f"jackknife over {blocks} blocks")
+
+
+def _mean_score(rows: np.ndarray, splits: int) -> float:
+    return float(inception_score(rows, min(splits, len(rows))).mean())
 
 
 def kernel_estimate(generated: ArrayLike, real: ArrayLike, level: float = LEVEL) -> Estimate:
@@ -108,9 +98,7 @@ def cmmd_estimate(generated: ArrayLike, real: ArrayLike, level: float = LEVEL) -
 
 
 def _normal(found: KernelDistance, n: int, level: float) -> Estimate:
-    half = float(scipy.stats.norm.ppf(0.5 + level / 2)) * found.standard_error
-    method = "variance of the U-statistic, normal"
-    return Estimate(found.value, n, found.standard_error, found.value - half, found.value + half, level, method)
+    return student_interval(found.value, found.standard_error, n, level, "variance of the U-statistic, normal", np.inf)
 
 
 # ---------------------------------------------------------------------------------------------- over blocks of both sets
@@ -127,12 +115,12 @@ def mind_estimate(
     """MIND of features (N, D) and (M, D) along fixed directions; the interval counts the chance in both sets."""
     x, y = as_features(generated, "the generated set"), as_features(real, "the real set")
     blocks = min(blocks, len(x) // 2, len(y) // 2)
-    ids = [block_ids(len(rows), max(blocks, 1), seed + index) for index, rows in enumerate((x, y))]
+    ids = [block_ids(len(rows), max(blocks, 1), seed + index, "mind") for index, rows in enumerate((x, y))]
     found = sliced_distance(x, y, random_directions(x.shape[1], seed, directions), *ids)
     if blocks < 2:
-        return Estimate(found.value, len(x), None, None, None, level, f"none (n = {len(x)})")
-    left_out = [found.without_generated.tolist(), found.without_real.tolist()]
-    return _jackknife(found.value, len(x), left_out, level, blocks, positive=True)
+        return no_interval(found.value, len(x), level)
+    left_out = (found.without_generated, found.without_real)
+    return jackknife(found.value, len(x), *left_out, level=level, log=True, method=f"jackknife over {blocks} blocks")
 
 
 def extrapolated_estimate(
@@ -145,7 +133,7 @@ def extrapolated_estimate(
     if blocks < 4:  # of a half that loses a block, a block of four has to be left
         raise UserError(f"an extrapolated distance with an interval needs at least 16 images in each set, not {fewest}")
     value, left_out = jackknife_extrapolation(x, y, blocks, seed)
-    return _jackknife(value, len(x), left_out, level, blocks, positive=False)
+    return jackknife(value, len(x), *left_out, level=level, method=f"jackknife over {blocks} blocks")
 
 
 def manifold_estimates(
@@ -163,28 +151,22 @@ def manifold_estimates(
     blocks = min(blocks, len(x) // (k + 1), len(y) // (k + 1))
     values = {name: float(getattr(outcomes, name).mean()) for name in units}
     if blocks < 2:
-        none = {
-            key: Estimate(v, units[key], None, None, None, level, f"none (n = {units[key]})")
-            for key, v in values.items()
-        }
-        return outcomes, none
-    ids = [block_ids(len(rows), blocks, seed + index) for index, rows in enumerate((x, y))]
-    jackknife = jackknife_manifold(x, y, ids[0], ids[1], k)
-    estimates = {}
+        return outcomes, {name: no_interval(value, units[name], level) for name, value in values.items()}
+    ids = [block_ids(len(rows), blocks, seed + index, "manifold") for index, rows in enumerate((x, y))]
+    found = jackknife_manifold(x, y, ids[0], ids[1], k)
+    estimates, method = {}, f"jackknife over {blocks} blocks"
     for column, (name, value) in enumerate(values.items()):
-        left_out = [part[:, column].tolist() for part in (jackknife.without_generated, jackknife.without_real)]
-        plain = _jackknife(value, units[name], left_out, level, blocks, positive=name == "density")
-        estimates[name] = plain if name == "density" else _share(plain, units[name], level, blocks)
+        left_out = [part[:, column] for part in (found.without_generated, found.without_real)]
+        plain = jackknife(value, units[name], *left_out, level=level, log=name == "density", method=method)
+        estimates[name] = plain if name == "density" else _share(plain, units[name], level, method)
     return outcomes, estimates
 
 
-def _share(plain: Estimate, n: int, level: float, blocks: int) -> Estimate:
+def _share(plain: Estimate, n: int, level: float, method: str) -> Estimate:
     """Wilson's interval with the number of independent trials that a jackknife's variance amounts to, at most n."""
     p, variance = plain.value, (plain.stderr or 0.0) ** 2
-    inner = (p * n + 2) / (
-        n + 4
-    )  # two more of either kind (Agresti & Coull 1998): at 0 and 1 nothing could be said else
+    # two more of either kind (Agresti & Coull 1998): at 0 and 1 nothing could be said else
+    inner = (p * n + 2) / (n + 4)
     trials = max(1, int(min(n, inner * (1 - inner) / variance))) if variance > 0 else n
     limits = wilson(p * trials, trials, level)
-    method = f"wilson, effective n by jackknife over {blocks} blocks"
-    return Estimate(p, n, limits.stderr, limits.low, limits.high, level, method)
+    return Estimate(p, n, limits.stderr, limits.low, limits.high, level, f"wilson, effective n by {method}")
