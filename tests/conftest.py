@@ -8,6 +8,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
+from hypothesis import settings
+
+settings.register_profile("alignkit", deadline=None)  # an example may wait for another process: no test is timed
+settings.load_profile("alignkit")
+
 LONGEST = ("test_every_stage", "test_demo", "test_ppo_kills", "test_ppo_distributed", "test_ppo_vllm", "test_readme")
 
 
