@@ -6,7 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data import train_tokenizer
-from evaluation.language.perplexity import DocumentScore, Perplexity, conditioning, perplexity, sliding_windows
+from evaluation.language.perplexity import (
+    DocumentScore,
+    Perplexity,
+    batch_deviation,
+    conditioning,
+    perplexity,
+    sliding_windows,
+)
 from launch.errors import UserError
 from tests.evaluation import tiny
 
@@ -135,6 +142,8 @@ def test_stride_matters_for_a_model_that_looks_back():
 def test_corpus_perplexity_weighs_tokens_not_documents():
     two_and_eight = Perplexity([DocumentScore(10 * math.log(2), 10, 1, 10), DocumentScore(10 * math.log(8), 10, 1, 10)])
     assert two_and_eight.per("token").value == pytest.approx(4.0)
+    mean = two_and_eight.per_document()
+    assert (mean.name, mean.value, mean.n) == ("mean_document_perplexity", pytest.approx(5.0), 2)
     unequal = Perplexity([DocumentScore(30 * math.log(2), 30, 1, 10), DocumentScore(10 * math.log(32), 10, 1, 10)])
     assert unequal.per("token").value == pytest.approx(4.0)
 
@@ -170,3 +179,40 @@ def test_window_sizes_that_do_not_fit(kwargs, words):
 def test_a_blank_document_is_named():
     with pytest.raises(UserError, match="document 2 has no tokens"):
         perplexity(tiny.language_model(), tiny.tokenizer(), ["a", ""])
+
+
+def test_a_document_without_tokens_to_predict_has_no_perplexity_of_its_own():
+    scores = Perplexity([DocumentScore(0.0, 0, 0, 0), DocumentScore(math.log(9) * 2, 2, 1, 2)])
+    assert scores.per_document().value == pytest.approx(9.0) and scores.per_document().n == 1
+
+
+def test_every_unit_tells_the_same_nats():
+    """bits/byte = log2 of the byte perplexity, and perplexities of words and tokens to the power of their counts agree."""
+    scores = perplexity(tiny.language_model(), tiny.tokenizer(), TEXTS)
+    tokens, words, size = (sum(getattr(d, u) for d in scores.documents) for u in ("tokens", "words", "bytes"))
+    assert scores.per("byte").value == pytest.approx(2 ** scores.bits_per_byte().value)
+    total = tokens * math.log(scores.per("token").value)
+    assert words * math.log(scores.per("word").value) == pytest.approx(total)
+    assert size * math.log(scores.per("byte").value) == pytest.approx(total)
+
+
+def test_the_change_by_batching_is_measured_and_small_in_fp32():
+    model, tok = tiny.language_model(), tiny.tokenizer()
+    worst, n = batch_deviation(model, tok, TEXTS, 64)
+    assert n == 10 + 0 + 64 + 11 and worst < 1e-4
+    with torch.autocast("cpu", torch.bfloat16):
+        rough, _ = batch_deviation(model, tok, TEXTS, 64)
+    assert worst <= rough < 1.0
+
+
+def test_a_model_whose_numbers_depend_on_the_batch_is_found_out():
+    model, tok = tiny.language_model(), tiny.tokenizer()
+    forward = model.forward
+
+    def leaky(input_ids, **named):
+        out = forward(input_ids, **named)
+        out.logits[..., 0] += len(input_ids)  # as if neighbours were read
+        return out
+
+    model.forward = leaky
+    assert batch_deviation(model, tok, TEXTS, 64)[0] > 0.1

@@ -1,0 +1,81 @@
+"""lm-evaluation-harness, driven for its tasks: found, loaded from YAML, run on our scorer. Nothing here imports it early."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from launch.errors import UserError, nearest, reason_of
+from launch.seeding import derive_seed
+
+BOOTSTRAPS = 1000
+"""Resamples of lm-eval's own standard errors, where it has no closed form."""
+
+
+def require_lm_eval() -> None:
+    """UserError with the remedy when lm-eval is not installed."""
+    if importlib.util.find_spec("lm_eval") is None:
+        raise UserError(
+            "tasks: they need lm-evaluation-harness, which is not installed; run: pip install 'alignkit[tasks]'"
+        )
+
+
+def find_tasks(names: list[str], include_path: str) -> Any:
+    """The lm-eval task manager that knows all `names`, of the YAML files below `include_path` and of lm-eval's own.
+
+    lm-eval's own index (15,000 files) is read only if the folder does not have them all. UserError for unknown names.
+    """
+    require_lm_eval()
+    from lm_eval.tasks import TaskManager
+
+    if include_path:
+        if not Path(include_path).is_dir():
+            raise UserError(f"include_path: {include_path} is no folder; give the folder of the tasks' YAML files")
+        local = TaskManager(include_path=include_path, include_defaults=False)
+        if set(names) <= set(local.all_tasks):
+            return local
+    manager = TaskManager(include_path=include_path or None)
+    for name in names:
+        if name not in manager.all_tasks and not Path(name).is_file():
+            where = f" and below {include_path}" if include_path else ""
+            hint = nearest(name, manager.all_tasks)
+            raise UserError(f"tasks: no task '{name}' among lm-eval's{where}{hint}; `lm-eval ls tasks` lists them")
+    return manager
+
+
+def run_tasks(
+    lm: Any, names: list[str], include_path: str, num_fewshot: int | None, max_items: int | None, seed: int
+) -> dict[str, Any] | None:
+    """lm-eval's results with samples (its `EvalResults`), of tasks on a model of its interface; None on other ranks.
+
+    UserError when a task cannot be loaded or run: most often its data lie on a hub that cannot be reached.
+    """
+    manager = find_tasks(names, include_path)
+    from lm_eval import simple_evaluate
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    drawn = derive_seed(seed, "lm-eval") % 2**32
+    try:
+        return simple_evaluate(
+            model=lm,
+            tasks=names,
+            num_fewshot=num_fewshot,
+            limit=max_items,
+            bootstrap_iters=BOOTSTRAPS,
+            task_manager=manager,
+            random_seed=drawn,
+            numpy_random_seed=drawn,
+            torch_random_seed=drawn,
+            fewshot_random_seed=drawn,
+        )
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError, AssertionError, ImportError, AttributeError, TypeError) as error:
+        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
+        raise UserError(
+            f"tasks: lm-eval cannot run {', '.join(names)}{offline}: {reason_of(error)}; check the task's YAML and that "
+            "its data can be read (dataset_path: json with dataset_kwargs.data_files reads local files)"
+        ) from error

@@ -1,0 +1,284 @@
+"""Log-probabilities of continuations whose contexts repeat; what they share runs through the model once.
+
+The choices of a question, the chosen and the rejected answer, the samples of one prompt: each is a context with k
+continuations. They become one row, `context | continuation 1 | ... | continuation k`, in which a continuation sees the
+context and itself, and its positions go on from the context's. Contexts that begin alike (few-shot examples) have that
+beginning run once, and the rest reads its keys and values from the cache. Each row costs shared + own tokens, where
+scoring the pairs alone costs k times the context; the numbers are the same up to rounding.
+
+Shapes: B rows, S padded length, P cached tokens, N positions that the head is taken at, M scored tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from evaluation.options import BATCH_TOKENS
+from evaluation.scoring import (
+    LOGITS_PER_BATCH,
+    ROWS_PER_SOFTMAX,
+    Beat,
+    Ids,
+    check_context,
+    check_finite,
+    check_token_ids,
+    inference,
+    plan_batches,
+)
+
+SHARED_START = 64
+"""Contexts that agree in so many first tokens have what they share run once, through the cache."""
+CACHED_PER_TOKEN = 4
+"""Cached tokens that take about the memory of one that is being read: keys and values against activations."""
+PADDING = -1
+"""Segment of padding; the context is segment 0, the k-th continuation of a row segment k."""
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """What a model makes of one continuation: the log-probability of each token in nats, and whether greedy decoding gives it."""
+
+    logprobs_T: Tensor
+    greedy: bool
+
+
+@dataclass(frozen=True)
+class Row:
+    """A context and the numbers of its continuations, of which the first `skip` context tokens lie in the cache."""
+
+    context: Ids
+    members: tuple[int, ...]
+    skip: int = 0
+
+
+def score_continuations(
+    model: PreTrainedModel,
+    contexts: Sequence[Ids],
+    continuations: Sequence[Ids],
+    batch_tokens: int = BATCH_TOKENS,
+    beat: Beat | None = None,
+) -> list[Continuation]:
+    """Score each continuation (token ids) after its context (token ids, at least one). In the order given.
+
+    Equal contexts are found here, so callers give plain pairs. Models whose layers cannot take a mask of rows within
+    a row (recurrent ones, ALiBi, windows shorter than the text) are scored pair by pair; see `takes_packed_rows`.
+    UserError names the row that is too long, or has no context. `beat` is told the number of continuations.
+    """
+    check_context(model, [len(c) for c in contexts], "context")
+    lengths = [len(a) + max(0, len(b) - 1) for a, b in zip(contexts, continuations, strict=True)]
+    check_context(model, lengths, "row")  # the last token is predicted, not read
+    check_token_ids(model, [*contexts, *continuations])
+    packed = takes_packed_rows(model, max(lengths, default=0))
+    rows = _plan_rows(contexts, continuations, batch_tokens if packed else 0)
+    families = _share_starts(rows) if packed else [rows]
+    scored: dict[int, Continuation] = {}
+    for family in families:
+        scored |= _score_family(model, family, continuations, batch_tokens, beat)
+    nothing = Continuation(torch.empty(0), True)
+    return [scored.get(number, nothing) for number in range(len(contexts))]
+
+
+# ---------------------------------------------------------------------------------------------- what shares what
+
+
+def _plan_rows(contexts: Sequence[Ids], continuations: Sequence[Ids], budget: int) -> list[Row]:
+    """Rows of at most `budget` tokens (but with at least one continuation); continuations without tokens need none."""
+    members: dict[tuple[int, ...], list[int]] = {}
+    for number, context in enumerate(contexts):
+        if len(continuations[number]):
+            members.setdefault(tuple(context), []).append(number)
+    rows = []
+    for context, numbers in members.items():
+        part: list[int] = []
+        size = len(context)
+        for number in numbers:
+            extra = len(continuations[number]) - 1
+            if part and size + extra > budget:
+                rows.append(Row(context, tuple(part)))
+                part, size = [], len(context)
+            part.append(number)
+            size += extra
+        rows.append(Row(context, tuple(part)))
+    return rows
+
+
+def _share_starts(rows: Sequence[Row]) -> list[list[Row]]:
+    """Rows by the beginning of their contexts; the longest common beginning of each family is marked to be skipped."""
+    families: dict[tuple[int, ...], list[Row]] = {}
+    for row in rows:
+        families.setdefault(tuple(row.context[:SHARED_START]), []).append(row)
+    shared = []
+    for start, family in families.items():
+        # Every row keeps a context token of its own: the head is taken there for the first token of a continuation.
+        skip = min(_common_length(family), min(len(row.context) for row in family) - 1)
+        worth = len(start) == SHARED_START and len(family) > 1 and skip >= SHARED_START - 1
+        shared.append([Row(row.context, row.members, skip) for row in family] if worth else family)
+    return shared
+
+
+def _common_length(family: Sequence[Row]) -> int:
+    """Length of the longest common beginning of all contexts: that of the first and the last in dictionary order."""
+    first, last = min(row.context for row in family), max(row.context for row in family)
+    return len(os.path.commonprefix([first, last]))
+
+
+# ---------------------------------------------------------------------------------------------- running
+
+
+def _score_family(
+    model: Any, rows: Sequence[Row], continuations: Sequence[Ids], batch_tokens: int, beat: Beat | None = None
+) -> dict[int, Continuation]:
+    """Number -> score of the continuations of rows that skip the same beginning."""
+    skip = rows[0].skip if rows else 0
+    tails = [sum(len(continuations[m]) - 1 for m in row.members) for row in rows]
+    lengths = [len(row.context) - skip + tail + skip // CACHED_PER_TOKEN for row, tail in zip(rows, tails, strict=True)]
+    cap = LOGITS_PER_BATCH // model.config.get_text_config().vocab_size
+    scored: dict[int, Continuation] = {}
+    with inference(model) as device:
+        cache = None
+        if skip:
+            start = torch.tensor([rows[0].context[:skip]], device=device)
+            cache = model(input_ids=start, use_cache=True, logits_to_keep=1).past_key_values
+        for batch in plan_batches(lengths, batch_tokens, [tail + 1 for tail in tails], cap):
+            found = _score_batch(model, [rows[b] for b in batch], continuations, cache, device)
+            scored |= found
+            if beat:
+                beat(len(found))
+    return scored
+
+
+def _score_batch(
+    model: Any, rows: Sequence[Row], continuations: Sequence[Ids], cache: Any, device: torch.device
+) -> dict[int, Continuation]:
+    inputs = _row_tensors(rows, continuations, device)
+    keep_BS, index_M, target_M = _scored_positions(rows, continuations, inputs["input_ids"].shape[1], device)
+    past = None
+    if cache is not None:
+        past = copy.deepcopy(cache)
+        past.batch_repeat_interleave(len(rows))
+    mask = _attention_mask(model, inputs.pop("segments"), rows[0].skip, all(len(row.members) == 1 for row in rows))
+    logits_NV = model(
+        **inputs, attention_mask=mask, past_key_values=past, use_cache=past is not None, logits_to_keep=keep_BS
+    ).logits
+    logprobs_M, greedy_M = _pick(logits_NV, index_M, target_M)
+    numbers = [m for row in rows for m in row.members]
+    sizes = [len(continuations[m]) for m in numbers]
+    parts = zip(numbers, logprobs_M.cpu().split(sizes), greedy_M.cpu().split(sizes), strict=True)
+    scored = {}
+    for number, logprobs_T, greedy_T in parts:
+        check_finite(model, logprobs_T, [number])
+        scored[number] = Continuation(logprobs_T.clone(), bool(greedy_T.all()))
+    return scored
+
+
+def _row_tensors(rows: Sequence[Row], continuations: Sequence[Ids], device: torch.device) -> dict[str, Tensor]:
+    """input_ids, position_ids and segments (B, S) of right-padded rows, without what lies in the cache."""
+    columns: dict[str, list[list[int]]] = {"input_ids": [], "position_ids": [], "segments": []}
+    for row in rows:
+        length = len(row.context)
+        ids, positions, segments = list(row.context[row.skip :]), list(range(row.skip, length)), [0] * (length - row.skip)
+        for segment, member in enumerate(row.members, 1):
+            read = continuations[member][:-1]
+            ids += read
+            positions += range(length, length + len(read))
+            segments += [segment] * len(read)
+        for name, values in zip(columns, (ids, positions, segments), strict=True):
+            columns[name].append(values)
+    width = max(map(len, columns["input_ids"]))
+    fill = {"input_ids": 0, "position_ids": 0, "segments": PADDING}
+    return {
+        name: torch.tensor([values + [fill[name]] * (width - len(values)) for values in table], device=device)
+        for name, table in columns.items()
+    }
+
+
+def _scored_positions(
+    rows: Sequence[Row], continuations: Sequence[Ids], width: int, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """keep_BS: where the head is taken; index_M: which of these N predicts each scored token; target_M: that token.
+
+    The last context token predicts the first token of every continuation, and is kept once.
+    """
+    keep_BS = torch.zeros((len(rows), width), dtype=torch.bool)
+    index: list[int] = []
+    target: list[int] = []
+    kept = 0
+    for b, row in enumerate(rows):
+        last = len(row.context) - row.skip - 1
+        size = sum(len(continuations[m]) - 1 for m in row.members)
+        keep_BS[b, last : last + 1 + size] = True
+        offset = kept + 1
+        for member in row.members:
+            read = len(continuations[member]) - 1
+            index += [kept, *range(offset, offset + read)]
+            target += continuations[member]
+            offset += read
+        kept += 1 + size
+    return keep_BS.to(device), torch.tensor(index, device=device), torch.tensor(target, device=device)
+
+
+def _attention_mask(model: Any, segments_BS: Tensor, skip: int, single: bool) -> Tensor:
+    """Who sees whom: 2D (B, P + S) where causality says it all, else 4D (B, 1, S, P + S).
+
+    Boolean for SDPA. Eager attention adds its mask to the scores: 0 and the most negative number, in the model's dtype.
+    """
+    rows, width = segments_BS.shape
+    device = segments_BS.device
+    if single:  # one continuation each: rows are plain text, and models have faster ways for that
+        return torch.cat([torch.ones((rows, skip), device=device), segments_BS != PADDING], dim=1).long()
+    seen_BSS = torch.ones((width, width), dtype=torch.bool, device=device).tril()
+    own_BSS = segments_BS[:, None, :] == segments_BS[:, :, None]
+    seen_BSS = seen_BSS & (own_BSS | (segments_BS == 0)[:, None, :])
+    past_BSP = torch.ones((rows, width, skip), dtype=torch.bool, device=device)
+    mask = torch.cat([past_BSP, seen_BSS], dim=2)[:, None]
+    if model.config.get_text_config()._attn_implementation == "sdpa":
+        return mask
+    dtype = next(model.parameters()).dtype
+    return torch.zeros(mask.shape, dtype=dtype, device=device).masked_fill(~mask, torch.finfo(dtype).min)
+
+
+def _pick(logits_NV: Tensor, index_M: Tensor, target_M: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probabilities (M,) float32 of the targets, and whether each is the likeliest token. Softmax in fp32, by chunks."""
+    chunks = logits_NV.split(ROWS_PER_SOFTMAX)
+    norm_N = torch.cat([chunk.float().logsumexp(-1) for chunk in chunks])
+    best_N = torch.cat([chunk.argmax(-1) for chunk in chunks])
+    return logits_NV[index_M, target_M].float() - norm_N[index_M], best_N[index_M] == target_M
+
+
+# ---------------------------------------------------------------------------------------------- which models can
+
+
+def takes_packed_rows(model: PreTrainedModel, longest: int) -> bool:
+    """Whether rows within a row give a model's own numbers, for texts of at most `longest` tokens.
+
+    Attention windows must be longer than the text, since a mask of ours replaces theirs. What a config does not tell
+    (recurrent layers, ALiBi, attention that ignores masks) a small trial does: packed against plain.
+    """
+    config = model.config.get_text_config()
+    window = getattr(config, "sliding_window", None)
+    if getattr(config, "_attn_implementation", None) not in ("sdpa", "eager") or (window and longest > window):
+        return False
+    try:
+        return _trial(model)
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, NotImplementedError):
+        return False  # a model that does not know such masks, or such a cache
+
+
+def _trial(model: PreTrainedModel) -> bool:
+    """Whether a row of two continuations after a cached token scores as its pairs do, in the model's own precision."""
+    vocabulary = model.config.get_text_config().vocab_size
+    context = tuple((7 * i + 1) % vocabulary for i in range(6))
+    answers = [[(11 * i + 3) % vocabulary for i in range(4)], [(5 * i + 2) % vocabulary for i in range(3)]]
+    with torch.autocast(next(model.parameters()).device.type, enabled=False):
+        packed = _score_family(model, [Row(context, (0, 1), skip=2)], answers, BATCH_TOKENS)
+        plain = _score_family(model, [Row(context, (0,)), Row(context, (1,))], answers, 1)
+    worst = max(float((packed[i].logprobs_T - plain[i].logprobs_T).abs().max()) for i in (0, 1))
+    return worst < (1e-4 if next(model.parameters()).dtype == torch.float32 else 0.05)
