@@ -183,9 +183,7 @@ def evaluate_perplexities(model: Any, tokenizer: Any, texts: list[str]) -> list[
             ids_BS = encoded["input_ids"][start : start + EVALUATE_BATCH]
             mask_BS = encoded["attention_mask"][start : start + EVALUATE_BATCH]
             logits_BSV = model(ids_BS, attention_mask=mask_BS).logits[:, :-1]
-            loss_BS = torch.nn.functional.cross_entropy(
-                logits_BSV.transpose(1, 2), ids_BS[:, 1:], reduction="none"
-            )
+            loss_BS = torch.nn.functional.cross_entropy(logits_BSV.transpose(1, 2), ids_BS[:, 1:], reduction="none")
             real_BS = mask_BS[:, 1:]
             values += ((loss_BS * real_BS).sum(1) / real_BS.sum(1)).exp().tolist()
     return values

@@ -12,7 +12,6 @@ Shapes: B rows, S padded length, P cached tokens, N positions that the head is t
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -127,7 +126,8 @@ def _share_starts(rows: Sequence[Row]) -> list[list[Row]]:
 def _common_length(family: Sequence[Row]) -> int:
     """Length of the longest common beginning of all contexts: that of the first and the last in dictionary order."""
     first, last = min(row.context for row in family), max(row.context for row in family)
-    return len(os.path.commonprefix([first, last]))
+    differs = (n for n, (a, b) in enumerate(zip(first, last, strict=False)) if a != b)
+    return next(differs, min(len(first), len(last)))
 
 
 # ---------------------------------------------------------------------------------------------- running
@@ -184,7 +184,11 @@ def _row_tensors(rows: Sequence[Row], continuations: Sequence[Ids], device: torc
     columns: dict[str, list[list[int]]] = {"input_ids": [], "position_ids": [], "segments": []}
     for row in rows:
         length = len(row.context)
-        ids, positions, segments = list(row.context[row.skip :]), list(range(row.skip, length)), [0] * (length - row.skip)
+        ids, positions, segments = (
+            list(row.context[row.skip :]),
+            list(range(row.skip, length)),
+            [0] * (length - row.skip),
+        )
         for segment, member in enumerate(row.members, 1):
             read = continuations[member][:-1]
             ids += read

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 import logging
 import os
 from pathlib import Path
 from typing import Any
 
-from launch.errors import UserError, nearest, reason_of
+from launch.errors import UserError, reason_of
 from launch.seeding import derive_seed
 
 BOOTSTRAPS = 1000
@@ -41,8 +42,9 @@ def find_tasks(names: list[str], include_path: str) -> Any:
     for name in names:
         if name not in manager.all_tasks and not Path(name).is_file():
             where = f" and below {include_path}" if include_path else ""
-            hint = nearest(name, manager.all_tasks)
-            raise UserError(f"tasks: no task '{name}' among lm-eval's{where}{hint}; `lm-eval ls tasks` lists them")
+            close = difflib.get_close_matches(name, manager.all_tasks, n=1, cutoff=0.5)
+            hint = f"did you mean '{close[0]}'?" if close else "`lm-eval ls tasks` lists them"
+            raise UserError(f"tasks: no task '{name}' among lm-eval's{where}; {hint}")
     return manager
 
 

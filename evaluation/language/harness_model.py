@@ -70,7 +70,10 @@ class SharedPrefixLM(HFLM):
         """Requests whose context was cut from the left because it did not fit."""
 
     def _loglikelihood_tokens(
-        self, requests: list[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, override_bs: int | None = None
+        self,
+        requests: list[tuple[Any, list[int], list[int]]],
+        disable_tqdm: bool = False,
+        override_bs: int | None = None,
     ) -> list[tuple[float, bool]]:
         """(sum of log-probabilities, whether greedy) of each request (texts, context ids, continuation ids)."""
         groups: dict[tuple[int, ...], list[int]] = {}
@@ -105,7 +108,9 @@ class SharedPrefixLM(HFLM):
 
     def _score_groups(self, samples: list[tuple[tuple[int, ...], list[list[int]]]]) -> list[list[tuple[float, bool]]]:
         contexts = [context for context, tails in samples for _ in tails]
-        scored = score_continuations(self.model, contexts, [t for _, tails in samples for t in tails], self.batch_tokens)
+        scored = score_continuations(
+            self.model, contexts, [t for _, tails in samples for t in tails], self.batch_tokens
+        )
         found = iter([(float(s.logprobs_T.double().sum()), s.greedy) for s in scored])
         return [[next(found) for _ in tails] for _, tails in samples]
 

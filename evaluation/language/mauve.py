@@ -67,7 +67,9 @@ def mauve(
     n, m = int(p_K.sum()), int(q_K.sum())
     value = mauve_of_histograms(p_K / n, q_K / m)
     generator = numpy_generator(seed, "mauve bootstrap")
-    draws = zip(generator.multinomial(n, p_K / n, BOOTSTRAPS), generator.multinomial(m, q_K / m, BOOTSTRAPS), strict=True)
+    draws = zip(
+        generator.multinomial(n, p_K / n, BOOTSTRAPS), generator.multinomial(m, q_K / m, BOOTSTRAPS), strict=True
+    )
     stderr = float(np.std([mauve_of_histograms(a / n, b / m, mixtures=101) for a, b in draws], ddof=1))
     half = z_quantile(level) * stderr
     method = "bootstrap of the histograms, normal"

@@ -33,7 +33,9 @@ def answer_logprobs(
     """
     prompts = [p.prompt for p in pairs]
     contexts = encode_prompts(tokenizer, prompts)
-    answers = [encode_completions(tokenizer, prompts, [getattr(p, side) for p in pairs]) for side in ("chosen", "rejected")]
+    answers = [
+        encode_completions(tokenizer, prompts, [getattr(p, side) for p in pairs]) for side in ("chosen", "rejected")
+    ]
     scored = score_continuations(model, [*contexts, *contexts], [*answers[0], *answers[1]], batch_tokens, beat)
     logprobs = np.array([float(s.logprobs_T.double().sum()) for s in scored])
     counts = np.array([len(s.logprobs_T) for s in scored])

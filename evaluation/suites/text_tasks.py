@@ -40,9 +40,7 @@ def score_tasks(
     )
     lm = SharedPrefixLM(model, tokenizer, config.batch_tokens, config.seed, keep)
     with job.runtime.autocast():
-        results = run_tasks(
-            lm, config.tasks, config.include_path, config.num_fewshot, config.max_items, config.seed
-        )
+        results = run_tasks(lm, config.tasks, config.include_path, config.num_fewshot, config.max_items, config.seed)
     found = TaskScores()
     if results is not None:
         found = TaskScores(

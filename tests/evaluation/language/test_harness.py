@@ -48,16 +48,24 @@ def numbers(results):
 @pytest.mark.parametrize("context", [512, 80])  # 80: prompts are cut from the left, texts are rolled over
 def test_answers_are_those_of_its_own_model(folder, context):
     changes = dict(max_position_embeddings=context)
-    theirs = evaluate(HFLM(tiny.language_model(**changes), tokenizer=tiny.tokenizer.__wrapped__(), batch_size=3), folder)
+    theirs = evaluate(
+        HFLM(tiny.language_model(**changes), tokenizer=tiny.tokenizer.__wrapped__(), batch_size=3), folder
+    )
     lm = SharedPrefixLM(tiny.language_model(**changes), tiny.tokenizer.__wrapped__(), batch_tokens=300)
     ours = evaluate(lm, folder)
     assert numbers(ours) == pytest.approx(numbers(theirs), rel=1e-4, nan_ok=True)
-    assert len(numbers(ours)) >= 12 and lm.truncated == (0 if context == 512 else lm.truncated) and (
-        lm.truncated > 0 or context == 512
+    assert (
+        len(numbers(ours)) >= 12
+        and lm.truncated == (0 if context == 512 else lm.truncated)
+        and (lm.truncated > 0 or context == 512)
     )
     for name in KINDS:
         for a, b in zip(ours["samples"][name], theirs["samples"][name], strict=True):
-            assert (a["doc_id"], a["prompt_hash"], a["target_hash"]) == (b["doc_id"], b["prompt_hash"], b["target_hash"])
+            assert (a["doc_id"], a["prompt_hash"], a["target_hash"]) == (
+                b["doc_id"],
+                b["prompt_hash"],
+                b["target_hash"],
+            )
             for x, y in zip(a["filtered_resps"], b["filtered_resps"], strict=True):
                 if isinstance(x, tuple):
                     assert x[0] == pytest.approx(y[0], abs=1e-3) and x[1] == y[1]
@@ -94,21 +102,24 @@ def test_the_suite_reports_tasks_with_intervals(folder, models, tmp_path):
     rows = read_samples(out, result.samples)
     assert len(rows) == 12 + 4 + 3 + 3
     first = rows[0]
-    assert first["choices"] == [f" {c}" for c in QUESTIONS[0]["choices"]] and first["prompt"] == "What follows 0?\nAnswer:"
+    assert (
+        first["choices"] == [f" {c}" for c in QUESTIONS[0]["choices"]] and first["prompt"] == "What follows 0?\nAnswer:"
+    )
     assert len(first["responses"]) == 4 and first["metrics"]["acc"] in (0.0, 1.0)
 
 
 def test_local_tasks_need_no_index_of_lm_evals_own(folder, monkeypatch):
-    from lm_eval import tasks
 
     manager = harness.find_tasks(["local_choice"], str(folder))
     assert set(manager.all_tasks) == set(KINDS)
 
 
 def test_missing_package_and_unknown_tasks_are_one_sentence(folder, monkeypatch, models, tmp_path):
-    with pytest.raises(UserError, match="no task 'local_choise' among lm-eval's and below .*did you mean 'local_choice'"):
+    with pytest.raises(
+        UserError, match=r"no task 'local_choise' among lm-eval's and below .*did you mean 'local_choice'"
+    ):
         harness.find_tasks(["local_choise"], str(folder))
-    with pytest.raises(UserError, match="include_path: .* is no folder"):
+    with pytest.raises(UserError, match=r"include_path: .* is no folder"):
         harness.find_tasks(["x"], str(tmp_path / "none"))
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "lm_eval" else find(name))
@@ -121,7 +132,7 @@ def test_data_that_cannot_be_read_is_named(folder, tmp_path):
     path = tmp_path / "cut" / "cut.test.jsonl"
     path.write_text(path.read_text()[:-30])
     lm = SharedPrefixLM(tiny.language_model(), tiny.tokenizer.__wrapped__())
-    with pytest.raises(UserError, match="tasks: lm-eval cannot run cut.*check the task's YAML"):
+    with pytest.raises(UserError, match=r"tasks: lm-eval cannot run cut.*check the task's YAML"):
         evaluate(lm, tmp_path / "cut", ["cut"])
 
 
@@ -129,7 +140,7 @@ def test_a_continuation_longer_than_the_context_is_refused(folder, tmp_path):
     rows = [{**QUESTIONS[0], "choices": ["a", "b" * 80, "c", "d"]}]
     write_task(tmp_path / "long", "long", multiple_choice("long", 0), rows)
     lm = SharedPrefixLM(tiny.language_model(), tiny.tokenizer.__wrapped__())
-    with pytest.raises(UserError, match="a continuation of 81 tokens .* is longer than the model's context of 64"):
+    with pytest.raises(UserError, match=r"a continuation of 81 tokens .* is longer than the model's context of 64"):
         evaluate(lm, tmp_path / "long", ["long"])
 
 

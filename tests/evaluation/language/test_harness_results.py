@@ -68,7 +68,9 @@ def test_a_value_that_is_not_finite_is_said_to_be_so():
 def test_rows_are_json_and_the_hash_knows_the_prompts():
     found = results("acc", [1.0, 0.0], 0.5)
     row = task_rows(found)[0]
-    assert row["prompt"] == "p" and row["choices"] == [" a", " b"] and row["responses"] == [[-1.0, False], ["-inf", True]]
+    assert (
+        row["prompt"] == "p" and row["choices"] == [" a", " b"] and row["responses"] == [[-1.0, False], ["-inf", True]]
+    )
     before = task_settings(found)["t"]
     found["samples"]["t"][1]["prompt_hash"] = "other"
     after = task_settings(found)["t"]

@@ -30,7 +30,7 @@ def test_half_shared_mass_by_direct_integration():
 def test_the_curve_falls_and_stays_in_the_unit_square():
     x, y = divergence_curve(np.array([0.7, 0.2, 0.1]), np.array([0.1, 0.3, 0.6]))
     assert (np.diff(x) <= 1e-12).all() and (np.diff(y) >= -1e-12).all()
-    assert 0 < min(x.min(), y.min()) and max(x.max(), y.max()) <= 1
+    assert min(x.min(), y.min()) > 0 and max(x.max(), y.max()) <= 1
 
 
 def test_no_histogram_is_refused():

@@ -35,10 +35,10 @@ def test_is_the_definition_with_all_others_as_references(texts):
 
 
 def test_known_answers():
-    assert self_bleu(["one two three four five".split()] * 3) == pytest.approx([1.0] * 3)
-    assert self_bleu(["a b c d".split(), "e f g h".split()]) == [0.0, 0.0]
+    assert self_bleu([list("abcde")] * 3) == pytest.approx([1.0] * 3)
+    assert self_bleu([list("abcd"), list("efgh")]) == [0.0, 0.0]
     # 1-grams 3/4, 2-grams 2/3, 3-grams 1/2, 4-grams 0 -> 0.1/1
-    found = self_bleu(["a b c d".split(), "a b c x".split()])[0]
+    found = self_bleu([list("abcd"), list("abcx")])[0]
     assert found == pytest.approx((3 / 4 * 2 / 3 * 1 / 2 * 0.1) ** 0.25)
 
 

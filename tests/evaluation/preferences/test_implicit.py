@@ -7,7 +7,11 @@ from evaluation.preferences.implicit import answer_logprobs, implicit_rewards
 from evaluation.scoring import completion_logprobs
 from tests.evaluation import tiny
 
-PAIRS = [Preference("a question? ", "good", "bad indeed"), Preference("b", "x", "yes"), Preference("a question? ", "", "no")]
+PAIRS = [
+    Preference("a question? ", "good", "bad indeed"),
+    Preference("b", "x", "yes"),
+    Preference("a question? ", "", "no"),
+]
 
 
 def test_logprobs_are_those_of_each_answer_with_its_end_token():
