@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.errors import UserError, reason_of
-from launch.seeding import derive_seed
+from launch.seeding import derive_seed, seed_libraries
 
 BOOTSTRAPS = 1000
 """Resamples of lm-eval's own standard errors, where it has no closed form."""
@@ -48,36 +48,44 @@ def find_tasks(names: list[str], include_path: str) -> Any:
     return manager
 
 
-def run_tasks(
-    lm: Any, names: list[str], include_path: str, num_fewshot: int | None, max_items: int | None, seed: int
-) -> dict[str, Any] | None:
-    """lm-eval's results with samples (its `EvalResults`), of tasks on a model of its interface; None on other ranks.
-
-    UserError when a task cannot be loaded or run: most often its data lie on a hub that cannot be reached.
-    """
+def load_tasks(names: list[str], include_path: str, num_fewshot: int | None, seed: int) -> Any:
+    """lm-eval's task objects with their data. UserError when one cannot be loaded: most often its data lie on a hub."""
     manager = find_tasks(names, include_path)
-    from lm_eval import simple_evaluate
-
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    drawn = derive_seed(seed, "lm-eval") % 2**32
     try:
-        return simple_evaluate(
-            model=lm,
-            tasks=names,
-            num_fewshot=num_fewshot,
-            limit=max_items,
-            bootstrap_iters=BOOTSTRAPS,
-            task_manager=manager,
-            random_seed=drawn,
-            numpy_random_seed=drawn,
-            torch_random_seed=drawn,
-            fewshot_random_seed=drawn,
-        )
-    except UserError:
-        raise
-    except (OSError, ValueError, KeyError, AssertionError, ImportError, AttributeError, TypeError) as error:
+        loaded = manager.load(names)
+    except Exception as error:  # YAML, Jinja, Python functions of tasks, downloads: whatever a task's author left
+        cause = error.__cause__ or error
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
         raise UserError(
-            f"tasks: lm-eval cannot run {', '.join(names)}{offline}: {reason_of(error)}; check the task's YAML and that "
-            "its data can be read (dataset_path: json with dataset_kwargs.data_files reads local files)"
+            f"tasks: lm-eval cannot load {', '.join(names)}{offline}: {reason_of(cause)}; check the task's YAML and its "
+            "data (dataset_path: json with dataset_kwargs.data_files reads local files)"
+        ) from error
+    for task in loaded["tasks"].values():
+        own = task.get_config("num_fewshot")
+        if own is None or (num_fewshot is not None and own != 0):  # lm-eval never overrules a task's own 0
+            task.set_config(key="num_fewshot", value=num_fewshot or 0)
+        task.set_fewshot_seed(seed=derive_seed(seed, "lm-eval examples") % 2**32)
+    return loaded
+
+
+def run_tasks(
+    lm: Any, names: list[str], include_path: str, num_fewshot: int | None, max_items: int | None, seed: int
+) -> dict[str, Any]:
+    """lm-eval's results with samples (its `EvalResults`), of tasks on a model of its interface. On every rank.
+
+    `num_fewshot` and `max_items` are its `num_fewshot` and `limit`. UserError when a task cannot be loaded or asked.
+    """
+    loaded = load_tasks(names, include_path, num_fewshot, seed)
+    from jinja2 import TemplateError
+    from lm_eval import evaluate
+
+    seed_libraries(seed, "lm-eval")
+    try:
+        return evaluate(lm, loaded, limit=max_items, bootstrap_iters=BOOTSTRAPS)
+    except UserError:
+        raise
+    except (ValueError, KeyError, AssertionError, TemplateError) as error:
+        raise UserError(
+            f"tasks: lm-eval cannot run {', '.join(names)}: {reason_of(error)}; check the task's YAML against its data"
         ) from error

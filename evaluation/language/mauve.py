@@ -51,7 +51,7 @@ def mauve_of_histograms(p_K: Floats, q_K: Floats, scale: float = SCALE, mixtures
     # The curve ends on the axes: below w = 0 only q, above w = 1 only p is matched.
     x, y = np.concatenate([[1.0], x, [0.0]]), np.concatenate([[0.0], y, [1.0]])
     order = np.lexsort((-y, x))
-    return float(np.trapezoid(y[order], x[order]))
+    return min(1.0, float(np.trapezoid(y[order], x[order])))
 
 
 def mauve(

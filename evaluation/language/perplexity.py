@@ -12,6 +12,7 @@ that reaches it. Perplexities are of the corpus: exp(sum of nats / sum of units)
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -26,6 +27,8 @@ from evaluation.statistics import LEVEL, Estimate, exponential, mean, ratio, sca
 from launch.errors import UserError
 
 NOTHING = "no {} is predicted: without BOS the first token of a document is given"
+
+LARGEST = math.log(sys.float_info.max)
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,11 @@ class DocumentScore:
     words: int
     bytes: int
 
+    @property
+    def perplexity(self) -> float | None:
+        """exp(nats / tokens); None where nothing is predicted, or the number would be too large."""
+        return math.exp(self.nats / self.tokens) if self.tokens and self.nats / self.tokens < LARGEST else None
+
 
 @dataclass(frozen=True)
 class Perplexity:
@@ -86,6 +94,8 @@ class Perplexity:
         text = f"exp of the mean negative log-likelihood per {unit} of held-out text{ends}"
         found = self._ratio(f"{unit}s", level)
         note = "" if found else NOTHING.format(unit)
+        if found and (found.value > LARGEST or (found.high or 0.0) > LARGEST):
+            note, found = f"exp of {found.value:.0f} nats per {unit} is more than a number can hold", None
         return metric(name, found and exponential(found), text, higher_is_better=False, note=note)
 
     def per_document(self, level: float = LEVEL) -> Metric:
@@ -93,7 +103,7 @@ class Perplexity:
 
         No perplexity of a corpus: it is never below the geometric mean of the documents, and one bad document rules it.
         """
-        values = [math.exp(d.nats / d.tokens) for d in self.documents if d.tokens]
+        values = [d.perplexity for d in self.documents if d.perplexity is not None]
         text = "mean of the perplexities of single documents (as the `evaluate` library reports it)"
         note = "" if values else NOTHING.format("token")
         estimate = mean(values, level) if values else None

@@ -111,6 +111,6 @@ def document_row(document: Document, score: DocumentScore) -> dict[str, Any]:
         "kind": "document",
         "origin": document.origin,
         **asdict(score),
-        "perplexity": math.exp(score.nats / score.tokens) if score.tokens else None,
+        "perplexity": score.perplexity,
         "bits_per_byte": score.nats / math.log(2) / score.bytes if score.bytes else None,
     }

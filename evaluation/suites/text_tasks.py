@@ -31,7 +31,7 @@ class TaskScores:
 def score_tasks(
     config: TextConfig, job: Job, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, identity: dict[str, Any]
 ) -> TaskScores:
-    """Run lm-eval on every rank, the model's work divided over them; the result is the main rank's, on all."""
+    """Run lm-eval on every rank, the model's work divided over them; all have the result."""
     require_lm_eval()
     from evaluation.language.harness_model import SharedPrefixLM
 
@@ -41,12 +41,9 @@ def score_tasks(
     lm = SharedPrefixLM(model, tokenizer, config.batch_tokens, config.seed, keep)
     with job.runtime.autocast():
         results = run_tasks(lm, config.tasks, config.include_path, config.num_fewshot, config.max_items, config.seed)
-    found = TaskScores()
-    if results is not None:
-        found = TaskScores(
-            task_metrics(results), task_rows(results), task_settings(results), _notes(lm.truncated, lm.max_length)
-        )
-    return job.runtime.broadcast(found)
+    return TaskScores(
+        task_metrics(results), task_rows(results), task_settings(results), _notes(lm.truncated, lm.max_length)
+    )
 
 
 def _notes(truncated: int, context: int) -> list[str]:

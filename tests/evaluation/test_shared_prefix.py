@@ -82,7 +82,6 @@ def test_scores_are_those_of_each_pair_alone(name, batch_tokens):
         expected, greedy = manual(model, context, answer)
         torch.testing.assert_close(found.logprobs_T, expected.float(), atol=2e-5, rtol=0)
         assert found.greedy is greedy
-    assert scored[0].logprobs_T.std() != 0 or len(scored[0].logprobs_T) == 1
 
 
 def test_greedy_means_every_token_is_the_likeliest():

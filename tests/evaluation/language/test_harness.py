@@ -19,7 +19,7 @@ from evaluation.suites.text import STAGE
 from launch.errors import UserError
 from tests.evaluation import tiny
 from tests.evaluation.language.harness_tasks import KINDS, QUESTIONS, multiple_choice, write_task, write_tasks
-from tests.evaluation.suites.conftest import run_suite
+from tests.evaluation.suites.conftest import models, run_suite  # noqa: F401
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def test_a_prefix_runs_once(folder):
 
 def test_the_suite_reports_tasks_with_intervals(folder, models, tmp_path):
     out = tmp_path / "out"
-    result = run_suite(STAGE, out, model=models / "policy", tasks=",".join(KINDS), include_path=folder, num_fewshot=0)
+    result = run_suite(STAGE, out, model=models / "policy", tasks=",".join(KINDS), include_path=folder, num_fewshot=3)
     acc = result.metric("local_choice/acc")
     assert acc.n == 12 and acc.ci_method == "wilson" and acc.ci_low < acc.value < acc.ci_high
     assert acc.extra["lm_eval_stderr"] == pytest.approx(acc.stderr * math.sqrt(12 / 11), rel=1e-6)
@@ -97,13 +97,13 @@ def test_the_suite_reports_tasks_with_intervals(folder, models, tmp_path):
     assert bits.ci_method == "delta" and bits.stderr > 0 and words.ci_low < words.value < words.ci_high
     assert result.metric("local_cloze/perplexity").stderr > 0
     assert result.protocol.dataset == "lm-eval:" + ",".join(KINDS)
-    assert result.protocol.settings["tasks"]["local_choice"]["num_fewshot"] == 0
+    assert result.protocol.settings["tasks"]["local_choice"]["num_fewshot"] == 3
     assert any("lost their beginning" in note for note in result.notes)  # the context is 64 tokens
     rows = read_samples(out, result.samples)
     assert len(rows) == 12 + 4 + 3 + 3
     first = rows[0]
     assert (
-        first["choices"] == [f" {c}" for c in QUESTIONS[0]["choices"]] and first["prompt"] == "What follows 0?\nAnswer:"
+        first["choices"] == [f" {c}" for c in QUESTIONS[0]["choices"]] and first["prompt"].endswith("\n\nWhat follows 0?\nAnswer:")
     )
     assert len(first["responses"]) == 4 and first["metrics"]["acc"] in (0.0, 1.0)
 
@@ -132,7 +132,7 @@ def test_data_that_cannot_be_read_is_named(folder, tmp_path):
     path = tmp_path / "cut" / "cut.test.jsonl"
     path.write_text(path.read_text()[:-30])
     lm = SharedPrefixLM(tiny.language_model(), tiny.tokenizer.__wrapped__())
-    with pytest.raises(UserError, match=r"tasks: lm-eval cannot run cut.*check the task's YAML"):
+    with pytest.raises(UserError, match=r"tasks: lm-eval cannot load cut.*Missing a closing quotation.*check the task's YAML"):
         evaluate(lm, tmp_path / "cut", ["cut"])
 
 
