@@ -51,7 +51,7 @@ def result_of(out):
     content = json.loads((out / "results.json").read_text())
     for key in ("created", "seconds", "hardware"):
         content.pop(key)
-    return content, (out / "samples.jsonl").read_bytes()
+    return content, (out / "samples.jsonl").read_text().splitlines()
 
 
 @pytest.mark.parametrize("lines", [0, 17])
