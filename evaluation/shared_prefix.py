@@ -53,7 +53,7 @@ class Continuation:
 class Row:
     """A context and the numbers of its continuations, of which the first `skip` context tokens lie in the cache."""
 
-    context: Ids
+    context: tuple[int, ...]
     members: tuple[int, ...]
     skip: int = 0
 

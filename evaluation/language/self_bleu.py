@@ -58,7 +58,7 @@ def _bleu(
     highest: Sequence[dict[Gram, tuple[int, int, int]]],
     lengths: Sequence[int],
 ) -> float:
-    logs = []
+    logs: list[float] = []
     for counter, tops in zip(counts, highest, strict=True):
         total = counter.total()
         if total == 0:
