@@ -73,10 +73,10 @@ def make_model() -> tuple[Any, Any]:
 
 @contextlib.contextmanager
 def counted(model: Any) -> Iterator[list[int]]:
-    """Inside, the sizes (rows times padded length) of all inputs of the model are collected."""
+    """Inside, the sizes (rows times padded length) of all inputs of the model's body are collected."""
     sizes: list[int] = []
-    hook = model.register_forward_pre_hook(
-        lambda module, args, named: sizes.append((args[0] if args else named["input_ids"]).numel()), with_kwargs=True
+    hook = model.base_model.register_forward_pre_hook(
+        lambda module, args, named: sizes.append(named["input_ids"].numel()), with_kwargs=True
     )
     try:
         yield sizes

@@ -1,4 +1,4 @@
-"""Log-probabilities of continuations whose contexts repeat; what they share runs through the model once.
+"""Log-probabilities and rewards of continuations whose contexts repeat; what they share runs through the model once.
 
 The choices of a question, the chosen and the rejected answer, the samples of one prompt: each is a context with k
 continuations. They become one row, `context | continuation 1 | ... | continuation k`, in which a continuation sees the
@@ -6,18 +6,19 @@ context and itself, and its positions go on from the context's. Contexts that be
 beginning run once, and the rest reads its keys and values from the cache. Each row costs shared + own tokens, where
 scoring the pairs alone costs k times the context; the numbers are the same up to rounding.
 
-Shapes: B rows, S padded length, P cached tokens, N positions that the head is taken at, M scored tokens, V vocabulary.
+Shapes: B rows, S padded length, P cached tokens, N positions that the head is taken at, M scored tokens, V vocabulary,
+D hidden size.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from evaluation.options import BATCH_TOKENS
@@ -28,9 +29,12 @@ from evaluation.scoring import (
     Ids,
     check_context,
     check_finite,
+    check_reward_model,
     check_token_ids,
     inference,
+    linear_in_fp32,
     plan_batches,
+    score_ids,
 )
 
 SHARED_START = 64
@@ -58,6 +62,10 @@ class Row:
     skip: int = 0
 
 
+ReadOut = Callable[[Any, Sequence[Row], dict[str, Any], Sequence[Ids]], dict[int, Any]]
+"""What is made of a batch: model, rows, arguments of its forward pass, what is read of each continuation -> results."""
+
+
 def score_continuations(
     model: PreTrainedModel,
     contexts: Sequence[Ids],
@@ -65,41 +73,64 @@ def score_continuations(
     batch_tokens: int = BATCH_TOKENS,
     beat: Beat | None = None,
 ) -> list[Continuation]:
-    """Score each continuation (token ids) after its context (token ids, at least one). In the order given.
+    """Log-probabilities of each continuation (token ids) after its context (token ids, at least one). In the order given.
 
     Equal contexts are found here, so callers give plain pairs. Models whose layers cannot take a mask of rows within
     a row (recurrent ones, ALiBi, windows shorter than the text) are scored pair by pair; see `takes_packed_rows`.
     UserError names the row that is too long, or has no context. `beat` is told the number of continuations.
     """
     check_context(model, [len(c) for c in contexts], "context")
-    lengths = [len(a) + max(0, len(b) - 1) for a, b in zip(contexts, continuations, strict=True)]
-    check_context(model, lengths, "row")  # the last token is predicted, not read
+    reads = [c[:-1] for c in continuations]  # the last token is predicted, not read
+    lengths = [len(a) + len(b) for a, b in zip(contexts, reads, strict=True)]
+    check_context(model, lengths, "row")
     check_token_ids(model, [*contexts, *continuations])
+    wanted = [n for n, c in enumerate(continuations) if len(c)]
+    read_out = _logprobs_of(continuations)
     packed = takes_packed_rows(model, max(lengths, default=0))
-    rows = _plan_rows(contexts, continuations, batch_tokens if packed else 0)
-    families = _share_starts(rows) if packed else [rows]
-    scored: dict[int, Continuation] = {}
-    for family in families:
-        scored |= _score_family(model, family, continuations, batch_tokens, beat)
+    scored = _run(model, contexts, reads, wanted, packed, read_out, batch_tokens, beat)
     nothing = Continuation(torch.empty(0), True)
     return [scored.get(number, nothing) for number in range(len(contexts))]
+
+
+def reward_continuations(
+    model: PreTrainedModel,
+    contexts: Sequence[Ids],
+    continuations: Sequence[Ids],
+    batch_tokens: int = BATCH_TOKENS,
+    beat: Beat | None = None,
+) -> Tensor:
+    """Rewards (n,) float32 on the CPU of contexts with their continuations, as `score_ids` gives them for the joined rows.
+
+    The chosen and the rejected answer to a prompt cost the prompt once. Encoders, and decoders that cannot take packed
+    rows, are scored row by row.
+    """
+    check_reward_model(model)
+    lengths = [len(a) + len(b) for a, b in zip(contexts, continuations, strict=True)]
+    check_context(model, [len(c) for c in contexts], "context")
+    check_context(model, lengths, "row")
+    if not isinstance(getattr(model, "score", None), nn.Linear) or not takes_packed_rows(
+        model, max(lengths, default=0)
+    ):
+        joined = [[*a, *b] for a, b in zip(contexts, continuations, strict=True)]
+        return score_ids(model, joined, batch_tokens, beat)
+    found = _run(model, contexts, continuations, range(len(contexts)), True, _rewards_of_batch, batch_tokens, beat)
+    return torch.tensor([found[number] for number in range(len(contexts))], dtype=torch.float32)
 
 
 # ---------------------------------------------------------------------------------------------- what shares what
 
 
-def _plan_rows(contexts: Sequence[Ids], continuations: Sequence[Ids], budget: int) -> list[Row]:
-    """Rows of at most `budget` tokens (but with at least one continuation); continuations without tokens need none."""
+def _plan_rows(contexts: Sequence[Ids], reads: Sequence[Ids], wanted: Sequence[int], budget: int) -> list[Row]:
+    """Rows of at most `budget` tokens (but with at least one continuation) for the continuations that are wanted."""
     members: dict[tuple[int, ...], list[int]] = {}
-    for number, context in enumerate(contexts):
-        if len(continuations[number]):
-            members.setdefault(tuple(context), []).append(number)
+    for number in wanted:
+        members.setdefault(tuple(contexts[number]), []).append(number)
     rows = []
     for context, numbers in members.items():
         part: list[int] = []
         size = len(context)
         for number in numbers:
-            extra = len(continuations[number]) - 1
+            extra = len(reads[number])
             if part and size + extra > budget:
                 rows.append(Row(context, tuple(part)))
                 part, size = [], len(context)
@@ -133,67 +164,77 @@ def _common_length(family: Sequence[Row]) -> int:
 # ---------------------------------------------------------------------------------------------- running
 
 
-def _score_family(
-    model: Any, rows: Sequence[Row], continuations: Sequence[Ids], batch_tokens: int, beat: Beat | None = None
-) -> dict[int, Continuation]:
-    """Number -> score of the continuations of rows that skip the same beginning."""
+def _run(
+    model: PreTrainedModel,
+    contexts: Sequence[Ids],
+    reads: Sequence[Ids],
+    wanted: Sequence[int],
+    packed: bool,
+    read_out: ReadOut,
+    batch_tokens: int,
+    beat: Beat | None,
+) -> dict[int, Any]:
+    """Number -> result of the continuations that are wanted, packed or pair by pair."""
+    rows = _plan_rows(contexts, reads, wanted, batch_tokens if packed else 0)
+    found: dict[int, Any] = {}
+    for family in _share_starts(rows) if packed else [rows]:
+        found |= _run_family(model, family, reads, read_out, batch_tokens, beat)
+    return found
+
+
+def _run_family(
+    model: Any,
+    rows: Sequence[Row],
+    reads: Sequence[Ids],
+    read_out: ReadOut,
+    batch_tokens: int,
+    beat: Beat | None = None,
+) -> dict[int, Any]:
+    """Number -> result of the continuations of rows that skip the same beginning."""
     skip = rows[0].skip if rows else 0
-    tails = [sum(len(continuations[m]) - 1 for m in row.members) for row in rows]
+    tails = [sum(len(reads[m]) for m in row.members) for row in rows]
     lengths = [len(row.context) - skip + tail + skip // CACHED_PER_TOKEN for row, tail in zip(rows, tails, strict=True)]
     cap = LOGITS_PER_BATCH // model.config.get_text_config().vocab_size
-    scored: dict[int, Continuation] = {}
+    found: dict[int, Any] = {}
     with inference(model) as device:
         cache = None
         if skip:
             start = torch.tensor([rows[0].context[:skip]], device=device)
-            cache = model(input_ids=start, use_cache=True, logits_to_keep=1).past_key_values
+            cache = model.base_model(input_ids=start, use_cache=True).past_key_values
         for batch in plan_batches(lengths, batch_tokens, [tail + 1 for tail in tails], cap):
-            found = _score_batch(model, [rows[b] for b in batch], continuations, cache, device)
-            scored |= found
+            part = [rows[b] for b in batch]
+            results = read_out(model, part, _arguments(model, part, reads, cache, device), reads)
+            found |= results
             if beat:
-                beat(len(found))
-    return scored
+                beat(len(results))
+    return found
 
 
-def _score_batch(
-    model: Any, rows: Sequence[Row], continuations: Sequence[Ids], cache: Any, device: torch.device
-) -> dict[int, Continuation]:
-    inputs = _row_tensors(rows, continuations, device)
-    keep_BS, index_M, target_M = _scored_positions(rows, continuations, inputs["input_ids"].shape[1], device)
-    past = None
+def _arguments(
+    model: Any, rows: Sequence[Row], reads: Sequence[Ids], cache: Any, device: torch.device
+) -> dict[str, Any]:
+    """The arguments of a forward pass over rows; the cache is copied for each of them, since the pass adds to it."""
+    inputs: dict[str, Any] = _row_tensors(rows, reads, device)
+    single = all(len(row.members) == 1 for row in rows)
+    inputs["attention_mask"] = _attention_mask(model, inputs.pop("segments"), rows[0].skip, single)
     if cache is not None:
-        past = copy.deepcopy(cache)
-        past.batch_repeat_interleave(len(rows))
-    mask = _attention_mask(model, inputs.pop("segments"), rows[0].skip, all(len(row.members) == 1 for row in rows))
-    logits_NV = model(
-        **inputs, attention_mask=mask, past_key_values=past, use_cache=past is not None, logits_to_keep=keep_BS
-    ).logits
-    logprobs_M, greedy_M = _pick(logits_NV, index_M, target_M)
-    numbers = [m for row in rows for m in row.members]
-    sizes = [len(continuations[m]) for m in numbers]
-    parts = zip(numbers, logprobs_M.cpu().split(sizes), greedy_M.cpu().split(sizes), strict=True)
-    scored = {}
-    for number, logprobs_T, greedy_T in parts:
-        check_finite(model, logprobs_T, [number])
-        scored[number] = Continuation(logprobs_T.clone(), bool(greedy_T.all()))
-    return scored
+        inputs["past_key_values"] = copy.deepcopy(cache)
+        inputs["past_key_values"].batch_repeat_interleave(len(rows))
+    return inputs | {"use_cache": cache is not None}
 
 
-def _row_tensors(rows: Sequence[Row], continuations: Sequence[Ids], device: torch.device) -> dict[str, Tensor]:
+def _row_tensors(rows: Sequence[Row], reads: Sequence[Ids], device: torch.device) -> dict[str, Tensor]:
     """input_ids, position_ids and segments (B, S) of right-padded rows, without what lies in the cache."""
     columns: dict[str, list[list[int]]] = {"input_ids": [], "position_ids": [], "segments": []}
     for row in rows:
         length = len(row.context)
-        ids, positions, segments = (
-            list(row.context[row.skip :]),
-            list(range(row.skip, length)),
-            [0] * (length - row.skip),
-        )
+        ids, positions = list(row.context[row.skip :]), list(range(row.skip, length))
+        segments = [0] * (length - row.skip)
         for segment, member in enumerate(row.members, 1):
-            read = continuations[member][:-1]
-            ids += read
-            positions += range(length, length + len(read))
-            segments += [segment] * len(read)
+            size = len(reads[member])
+            ids += reads[member]
+            positions += range(length, length + size)
+            segments += [segment] * size
         for name, values in zip(columns, (ids, positions, segments), strict=True):
             columns[name].append(values)
     width = max(map(len, columns["input_ids"]))
@@ -202,6 +243,50 @@ def _row_tensors(rows: Sequence[Row], continuations: Sequence[Ids], device: torc
         name: torch.tensor([values + [fill[name]] * (width - len(values)) for values in table], device=device)
         for name, table in columns.items()
     }
+
+
+def _attention_mask(model: Any, segments_BS: Tensor, skip: int, single: bool) -> Tensor:
+    """Who sees whom: 2D (B, P + S) where causality says it all, else 4D (B, 1, S, P + S).
+
+    Boolean for SDPA. Eager attention adds its mask to the scores: 0 and the most negative number, in the model's dtype.
+    """
+    rows, width = segments_BS.shape
+    device = segments_BS.device
+    if single:  # one continuation each: rows are plain text, and models have faster ways for that
+        return torch.cat([torch.ones((rows, skip), device=device), segments_BS != PADDING], dim=1).long()
+    seen_BSS = torch.ones((width, width), dtype=torch.bool, device=device).tril()
+    own_BSS = segments_BS[:, None, :] == segments_BS[:, :, None]
+    seen_BSS = seen_BSS & (own_BSS | (segments_BS == 0)[:, None, :])
+    past_BSP = torch.ones((rows, width, skip), dtype=torch.bool, device=device)
+    mask = torch.cat([past_BSP, seen_BSS], dim=2)[:, None]
+    if model.config.get_text_config()._attn_implementation == "sdpa":
+        return mask
+    dtype = next(model.parameters()).dtype
+    return torch.zeros(mask.shape, dtype=dtype, device=device).masked_fill(~mask, torch.finfo(dtype).min)
+
+
+# ---------------------------------------------------------------------------------------------- reading out
+
+
+def _logprobs_of(continuations: Sequence[Ids]) -> ReadOut:
+    """A read-out of the log-probabilities of continuations, all of whose tokens but the last are read."""
+
+    def read_out(
+        model: Any, rows: Sequence[Row], arguments: dict[str, Any], reads: Sequence[Ids]
+    ) -> dict[int, Continuation]:
+        ids_BS = arguments["input_ids"]
+        keep_BS, index_M, target_M = _scored_positions(rows, continuations, ids_BS.shape[1], ids_BS.device)
+        logits_NV = model(**arguments, logits_to_keep=keep_BS).logits
+        logprobs_M, greedy_M = _pick(logits_NV, index_M, target_M)
+        numbers = [m for row in rows for m in row.members]
+        sizes = [len(continuations[m]) for m in numbers]
+        parts = zip(numbers, logprobs_M.cpu().split(sizes), greedy_M.cpu().split(sizes), strict=True)
+        found = {number: Continuation(values.clone(), bool(greedy.all())) for number, values, greedy in parts}
+        for number, scored in found.items():
+            check_finite(model, scored.logprobs_T, [number])
+        return found
+
+    return read_out
 
 
 def _scored_positions(
@@ -229,32 +314,31 @@ def _scored_positions(
     return keep_BS.to(device), torch.tensor(index, device=device), torch.tensor(target, device=device)
 
 
-def _attention_mask(model: Any, segments_BS: Tensor, skip: int, single: bool) -> Tensor:
-    """Who sees whom: 2D (B, P + S) where causality says it all, else 4D (B, 1, S, P + S).
-
-    Boolean for SDPA. Eager attention adds its mask to the scores: 0 and the most negative number, in the model's dtype.
-    """
-    rows, width = segments_BS.shape
-    device = segments_BS.device
-    if single:  # one continuation each: rows are plain text, and models have faster ways for that
-        return torch.cat([torch.ones((rows, skip), device=device), segments_BS != PADDING], dim=1).long()
-    seen_BSS = torch.ones((width, width), dtype=torch.bool, device=device).tril()
-    own_BSS = segments_BS[:, None, :] == segments_BS[:, :, None]
-    seen_BSS = seen_BSS & (own_BSS | (segments_BS == 0)[:, None, :])
-    past_BSP = torch.ones((rows, width, skip), dtype=torch.bool, device=device)
-    mask = torch.cat([past_BSP, seen_BSS], dim=2)[:, None]
-    if model.config.get_text_config()._attn_implementation == "sdpa":
-        return mask
-    dtype = next(model.parameters()).dtype
-    return torch.zeros(mask.shape, dtype=dtype, device=device).masked_fill(~mask, torch.finfo(dtype).min)
-
-
 def _pick(logits_NV: Tensor, index_M: Tensor, target_M: Tensor) -> tuple[Tensor, Tensor]:
     """Log-probabilities (M,) float32 of the targets, and whether each is the likeliest token. Softmax in fp32, by chunks."""
     chunks = logits_NV.split(ROWS_PER_SOFTMAX)
     norm_N = torch.cat([chunk.float().logsumexp(-1) for chunk in chunks])
     best_N = torch.cat([chunk.argmax(-1) for chunk in chunks])
     return logits_NV[index_M, target_M].float() - norm_N[index_M], best_N[index_M] == target_M
+
+
+def _rewards_of_batch(
+    model: Any, rows: Sequence[Row], arguments: dict[str, Any], reads: Sequence[Ids]
+) -> dict[int, float]:
+    """The rewards at the last token of each continuation; of an empty one, at the context's."""
+    places: list[tuple[int, int]] = []
+    for b, row in enumerate(rows):
+        end = len(row.context) - row.skip - 1
+        last = end
+        for member in row.members:
+            end += len(reads[member])
+            places.append((b, end if len(reads[member]) else last))
+    hidden_BSD = model.base_model(**arguments).last_hidden_state
+    row_M, place_M = torch.tensor(places, device=hidden_BSD.device).T
+    rewards_M = linear_in_fp32(model.score, hidden_BSD[row_M, place_M])[:, 0].float().cpu()
+    numbers = [m for row in rows for m in row.members]
+    check_finite(model, rewards_M, numbers)
+    return dict(zip(numbers, rewards_M.tolist(), strict=True))
 
 
 # ---------------------------------------------------------------------------------------------- which models can
@@ -281,8 +365,22 @@ def _trial(model: PreTrainedModel) -> bool:
     vocabulary = model.config.get_text_config().vocab_size
     context = tuple((7 * i + 1) % vocabulary for i in range(6))
     answers = [[(11 * i + 3) % vocabulary for i in range(4)], [(5 * i + 2) % vocabulary for i in range(3)]]
+    together, alone = [Row(context, (0, 1), skip=2)], [Row(context, (0,)), Row(context, (1,))]
     with torch.autocast(next(model.parameters()).device.type, enabled=False):
-        packed = _score_family(model, [Row(context, (0, 1), skip=2)], answers, BATCH_TOKENS)
-        plain = _score_family(model, [Row(context, (0,)), Row(context, (1,))], answers, 1)
-    worst = max(float((packed[i].logprobs_T - plain[i].logprobs_T).abs().max()) for i in (0, 1))
-    return worst < (1e-4 if next(model.parameters()).dtype == torch.float32 else 0.05)
+        packed, plain = (_run_family(model, rows, answers, _hidden_of_batch, 1) for rows in (together, alone))
+    worst = max(float((packed[i] - plain[i]).abs().max()) for i in (0, 1))
+    scale = max(float(plain[i].abs().max()) for i in (0, 1))
+    return worst <= (1e-4 if next(model.parameters()).dtype == torch.float32 else 0.05) * scale
+
+
+def _hidden_of_batch(
+    model: Any, rows: Sequence[Row], arguments: dict[str, Any], reads: Sequence[Ids]
+) -> dict[int, Tensor]:
+    """The body's last hidden states (T, D) of each continuation."""
+    hidden_BSD = model.base_model(**arguments).last_hidden_state.float()
+    found = {}
+    for row_SD, row in zip(hidden_BSD, rows, strict=True):
+        sizes = [len(reads[m]) for m in row.members]
+        start = len(row.context) - row.skip
+        found |= dict(zip(row.members, row_SD[start : start + sum(sizes)].split(sizes), strict=True))
+    return found

@@ -6,6 +6,8 @@ import itertools
 import pytest
 import torch
 from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
     BloomConfig,
     BloomForCausalLM,
     Gemma2Config,
@@ -18,10 +20,11 @@ from transformers import (
     MambaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    MistralForSequenceClassification,
 )
 
 from evaluation import scoring, shared_prefix
-from evaluation.shared_prefix import score_continuations, takes_packed_rows
+from evaluation.shared_prefix import reward_continuations, score_continuations, takes_packed_rows
 from launch.errors import UserError
 from tests.evaluation import tiny
 
@@ -104,7 +107,7 @@ class Counted:
     def __init__(self, model):
         self.tokens = self.heads = 0
         self.hooks = [
-            model.register_forward_pre_hook(self._read, with_kwargs=True),
+            model.base_model.register_forward_pre_hook(self._read, with_kwargs=True),
             model.lm_head.register_forward_hook(self._head),
         ]
 
@@ -149,7 +152,9 @@ def test_what_contexts_share_runs_once(no_trial):
 def test_rows_stay_within_the_budget_where_they_can(no_trial):
     model = tiny.language_model(max_position_embeddings=256)
     sizes = []
-    hook = model.register_forward_pre_hook(lambda m, a, k: sizes.append(k["input_ids"].numel()), with_kwargs=True)
+    hook = model.base_model.register_forward_pre_hook(
+        lambda m, a, k: sizes.append(k["input_ids"].numel()), with_kwargs=True
+    )
     score_continuations(model, [[1, 2, 3]] * 30, [sequence(8, n) for n in range(30)], batch_tokens=40)
     hook.remove()
     assert max(sizes) <= 40 and len(sizes) == 6  # 5 answers of 7 read tokens beside 3 of context
@@ -175,6 +180,40 @@ def test_bf16_is_near_and_fp32_does_not_depend_on_the_batch():
     with torch.autocast("cpu", torch.bfloat16):
         rough = score_continuations(model, *arguments)
     assert max(float((a.logprobs_T - b.logprobs_T).abs().max()) for a, b in zip(one, rough) if len(a.logprobs_T)) < 1.0
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 200, 10_000])
+def test_rewards_are_those_of_the_joined_rows(batch_tokens):
+    model = tiny.reward_model(max_position_embeddings=256)
+    contexts, answers = [c for c, _ in PAIRS], [a for _, a in PAIRS]
+    found = reward_continuations(model, contexts, answers, batch_tokens)
+    expected = scoring.score_ids(model, [[*c, *a] for c, a in PAIRS], 1)
+    torch.testing.assert_close(found, expected, atol=2e-5, rtol=0)
+    assert found.std() > 0.1
+    assert reward_continuations(model, [], []).shape == (0,)
+
+
+def test_a_pair_costs_its_prompt_once():
+    model = tiny.reward_model(max_position_embeddings=256)
+    seen = []
+    hook = model.base_model.register_forward_pre_hook(
+        lambda m, a, k: seen.append(k["input_ids"].numel()), with_kwargs=True
+    )
+    reward_continuations(model, [sequence(50, 5)] * 2, [sequence(4, 1), sequence(7, 2)])
+    hook.remove()
+    assert seen[-1] == 50 + 4 + 7
+
+
+def test_encoders_and_window_models_are_rewarded_row_by_row():
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    bert = BertForSequenceClassification(
+        BertConfig(vocab_size=258, num_labels=1, initializer_range=0.5, **shape)
+    ).eval()
+    windows = MistralConfig(head_dim=16, sliding_window=8, num_labels=1, pad_token_id=0, **SHAPE, **HEADS)
+    for model in (bert, MistralForSequenceClassification(windows).eval()):
+        found = reward_continuations(model, [[5, 9, 7], [5, 9, 7]], [[8] * 9, [3]])
+        torch.testing.assert_close(found, scoring.score_ids(model, [[5, 9, 7, *[8] * 9], [5, 9, 7, 3]]))
 
 
 def test_mistakes_are_named():

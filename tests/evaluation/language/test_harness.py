@@ -64,8 +64,8 @@ def test_a_prefix_runs_once(task_folder):
     for name, make in (("hf", HFLM), ("ours", SharedPrefixLM)):
         model = tiny.language_model(max_position_embeddings=512)
         seen = []
-        model.register_forward_pre_hook(
-            lambda m, a, k, seen=seen: seen.append((a[0] if a else k["input_ids"]).numel()), with_kwargs=True
+        model.base_model.register_forward_pre_hook(
+            lambda m, a, k, seen=seen: seen.append(k["input_ids"].numel()), with_kwargs=True
         )
         lm = make(model, tokenizer=tiny.tokenizer.__wrapped__())
         evaluate(lm, task_folder, ["local_choice"])

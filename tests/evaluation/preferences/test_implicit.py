@@ -28,7 +28,9 @@ def test_logprobs_are_those_of_each_answer_with_its_end_token():
 def test_the_prompt_of_a_pair_runs_once():
     model, tok = tiny.language_model(), tiny.tokenizer()
     seen = []
-    hook = model.register_forward_pre_hook(lambda m, a, k: seen.append(k["input_ids"].numel()), with_kwargs=True)
+    hook = model.base_model.register_forward_pre_hook(
+        lambda m, a, k: seen.append(k["input_ids"].numel()), with_kwargs=True
+    )
     answer_logprobs(model, tok, PAIRS[:1])
     hook.remove()
     # both answers beside one prompt; what came before is the trial of the model
