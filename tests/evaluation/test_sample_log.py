@@ -74,9 +74,17 @@ def test_a_unit_that_was_cut_is_scored_again_as_a_whole(tmp_path):
     calls = []
     score(CountingJob(tmp_path), SAMPLES, calls)
     assert calls == [["cc", "dd"], ["a"]]
-    calls = []
-    score(CountingJob(tmp_path), SAMPLES, calls)
-    assert calls == []  # the cut line was cut off before the next was appended
+
+
+def test_a_line_that_was_cut_does_not_swallow_the_next(tmp_path):
+    score(CountingJob(tmp_path), SAMPLES, [])
+    log = tmp_path / "scored" / "texts.rank-0.jsonl"
+    lines = log.read_bytes().split(b"\n")
+    log.write_bytes(lines[0] + b"\n" + lines[1][:10])
+    for expected in ([["cc", "dd"], ["a"]], []):
+        calls = []
+        score(CountingJob(tmp_path), SAMPLES, calls)
+        assert calls == expected
 
 
 def test_rows_answer_for_their_settings_and_content_alone(tmp_path):
