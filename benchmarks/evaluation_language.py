@@ -51,7 +51,7 @@ EVALUATE_BATCH = 16
 
 def make_model() -> tuple[Any, Any]:
     """A Qwen3 of 6 layers and width 384 (24 M parameters) and a tokenizer of 16,384 entries, trained on WikiText-2."""
-    text = (DATA / "wikitext2" / "valid.txt").read_text(encoding="utf-8")
+    text = (DATA / "wikitext2" / "wiki.valid.tokens").read_text(encoding="utf-8")
     tokenizer = train_tokenizer(text.split("\n"), 16_384)
     torch.manual_seed(0)
     config = Qwen3Config(
@@ -169,7 +169,7 @@ def compare_choice(model: Any, tokenizer: Any, questions: int, sampler: str) -> 
 
 def read_paragraphs(n: int, tokenizer: Any) -> list[str]:
     """Paragraphs and headings of WikiText-2's test part, of 2 tokens and more, within the context."""
-    lines = (DATA / "wikitext2" / "test.txt").read_text(encoding="utf-8").split("\n")
+    lines = (DATA / "wikitext2" / "wiki.test.tokens").read_text(encoding="utf-8").split("\n")
     texts = [line.strip() for line in lines if line.strip()]
     return [t for t in texts if 2 <= len(tokenizer(t)["input_ids"]) <= CONTEXT][:n]
 
