@@ -378,7 +378,7 @@ def _hidden_of_batch(
 ) -> dict[int, Tensor]:
     """The body's last hidden states (T, D) of each continuation."""
     hidden_BSD = model.base_model(**arguments).last_hidden_state.float()
-    found = {}
+    found: dict[int, Tensor] = {}
     for row_SD, row in zip(hidden_BSD, rows, strict=True):
         sizes = [len(reads[m]) for m in row.members]
         start = len(row.context) - row.skip
