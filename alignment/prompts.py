@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from data import load_pairs, load_prompts
+from data import load_prompts_with_columns
 from data.encoding import encode_prompts
 from data.named_splits import parse_source
 from data.readers import kind, list_files
@@ -18,15 +18,11 @@ from launch.files import sha256_text
 
 
 def load_prompt_rows(source: str, limit: int | None = None) -> list[dict[str, Any]]:
-    """Rows {prompt, reference} of a source of pairs, or of prompts alone (reference None).
+    """Rows {prompt, reference, ...} of a source, with all its other columns: see `load_prompts_with_columns`.
 
     With `limit`, the first by content hash: a fixed sample that does not depend on the order of the source.
     """
-    pairs = holds_pairs(source)
-    items = load_pairs(source) if pairs else load_prompts(source)
-    rows = [
-        {"prompt": i.prompt, "reference": i.completion} if pairs else {"prompt": i, "reference": None} for i in items
-    ]
+    rows = load_prompts_with_columns(source)
     if limit is not None:
         rows = sorted(rows, key=lambda row: sha256_text(str(row["prompt"])))[:limit]
     return rows

@@ -9,9 +9,17 @@ import sys
 import time
 from pathlib import Path
 
+from launch.provenance import hardware
+
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("ALIGNKIT_DATA", ROOT.parent / "shared" / "data"))
 RESULTS = ROOT / "benchmarks" / "results"
+
+
+def result_file(name: str, model: str) -> Path:
+    """Where the result goes; that of a GPU, or of another model than the small one, does not replace that of the CPU."""
+    on = "-gpu" if hardware()["gpus"] else ""
+    return RESULTS / f"{name}{on}{'' if model == 'small' else '-' + model}.json"
 
 
 def alignkit(*words: object) -> dict[str, float]:

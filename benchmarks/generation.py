@@ -6,6 +6,10 @@ The model, prompts and lengths are those of benchmarks/ppo_case.py: 64 prompts o
 256 and 4 layers. `generate` samples with its KV cache, as PPO trainers call it. Ratios are of medians of calls that took
 turns; above 1 the engine is faster. `passes` times a forward pass without gradient and a forward and backward pass over
 all 64 x 96 tokens, log-probabilities of the response included, in micro-batches of 16.
+
+A GPU is used where there is one, with CUDA graphs that are kept from call to call, as PPO keeps them from rollout to
+rollout. There, run `python -m benchmarks.generation --model 0.5B` (half a billion parameters; writes
+generation-gpu-0.5B.json). It was not run on a GPU so far.
 """
 
 from __future__ import annotations
@@ -24,20 +28,21 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from alignment.generation import LocalEngine, Sampling
+from alignment.generation import DecodeGraphs, LocalEngine, Sampling, recorder_for
 from alignment.ppo.modules import response_logprobs
 from alignment.ppo.rollout import Rollout, make_batch
-from benchmarks.common import RESULTS
-from benchmarks.ppo_case import EOS, PAD, Case, write_case
+from benchmarks.common import result_file
+from benchmarks.ppo_case import EOS, MODELS, PAD, Case, wait_for_device, write_case
 from launch.files import write_json
 from launch.provenance import hardware, package_versions
 
 TEMPERATURE = 0.7
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def autocast(precision: str) -> contextlib.AbstractContextManager[Any]:
     """bf16 autocast, or nothing."""
-    return torch.autocast("cpu", torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
+    return torch.autocast(DEVICE.type, torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
 
 
 def take_turns(methods: dict[str, Callable[[], Any]], rounds: int) -> dict[str, dict[str, float]]:
@@ -47,6 +52,7 @@ def take_turns(methods: dict[str, Callable[[], Any]], rounds: int) -> dict[str, 
         for name in list(methods) if turn % 2 else list(methods)[::-1]:
             start = time.perf_counter()
             methods[name]()
+            wait_for_device()
             if turn:
                 times[name].append(time.perf_counter() - start)
     return {
@@ -58,12 +64,13 @@ def take_turns(methods: dict[str, Callable[[], Any]], rounds: int) -> dict[str, 
 def compare_generation(model: Any, prompts: list[list[int]], case: Case, rounds: int) -> dict[str, Any]:
     """Engine and `generate` on the same prompts, each with its own random numbers; mean lengths beside the times."""
     lengths: dict[str, list[float]] = {"engine": [], "generate": []}
-    ids = torch.tensor(prompts)
+    ids = torch.tensor(prompts, device=DEVICE)
+    graphs = DecodeGraphs(recorder_for(DEVICE))
     sampling = Sampling(case.response, TEMPERATURE, EOS, PAD)
     step = iter(range(10**6))
 
     def engine() -> None:
-        done = LocalEngine(model, len(prompts)).generate(
+        done = LocalEngine(model, len(prompts), graphs=graphs).generate(
             prompts, sampling, 0, "benchmark", next(step), range(len(prompts))
         )
         lengths["engine"].append(statistics.mean(len(c.token_ids) for c in done))
@@ -89,6 +96,7 @@ def compare_generation(model: Any, prompts: list[list[int]], case: Case, rounds:
         "seconds": seconds,
         "mean_length": {name: statistics.mean(values) for name, values in lengths.items()},
         "ratio": seconds["generate"]["median"] / seconds["engine"]["median"],
+        "graphs": len(graphs.replays),
     }
 
 
@@ -96,7 +104,7 @@ def time_passes(model: Any, prompts: list[list[int]], case: Case, rounds: int) -
     """Seconds of the bare passes over the episodes of a rollout of full length."""
     generator = torch.Generator().manual_seed(2)
     responses = torch.randint(2, case.vocabulary, (len(prompts), case.response), generator=generator).tolist()
-    ones = torch.ones(len(prompts), case.response)
+    ones = torch.ones(len(prompts), case.response, device=DEVICE)
     rollout = Rollout([{"prompt_ids": ids} for ids in prompts], responses, list(range(len(prompts))), ones, ones[:, 0])
     batches = [
         make_batch(rollout, range(start, start + case.micro_batch), PAD)
@@ -120,15 +128,18 @@ def main() -> None:
     """Every vocabulary, kind of length and precision; write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--model", choices=list(MODELS), default="small")
+    options = parser.parse_args()
+    rounds, sizes = options.rounds, dict(MODELS[options.model])
     found: dict[str, Any] = {"generation": {}, "passes": {}}
     load = os.getloadavg()[0]
     for vocabulary in (1024, 32768):
         for natural in (False, True):
-            case = Case(vocabulary, natural)
+            case = Case(vocabulary, natural, **sizes)
             with tempfile.TemporaryDirectory() as folder:
                 write_case(Path(folder), case)
                 model: Any = AutoModelForCausalLM.from_pretrained(Path(folder) / "policy", dtype=torch.float32)
+                model = model.to(DEVICE)
                 prompts = json.loads((Path(folder) / "prompts.json").read_text())[: case.batch]
             for precision in ("fp32", "bf16"):
                 with autocast(precision):
@@ -139,9 +150,9 @@ def main() -> None:
                         found["passes"][name] = time_passes(model, prompts, case, rounds)
                         print(name, found["passes"][name], flush=True)
     write_json(
-        RESULTS / "generation.json",
+        result_file("generation", options.model),
         {
-            "command": f"python -m benchmarks.generation --rounds {rounds}",
+            "command": f"python -m benchmarks.generation --rounds {rounds} --model {options.model}",
             "unit": "seconds",
             **found,
             "threads": torch.get_num_threads(),

@@ -7,9 +7,15 @@ has. Both sides read the same weights and prompts and use the same batch, length
 policy, critic, reference and reward model as four models. Every run is a process; in each round the two take turns, the
 order changing, so that ratios are of runs side by side.
 
-- `like for like`: fp32 on both sides, no gradient checkpointing.
+- `like for like`: fp32 on both sides, no gradient checkpointing. `like for like, bf16`: under autocast, for a GPU.
 - `defaults`: TRL as it comes (bf16 autocast, gradient checkpointing); alignkit with `precision: auto`, which measures.
 - `reward`: both with a learning rate that learns, for the same wall-clock time.
+
+A GPU is used where there is one; peak memory is then its own. There, run
+
+python -m benchmarks.ppo --trl_python ENV/bin/python --model 0.5B --settings "like for like, bf16" defaults
+
+(half a billion parameters; writes ppo-gpu-0.5B.json). It was not run on a GPU so far.
 
 A ratio above 1 says that alignkit is faster or smaller. Phases: `generate`, `score` (forward passes without gradient and
 rewards), `update` (the rest); they sum to the step.
@@ -28,13 +34,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import RESULTS, ROOT
-from benchmarks.ppo_case import Case, write_case
+from benchmarks.common import ROOT, result_file
+from benchmarks.ppo_case import MODELS, Case, write_case
 from launch.files import write_json
 from launch.provenance import hardware, package_versions
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "like for like": {"precision": "fp32"},
+    "like for like, bf16": {"precision": "bf16"},
     "defaults": {"precision": "auto", "trl_defaults": True},
 }
 PHASES = ("generate", "score", "update")
@@ -135,9 +142,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--updates", type=int, default=4)
     parser.add_argument("--vocabularies", type=int, nargs="+", default=[1024, 32768])
-    parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
+    parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=["like for like", "defaults"])
+    parser.add_argument("--model", choices=list(MODELS), default="small")
     parser.add_argument("--reward_seconds", type=float, default=90.0, help="of the comparison of rewards; 0 for none")
     options = parser.parse_args()
+    sizes: dict[str, Any] = MODELS[options.model]
+    path = result_file("ppo", options.model)
     result: dict[str, Any] = {
         "command": "python -m benchmarks.ppo " + " ".join(sys.argv[1:]),
         "protocol": "median over the updates of a run, ratios of runs side by side, median and range over rounds",
@@ -150,13 +160,13 @@ def main() -> None:
     for vocabulary in options.vocabularies:
         for natural in (False, True):
             for setting in options.settings:
-                case = replace(Case(vocabulary, natural, updates=options.updates), **SETTINGS[setting])
+                case = replace(Case(vocabulary, natural, updates=options.updates), **SETTINGS[setting], **sizes)
                 result["cases"][f"{case.name}, {setting}"] = compare(case, options.trl_python, options.rounds)
-                write_json(RESULTS / "ppo.json", result)
+                write_json(path, result)
     if options.reward_seconds:
         case = Case(1024, False, updates=10_000, warmup=0, learning_rate=3e-4, seconds=options.reward_seconds)
-        result["reward"] = compare_rewards(replace(case, **SETTINGS["defaults"]), options.trl_python)
-        write_json(RESULTS / "ppo.json", result)
+        result["reward"] = compare_rewards(replace(case, **SETTINGS["defaults"], **sizes), options.trl_python)
+        write_json(path, result)
 
 
 if __name__ == "__main__":

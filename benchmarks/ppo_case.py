@@ -1,6 +1,6 @@
 """A case of the PPO benchmark on disk: models with random weights and prompts that both sides read.
 
-Llama of hidden 256 and 4 layers. Every token's embedding shares one large direction, so the last hidden state nearly
+Llama of hidden 256 and 4 layers, or of half a billion parameters for a GPU (`MODELS`). Every token's embedding shares one large direction, so the last hidden state nearly
 points along it and the end-of-text row of the head sets the probability of EOS at every step: 0 for responses of a
 fixed length, 3 / T for natural ones (geometric, mean about a third of the longest).
 """
@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import json
 import math
+import resource
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
 PAD, EOS = 0, 1
+MODELS: dict[str, dict[str, int]] = {"small": {}, "0.5B": {"hidden": 1280, "layers": 24, "intermediate": 3456}}
+"""Sizes of `Case`. The larger has 0.48 billion parameters with 1,024 tokens, 0.56 with 32,768."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class Case:
     warmup: int = 1
     hidden: int = 256
     layers: int = 4
+    intermediate: int = 682
     precision: str = "fp32"
     learning_rate: float = 3e-6
     trl_defaults: bool = False
@@ -53,7 +57,7 @@ def write_case(folder: Path, case: Case) -> None:
     shape = dict(
         vocab_size=case.vocabulary,
         hidden_size=case.hidden,
-        intermediate_size=int(8 / 3 * case.hidden),
+        intermediate_size=case.intermediate,
         num_hidden_layers=case.layers,
         num_attention_heads=case.hidden // 64,
         num_key_value_heads=case.hidden // 64,
@@ -90,6 +94,19 @@ def _set_eos_rate(policy: torch.nn.Module, rate: float) -> None:
     head[PAD] = -20 * direction_D / math.sqrt(width)
     logit = math.log(rate / (1 - rate)) + math.log(policy.config.vocab_size) if rate else -20.0
     head[EOS] = logit * direction_D / math.sqrt(width)
+
+
+def wait_for_device() -> None:
+    """Until a GPU has done what it was given: before a clock is read."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def peak_mib() -> float:
+    """The peak so far of what this process takes of the GPU's memory; without a GPU, of its resident set."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_reserved() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def read_case(folder: Path) -> tuple[Case, list[list[int]]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from benchmarks.common import RESULTS
 from launch.files import sha256_file, write_json
 from launch.provenance import hardware, package_versions
-from tests.distributed.test_ppo_distributed import MODES, words
+from tests.distributed.test_ppo_distributed import ZERO_STAGES, words
 from tests.support import accelerate_launch, alignkit, read_metrics, save_policy, save_prompts, save_reward
 
 LOSSES = ("policy/loss", "critic/loss", "kl/k1", "kl/k3", "reward/score", "reward/total")
@@ -31,7 +31,8 @@ def main() -> None:
         done = alignkit("ppo", *words(inputs, root / "one"))
         assert done.returncode == 0, done.stderr
         modes = {}
-        for mode, flags in MODES.items():
+        for mode, stage in ZERO_STAGES.items():
+            flags = ["--use_deepspeed", "--zero_stage", str(stage)] if stage else ["--multi_gpu"]
             done = accelerate_launch("alignment.ppo", words(inputs, root / mode), 2, flags)
             assert done.returncode == 0, done.stderr[-2000:]
             differences = largest_differences(root / "one", root / mode)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import resource
 import sys
 import time
 from dataclasses import asdict
@@ -16,7 +15,8 @@ from alignment.ppo.config import PPOConfig
 from alignment.ppo.models import load_roles
 from alignment.ppo.trainer import PPOTrainer
 from alignment.reward.sources.build import build_source
-from benchmarks.ppo_case import Case, read_case
+from benchmarks.ppo_case import Case, peak_mib, read_case, wait_for_device
+from launch.entry import guarded, leave
 from launch.runtime import Runtime, choose_precision, start_runtime
 
 PHASES = {"generate": "rollout", "score": "score", "update": "update"}
@@ -61,6 +61,7 @@ def run_updates(trainer: PPOTrainer, seconds: float | None) -> list[dict[str, fl
 
     def sink(number: int, metrics: dict[str, float]) -> None:
         nonlocal last
+        wait_for_device()
         now = time.perf_counter()
         phases = {name: metrics[f"perf/{phase}_seconds"] for name, phase in PHASES.items()}
         row = {"seconds": now - last, **phases, "reward": metrics["reward/score"], "length": metrics["rollout/length"]}
@@ -79,18 +80,18 @@ def main(folder: Path) -> None:
     """Run the case and print its figures."""
     case, prompts = read_case(folder)
     runtime = start_runtime(case.precision)
-    imports = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    imports = peak_mib()
     updates = run_updates(make_trainer(folder, case, prompts, runtime), case.seconds)
     figures = {
         "case": asdict(case),
         "threads": torch.get_num_threads(),
         "precision": runtime.precision,
         "updates": updates[case.warmup :],
-        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        "imports_mib": imports / 1024,
+        "peak_mib": peak_mib(),
+        "imports_mib": imports,
     }
     print(json.dumps(figures))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    leave(guarded(lambda: main(Path(sys.argv[1]))))  # as every command of alignkit starts and ends

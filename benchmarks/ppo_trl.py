@@ -4,7 +4,6 @@ Runs in an environment of its own that has trl==1.12.0, the last release with PP
 """
 
 import json
-import resource
 import sys
 import time
 from contextlib import contextmanager
@@ -16,19 +15,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import torch
 import trl.experimental.ppo.ppo_trainer as module
 from datasets import Dataset
-from ppo_case import read_case
+from ppo_case import peak_mib, read_case, wait_for_device
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
 from trl.experimental.ppo import PPOConfig, PPOTrainer
 
-base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+base = peak_mib()
 seconds = {"generate": 0.0, "score": 0.0}
 rewards = []
 
 
 @contextmanager
 def timed(phase):
+    wait_for_device()
     start = time.perf_counter()
     yield
+    wait_for_device()
     seconds[phase] += time.perf_counter() - start
 
 
@@ -58,6 +59,7 @@ class Clock(TrainerCallback):
             rewards.append(logs["objective/scores"])
 
     def on_step_end(self, args, state, control, **rest):
+        wait_for_device()
         now = time.perf_counter()
         whole = now - self.last
         self.updates.append(
@@ -100,7 +102,7 @@ config = PPOConfig(
     report_to="none",
     save_strategy="no",
     disable_tqdm=True,
-    use_cpu=True,
+    use_cpu=not torch.cuda.is_available(),
     **like_for_like,
 )
 data = Dataset.from_dict({"input_ids": prompts})
@@ -118,15 +120,15 @@ trainer = PPOTrainer(
 )
 clock.last = clock.start = time.perf_counter()
 trainer.train()
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+peak = peak_mib()
 print(
     json.dumps(
         {
             "case": asdict(case),
             "threads": torch.get_num_threads(),
             "updates": clock.updates[case.warmup :],
-            "peak_mib": peak / 1024,
-            "imports_mib": base / 1024,
+            "peak_mib": peak,
+            "imports_mib": base,
             "bf16": bool(config.bf16),
             "gradient_checkpointing": bool(config.gradient_checkpointing),
         }

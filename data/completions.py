@@ -53,11 +53,16 @@ class Completion:
         return row if self.score is None else {**row, "score": self.score}
 
 
-def reference_text(turns: Turns | None) -> str | None:
-    """A reference answer as text, to compare with sampled text: of messages what they say, without their roles."""
-    if turns is None or isinstance(turns, str):
-        return turns
-    return "\n".join(message["content"] for message in turns)
+def reference_text(reference: Any) -> str | None:
+    """A reference answer as text, to compare with sampled text: of messages what they say, without their roles.
+
+    It may be any value of a column of that name, such as the number that is the solution.
+    """
+    if reference is None or isinstance(reference, str):
+        return reference
+    if isinstance(reference, list) and all(isinstance(m, dict) and "content" in m for m in reference):
+        return "\n".join(str(message["content"]) for message in reference)
+    return str(reference)
 
 
 # ---------------------------------------------------------------------------------------------- files

@@ -39,6 +39,24 @@ class Comparison:
     p_value: float | None = None
     test: str = ""
     n: int = 0
+    ci_level: float = 0.95
+    ci_method: str = ""
+
+    @classmethod
+    def of(cls, baseline: str, difference: Difference) -> Comparison:
+        """The comparison that a paired difference makes, with its test and the method of its interval."""
+        d = difference.estimate
+        return cls(
+            baseline,
+            d.value,
+            d.low,
+            d.high,
+            difference.p_value,
+            difference.test,
+            d.n,
+            ci_level=d.level,
+            ci_method=d.method,
+        )
 
 
 @dataclass(frozen=True)
@@ -79,6 +97,8 @@ class Metric:
                 raise ValueError(f"ci_method: '{self.name}' has an interval without its method; name it")
             if self.ci_low > self.ci_high:
                 raise ValueError(f"ci_low: '{self.name}' has {self.ci_low} above ci_high {self.ci_high}; swap them")
+        if self.comparison and self.comparison.ci_low is not None and not self.comparison.ci_method:
+            raise ValueError(f"comparison.ci_method: '{self.name}' has an interval without its method; name it")
 
 
 def metric(
@@ -94,10 +114,7 @@ def metric(
     **extra: Any,
 ) -> Metric:
     """A Metric from an estimate; None is an undefined number, which needs a `note`. `difference` needs `baseline`."""
-    comparison = None
-    if difference is not None:
-        d = difference.estimate
-        comparison = Comparison(baseline or "", d.value, d.low, d.high, difference.p_value, difference.test, d.n)
+    comparison = None if difference is None else Comparison.of(baseline or "", difference)
     found = Metric(
         name,
         None,

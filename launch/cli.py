@@ -56,6 +56,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "STAGE",
         "how well generated images can be told from real ones",
     ),
+    "evaluate selftest": (
+        "evaluation.selftest",
+        "main",
+        "known answers of the metrics, checked on this machine in seconds",
+    ),
     "report": ("evaluation.suites.report", "main", "leaderboard and HTML report from results"),
     "launch": ("launch.templates", "main", "render a Slurm or Kubernetes job, or the accelerate command, for a stage"),
     "doctor": (
@@ -65,7 +70,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     ),
 }
 
-NOT_STAGES = ("run", "preferences stats", "preferences export", "reward serve", "launch", "doctor")
+NOT_STAGES = ("run", "preferences stats", "preferences export", "reward serve", "evaluate selftest", "launch", "doctor")
 """Commands that make no artefact, and so cannot be a stage of a lifecycle."""
 
 

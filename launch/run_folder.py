@@ -94,7 +94,7 @@ def _complete_artefact(folder: Path) -> dict[str, Any] | None:
 
 def _find_stranger(folder: Path) -> str | None:
     """A file or folder that no run of ours left in a folder without run.json; empty folders are nothing to lose."""
-    ours = (*MARKS, ".recipe.json", ".watchdog")
+    ours = (*MARKS, ".recipe.json", ".watchdog", ".watchdog.gone")
     for path in sorted(folder.iterdir()):
         cut = path.match(".run.json.*.tmp")  # a kill while it was written
         if path.name not in ours and not cut and (not path.is_dir() or any(not p.is_dir() for p in path.rglob("*"))):

@@ -10,7 +10,6 @@ import contextlib
 import importlib
 import json
 import os
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -358,6 +357,7 @@ def _run_on_all_ranks(
                 summary = stage.run(config, job)
         except UserError:
             if runtime.is_main:
+                job.watchdog.remove()
                 _forget_unstarted(folder)
             raise
         except Stopped:
@@ -382,7 +382,6 @@ def _run_on_all_ranks(
 
 def _forget_unstarted(folder: Path) -> None:
     """After a mistake of the user, before any work was saved: leave nothing, so that the mended command may use the folder."""
-    shutil.rmtree(folder / ".watchdog", ignore_errors=True)
     kept = [p for p in folder.rglob("*") if p.is_file() and p.name not in (*MARKS, "run.json", ".recipe.json")]
     if not kept:
         (folder / "run.json").unlink(missing_ok=True)
@@ -422,7 +421,7 @@ def _finish(
     write_model_card(folder, stage.name, summary, provenance, stage.library, stage.task)
     write_json(folder / "provenance.json", provenance)
     (folder / MOVED).unlink(missing_ok=True)
-    shutil.rmtree(folder / ".watchdog", ignore_errors=True)
+    job.watchdog.remove()
     return provenance
 
 

@@ -10,6 +10,7 @@ import contextlib
 import faulthandler
 import json
 import os
+import shutil
 import sys
 import threading
 import time
@@ -27,7 +28,8 @@ class Watchdog:
     The thread of each rank writes a heartbeat file into `folder` about once a second, which tells of its last beat. A
     rank that fires names the ranks whose file is old: their process is stopped, or its machine is gone. Where there are
     none it names those whose last beat is the oldest.
-    Rank 0 clears away the files of an earlier session, which may have had more ranks: the ranks meet before `start`.
+    Rank 0 makes the folder and clears away the files of an earlier session, which may have had more ranks: the ranks
+    meet before `start`. None makes the folder anew: what rank 0 removes at the end, a late heartbeat must not bring back.
     """
 
     def __init__(self, folder: Path, rank: int, limit_s: float) -> None:
@@ -36,8 +38,11 @@ class Watchdog:
         self._period = min(1.0, limit_s / 4)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
-        for old in folder.glob("heartbeat-*") if rank == 0 else []:
-            old.unlink(missing_ok=True)
+        if rank == 0:
+            with contextlib.suppress(OSError):  # a full disk costs the heartbeats, not the job
+                folder.mkdir(parents=True, exist_ok=True)
+            for old in folder.glob("heartbeat-*"):
+                old.unlink(missing_ok=True)
 
     def start(self) -> Watchdog:
         if self.limit_s > 0:
@@ -46,7 +51,18 @@ class Watchdog:
         return self
 
     def stop(self) -> None:
+        """End the thread; the heartbeat that it may be writing is written when this returns."""
         self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def remove(self) -> None:
+        """Remove the folder, though other ranks may still write into it: it is renamed first, and theirs then go nowhere."""
+        gone = self.folder.with_name(self.folder.name + ".gone")
+        shutil.rmtree(gone, ignore_errors=True)  # what a kill in the middle of this left
+        with contextlib.suppress(OSError):
+            os.rename(self.folder, gone)
+        shutil.rmtree(gone, ignore_errors=True)
 
     def beat(self, step: int) -> None:
         """Tell that a step was made, or that the first one begins."""
@@ -61,8 +77,7 @@ class Watchdog:
         aside = path.with_suffix(".tmp")
         last = time.time() - (time.monotonic() - self._last)
         beat = {"rank": self.rank, "step": self._step, "time": last, "pid": os.getpid()}
-        with contextlib.suppress(OSError):  # a full disk costs the heartbeat, not the job
-            self.folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(OSError):  # a full disk, or a folder that rank 0 has removed
             aside.write_text(json.dumps(beat))
             os.replace(aside, path)
 

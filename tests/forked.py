@@ -20,7 +20,7 @@ from launch.entry import run_module
 from tests.support import free_port
 
 context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["tests.forked", "torch", "transformers", "deepspeed", "alignment.ppo.stage"])
+context.set_forkserver_preload(["tests.forked", "torch", "transformers", "deepspeed", "trl", "alignment.ppo.stage"])
 
 Hook = Callable[[Path], Any]
 """Called in a rank before its command, with the file that it may write to."""
@@ -47,11 +47,14 @@ def _become_rank(module: str, words: list[str], told: dict[str, str], log: Path,
     sys.argv = [module, *words]
     if hook is not None:
         hook(log.with_suffix(".marks"))
-    run_module(module)
+    run_module(*module.split(":"))
 
 
 class ForkedJob:
-    """The ranks of one job. `say()` is what they have said so far, `codes` how they ended."""
+    """The ranks of one job. `say()` is what a rank has said so far, `codes` how they ended.
+
+    `module` is a stage (`alignment.ppo`), or `module:function` of the words.
+    """
 
     def __init__(
         self,
@@ -65,6 +68,7 @@ class ForkedJob:
         folder.mkdir(parents=True, exist_ok=True)
         number = len(list(folder.glob("*-rank0.log")))
         self.logs = [folder / f"{number:04d}-rank{rank}.log" for rank in range(world)]
+        self.codes: list[int] = []
         port, texts = free_port(), [str(word) for word in words]
         self.ranks = [
             context.Process(
@@ -107,7 +111,8 @@ class ForkedJob:
         for rank in self.ranks:
             rank.join()
         assert not late, f"ranks {late} did not end by themselves: {[self.say(i)[-2000:] for i in late]}"
-        return [rank.exitcode for rank in self.ranks]
+        self.codes = [rank.exitcode for rank in self.ranks]
+        return self.codes
 
     def wait_for(self, seen: Callable[[], bool], patience_s: float = 100) -> bool:
         """Wait until `seen()` or the end of a rank; returns whether it was seen."""
@@ -123,4 +128,11 @@ def run_forked(words: Sequence[Any], folder: Path, world: int = 1, zero_stage: i
     """A job that is run to its end."""
     job = ForkedJob(words, folder, world, zero_stage, **more)
     job.wait()
+    return job
+
+
+def run_whole(words: Sequence[Any], folder: Path, world: int = 1, zero_stage: int = 0, **more: Any) -> ForkedJob:
+    """A job that must end well."""
+    job = run_forked(words, folder, world, zero_stage, **more)
+    assert job.codes == [0] * world, [job.say(rank)[-3000:] for rank in range(world)]
     return job

@@ -179,29 +179,21 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def accelerate_launch(
-    module: str, words: list[str], processes: int, flags: list[str], timeout: float = 400, **env: str
-) -> subprocess.CompletedProcess[str]:
+def launch_command(module: str, words: list[str], processes: int, flags: list[str]) -> list[str]:
     """`accelerate launch FLAGS --num_processes N -m MODULE WORDS` on the CPU."""
-    command = [
-        str(Path(sys.executable).parent / "accelerate"),
-        "launch",
-        "--main_process_port",
-        str(free_port()),  # accelerate's own choice is always 29500, which another test run may hold
-        "--num_machines",
-        "1",
-        "--mixed_precision",
-        "no",
-        *flags,
-        "--num_processes",
-        str(processes),
-        "-m",
-        module,
-        *map(str, words),
-    ]
-    return subprocess.run(
-        command, env=environment(DS_ACCELERATOR="cpu", **env), capture_output=True, text=True, timeout=timeout
-    )
+    launcher = [str(Path(sys.executable).parent / "accelerate"), "launch"]
+    port = ["--main_process_port", str(free_port())]  # accelerate's own choice is always 29500, which may be taken
+    place = [*port, "--num_machines", "1", "--mixed_precision", "no", *flags, "--num_processes", str(processes)]
+    return [*launcher, *place, "-m", module, *map(str, words)]
+
+
+def accelerate_launch(
+    module: str, words: list[str], processes: int, flags: list[str], timeout: float = 400
+) -> subprocess.CompletedProcess[str]:
+    """Run `launch_command` to its end."""
+    command = launch_command(module, words, processes, flags)
+    told = environment(DS_ACCELERATOR="cpu")
+    return subprocess.run(command, env=told, capture_output=True, text=True, timeout=timeout)
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from alignment.generation.decoder import Decoder
 from alignment.generation.forward_loop import generate_batch
+from alignment.generation.graphs import DecodeGraphs, GraphedDecoder, recorder_for
 from alignment.generation.prompts import check_lengths
 from alignment.generation.sampling import Completion, Sampling, padded_size, pick_tokens
-from alignment.generation.weights import Weights, is_supported, read_weights
+from alignment.generation.weights import Weights, is_supported
 from launch.seeding import uniforms
 
 BATCH_SIZES = (
@@ -51,9 +52,16 @@ class LocalEngine:
     Within autocast the matrix products run in its dtype, as the training forward pass does.
     """
 
-    def __init__(self, model: Any, batch_size: int, tell: Callable[[int], Any] = lambda n: None) -> None:
-        """`tell` is called with the size of each batch that was sampled."""
+    def __init__(
+        self,
+        model: Any,
+        batch_size: int,
+        tell: Callable[[int], Any] = lambda n: None,
+        graphs: DecodeGraphs | None = None,
+    ) -> None:
+        """`tell` is called with the size of each batch that was sampled. `graphs`: captured steps that outlive the engine."""
         self.batch_size, self.tell = batch_size, tell
+        self.graphs = graphs or DecodeGraphs(recorder_for(model.device))
         self.refresh(model)
 
     def refresh(self, model: Any) -> None:
@@ -61,7 +69,7 @@ class LocalEngine:
         self.weights: Weights | None = None
         if is_supported(model):
             with torch.inference_mode():
-                self.weights = read_weights(model, product_dtype(model))
+                self.weights = self.graphs.read(model, product_dtype(model))
 
     def generate(
         self,
@@ -77,6 +85,10 @@ class LocalEngine:
             range(len(prompts)), key=lambda i: (len(prompts[i]), tuple(prompts[i]))
         )  # little padding; equals meet
         done: dict[int, Completion] = {}
+        if self.weights is not None and prompts:
+            with torch.inference_mode():
+                columns = max(map(len, prompts)) + sampling.max_new_tokens
+                self.graphs.reserve(self.weights, min(self.batch_size, len(prompts)), columns)
         for start in range(0, len(order), self.batch_size):
             chosen = order[start : start + self.batch_size]
             noise = None
@@ -91,7 +103,14 @@ class LocalEngine:
     ) -> list[Completion]:
         if self.weights is None:
             return generate_batch(self.model, prompts, sampling, uniform_BT)
-        return decode_batch(self.weights, prompts, sampling, uniform_BT)
+        with torch.inference_mode(), torch.autocast(self.weights.embedding.device.type, enabled=False):
+            return decode_batch(self._decoder(prompts, sampling.max_new_tokens), sampling, uniform_BT)
+
+    def _decoder(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> Decoder:
+        assert self.weights is not None
+        if self.graphs.recorder is not None:
+            return GraphedDecoder(self.graphs, prompts, new_tokens)
+        return Decoder(self.weights, prompts, new_tokens)
 
 
 def product_dtype(model: Any) -> torch.dtype:
@@ -101,32 +120,26 @@ def product_dtype(model: Any) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
 
 
-@torch.inference_mode()
-def decode_batch(
-    weights: Weights, prompts: Sequence[Sequence[int]], sampling: Sampling, uniform_BT: np.ndarray | None
-) -> list[Completion]:
-    """Completions of one batch. `uniform_BT`: uniform numbers (B, max_new_tokens), or None for greedy."""
-    with torch.autocast(weights.embedding.device.type, enabled=False):
-        tokens_BT, logprobs_BT = _decode(weights, prompts, sampling, uniform_BT)
+def decode_batch(decoder: Decoder, sampling: Sampling, uniform_BT: np.ndarray | None) -> list[Completion]:
+    """Completions of the decoder's batch. `uniform_BT`: uniform numbers (B, max_new_tokens), or None for greedy."""
+    tokens_BT, logprobs_BT = _decode(decoder, sampling, uniform_BT)
     return [
         _until_eos(tokens, logprobs, sampling.eos_id)
         for tokens, logprobs in zip(tokens_BT.tolist(), logprobs_BT.tolist(), strict=True)
     ]
 
 
-def _decode(
-    weights: Weights, prompts: Sequence[Sequence[int]], sampling: Sampling, uniform_BT: np.ndarray | None
-) -> tuple[Tensor, Tensor]:
+def _decode(decoder: Decoder, sampling: Sampling, uniform_BT: np.ndarray | None) -> tuple[Tensor, Tensor]:
+    weights, rows = decoder.weights, decoder.rows
     device, length = weights.embedding.device, sampling.max_new_tokens
     uniform = None if uniform_BT is None else torch.from_numpy(uniform_BT).to(device)
-    tokens_BT = torch.full((len(prompts), length), sampling.pad_id, device=device)
-    logprobs_BT = torch.zeros((len(prompts), length), device=device)
-    rows_N = torch.arange(len(prompts), device=device)
-    done_N = torch.zeros(len(prompts), dtype=torch.bool, device=device)
-    work = torch.empty(padded_size(weights.head.shape[0]) * len(prompts), device=device)
-    granule = max(1, len(prompts) // BATCH_SIZES)
+    tokens_BT = torch.full((rows, length), sampling.pad_id, device=device)
+    logprobs_BT = torch.zeros((rows, length), device=device)
+    rows_N = torch.arange(rows, device=device)
+    done_N = torch.zeros(rows, dtype=torch.bool, device=device)
+    work = torch.empty(padded_size(weights.head.shape[0]) * rows, device=device)
+    granule = max(1, rows // BATCH_SIZES)
     look_every = 1 if device.type == "cpu" else LOOK_EVERY
-    decoder = Decoder(weights, prompts, length)
     logits_VN = decoder.prefill()
     for t in range(length):
         tokens_N, logprobs_N = pick_tokens(

@@ -6,6 +6,7 @@ pass over about half of the weights, and the decoder always speaks for the polic
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,11 +80,18 @@ def _is_plain(module: nn.Module) -> bool:
 
 def read_weights(model: Any, dtype: torch.dtype) -> Weights:
     """Weights for matrix products in `dtype`; embedding and norms stay as they are."""
+    weights = _read_ends(model, dtype)
+    weights.layers = [_read_layer(layer, dtype) for layer in model.model.layers]
+    return weights
+
+
+def _read_ends(model: Any, dtype: torch.dtype) -> Weights:
+    """What comes before and after the layers; without them."""
     attention = model.model.layers[0].self_attn
     config = model.config
     return Weights(
         embedding=model.model.embed_tokens.weight.detach(),
-        layers=[_read_layer(layer, dtype) for layer in model.model.layers],
+        layers=[],
         norm=_column(model.model.norm.weight),
         head=model.lm_head.weight.detach().to(dtype),
         rotary=model.model.rotary_emb,
@@ -93,6 +101,42 @@ def read_weights(model: Any, dtype: torch.dtype) -> Weights:
         scale=attention.scaling,
         eps=config.rms_norm_eps,
     )
+
+
+def rewrite_weights(held: Weights, model: Any, dtype: torch.dtype) -> bool:
+    """Read the model again into the memory of `held`, which was read from it before: what captured graphs refer to.
+
+    False where `held` cannot become the model's present weights that way: they are asked for in another precision, or
+    the model's own memory, of which `held` has a part, has moved. `held` is of no use then.
+    """
+    if held.head.dtype != dtype:
+        return False
+    own = {parameter.data_ptr() for parameter in model.parameters()}
+    layers = zip(held.layers, model.model.layers, strict=True)
+    return all(_rewrite(old, _read_layer(layer, dtype), own) for old, layer in layers) and _rewrite(
+        held, _read_ends(model, dtype), own
+    )
+
+
+def _rewrite(held: Any, present: Any, own: set[int]) -> bool:
+    for old, new in zip(_tensors(held), _tensors(present), strict=True):
+        if new.data_ptr() not in own:
+            old.copy_(new)
+        elif new.data_ptr() != old.data_ptr():
+            return False
+    return True
+
+
+def _tensors(part: LayerWeights | Weights) -> Iterator[Tensor]:
+    return (value for value in vars(part).values() if isinstance(value, Tensor))
+
+
+def copied_bytes(weights: Weights, model: Any) -> int:
+    """Memory of what is not the model's own."""
+    own = {parameter.data_ptr() for parameter in model.parameters()}
+    parts: list[LayerWeights | Weights] = [weights, *weights.layers]
+    tensors = [tensor for part in parts for tensor in _tensors(part)]
+    return sum(tensor.nbytes for tensor in tensors if tensor.data_ptr() not in own)
 
 
 def _read_layer(layer: Any, dtype: torch.dtype) -> LayerWeights:

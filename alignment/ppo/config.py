@@ -77,7 +77,8 @@ class PPOConfig(StageConfig):
     """Sample on vLLM servers (vllm.url, vllm.weights_folder), corrected by truncated importance weights; in this job when
     not given."""
     missing_eos: Literal["none", "replace", "subtract"] = "replace"
-    """What happens to the score of a response without EOS: replaced by -penalty, or penalty subtracted."""
+    """What happens to the reward of a response without EOS: replaced by -penalty (rewards of its tokens, too), or penalty
+    subtracted."""
     missing_eos_penalty: NotNegative = 1.0
     """The penalty of `missing_eos`."""
 
@@ -105,9 +106,10 @@ class PPOConfig(StageConfig):
     group_std: bool = True
     """grpo divides by the standard deviation of the group; false is Dr. GRPO."""
     normalise_scores: bool = False
-    """Divide scores by their running standard deviation over all episodes (and take the running mean off)."""
+    """Divide scores by their running standard deviation over all episodes (and take the running mean off). Token rewards
+    are divided alike; mean and deviation are those of an episode's whole reward."""
     score_clip: Positive | None = None
-    """Scores are held within +- this, after normalising."""
+    """Scores are held within +- this, after normalising; with token rewards, an episode's whole reward."""
     whiten_rewards: bool = False
     """Scale the token rewards to variance 1 over the global batch, without shifting their mean."""
     advantage_clip: Positive | None = None
@@ -157,7 +159,8 @@ class PPOConfig(StageConfig):
 
     # ---------------------------------------------------------------- order of work
     overlap_scoring: bool = operational(False)
-    """Ask the sources for rewards while the next responses are being sampled: pays for services."""
+    """Ask services and rules for rewards while the next responses are being sampled. Models and functions are given all
+    episodes of their process at once, as without: no result changes."""
     rollouts_ahead: Literal[0, 1] = 0
     """1 samples the next rollout during the update, from the weights before it (off-policy by one update, corrected by
     truncated importance weights)."""

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+ROUNDING = 1e-6
+"""Relative error that equal scores may have from their sums in float32."""
+
 
 @dataclass
 class KLController:
@@ -73,11 +76,11 @@ class RewardNormaliser:
         self.count = count
 
     def normalise(self, scores_B: Tensor, shift_mean: bool) -> Tensor:
-        """Scores over their deviation, (B,) of the same type, with the mean taken off first if `shift_mean`.
+        """Scores over their deviation, of the same shape and type, with the mean taken off first if `shift_mean`.
 
-        While all scores seen were equal there is no scale, and they are not divided.
+        While all scores seen were equal, up to the rounding of float32 sums, there is no scale, and they are not divided.
         """
-        scale = self.std if self.std > 1e-8 * max(1.0, abs(self.mean)) else 1.0
+        scale = self.std if self.std > 1e-8 + ROUNDING * abs(self.mean) else 1.0
         shifted_B = scores_B.double() - (self.mean if shift_mean else 0.0)
         return (shifted_B / scale).to(scores_B.dtype)
 

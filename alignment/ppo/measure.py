@@ -29,11 +29,12 @@ def _sequence_kl_B(rollout: Rollout, kind: str) -> Tensor:
 
 def rollout_metrics(rollout: Rollout) -> Metrics:
     """Rewards, KL, length and the critic's fit of a rollout with advantages."""
-    assert rollout.scores_B is not None and rollout.rewards_BT is not None
+    assert rollout.rewards_BT is not None
+    scores_B = rollout.total_scores_B
     tokens = float(rollout.mask_BT.sum())
     metrics = {
-        "reward/score": float(rollout.scores_B.mean()),
-        "reward/score_std": float(rollout.scores_B.std(unbiased=False)),
+        "reward/score": float(scores_B.mean()),
+        "reward/score_std": float(scores_B.std(unbiased=False)),
         "reward/total": _per_episode(rollout.rewards_BT, rollout),
         **{f"reward/{name}": float(values_B.mean()) for name, values_B in rollout.components.items()},
         "kl/k1": sequence_kl(rollout, "k1"),

@@ -125,9 +125,9 @@ def _load_base(base: str, tokenizer: PreTrainedTokenizerBase, partitioned: bool)
 
 
 def rewards_on(config: PPOConfig, base: str) -> dict[str, Adapter]:
-    """The config's reward models that are adapters of a base, by their names in the config."""
+    """The config's reward models, the gold judge's too, that are adapters of a base, by their names in the config."""
     found: dict[str, Adapter] = {}
-    for source in config.sources.values():
+    for source in (*config.sources.values(), *config.evaluation.judge.values()):
         for name in models_of(source):
             root, adapter = split_adapter("rewards", name)
             if adapter is not None and same_base(root, base):

@@ -115,12 +115,30 @@ def token_rewards(scores_B: Tensor, kl_BT: Tensor, mask_BT: Tensor, kl_coef: flo
     return rewards_BT
 
 
+def clip_totals(scores_B: Tensor, tokens_BT: Tensor | None, bound: float | None) -> tuple[Tensor, Tensor | None]:
+    """Sequence scores and token rewards (0 off the mask) of episodes whose whole reward is held within [-bound, bound].
+
+    With token rewards all of an episode's are scaled alike, so that who earned what stays the same: to take the excess
+    off one token would punish that one.
+    """
+    if tokens_BT is None or bound is None:
+        return clip_symmetric(scores_B, bound), tokens_BT
+    total_B = (scores_B + tokens_BT.sum(1)).abs()
+    factor_B = torch.where(total_B > bound, bound / total_B, torch.ones_like(total_B))
+    return scores_B * factor_B, tokens_BT * factor_B[:, None]
+
+
 def apply_missing_eos(scores_B: Tensor, finished_B: Tensor, how: str, penalty: float) -> Tensor:
     """Scores of sequences that ended without EOS: `replace`d by -penalty (Ziegler 2019) or with it `subtract`ed (TRL)."""
     if how == "none":
         return scores_B
     changed_B = torch.full_like(scores_B, -penalty) if how == "replace" else scores_B - penalty
     return torch.where(finished_B.bool(), scores_B, changed_B)
+
+
+def drop_unfinished(tokens_BT: Tensor, finished_B: Tensor, how: str) -> Tensor:
+    """Token rewards beside `apply_missing_eos`: where that `replace`s the score, nothing is left of the others either."""
+    return tokens_BT * finished_B[:, None] if how == "replace" else tokens_BT
 
 
 def gae(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -24,8 +25,10 @@ def build_rewards(
     beat: Beat = lambda: None,
     say: Say = lambda line: None,
     batch_tokens: int = 8192,
+    sources: Mapping[str, SourceConfig] | None = None,
 ) -> RewardSource:
-    """The weighted sum of the config's sources; arguments as of `build_source`."""
+    """The weighted sum of the config's sources, or of others, as of its gold judge; arguments as of `build_source`."""
+    wanted = config.sources if sources is None else sources
     build = partial(
         build_source,
         device=device,
@@ -36,19 +39,17 @@ def build_rewards(
         batch_tokens=batch_tokens,
     )
     judges = roles.judges(device)
-    shared = {
-        name for name, source in config.sources.items() if models_of(source) and judges.keys() >= set(models_of(source))
-    }
-    rest = {name: source for name, source in config.sources.items() if name not in shared}
+    shared = {name for name, source in wanted.items() if models_of(source) and judges.keys() >= set(models_of(source))}
+    rest = {name: source for name, source in wanted.items() if name not in shared}
     if not shared:
         return build(rest)
     made = dict(build(rest).sources) if rest else {}  # type: ignore[attr-defined]
     for name in shared:
-        source = config.sources[name]
+        source = wanted[name]
         members = [ModelSource(name, judges[path], roles.tokenizer, batch_tokens, beat) for path in models_of(source)]
         whole = EnsembleSource(name, members, **source.options()) if source.ensemble else members[0]
         made[name] = (source.weight, whole)
-    return CombinedSource({name: made[name] for name in config.sources})
+    return CombinedSource({name: made[name] for name in wanted})
 
 
 def models_of(source: SourceConfig) -> list[str]:

@@ -43,7 +43,7 @@ class Rollout:
     ref_logprobs_BT: Tensor | None = None
     values_BT: Tensor | None = None
     scores_B: Tensor | None = None
-    """The reward source's score, before the missing-EOS rule."""
+    """The reward source's score of the whole response, before the missing-EOS rule; `token_scores_BT` come on top."""
     token_scores_BT: Tensor | None = None
     """Rewards that the source gives to single tokens."""
     components: dict[str, Tensor] = field(default_factory=dict)
@@ -77,6 +77,15 @@ class Rollout:
         """Tokens of each episode, prompt and response."""
         return [len(p) + len(r) for p, r in zip(self.prompt_ids, self.responses, strict=True)]
 
+    @property
+    def total_scores_B(self) -> Tensor:
+        """The whole of the source's reward for each episode, single tokens included."""
+        assert self.scores_B is not None
+        if self.token_scores_BT is None:
+            return self.scores_B
+        total_B = self.scores_B + self.token_scores_BT.sum(1, dtype=torch.float64)
+        return total_B.to(self.scores_B.dtype)
+
     def flat(self, values_BT: Tensor, rows: Sequence[int]) -> Tensor:
         """The numbers of the response tokens of some episodes, one after the other: (N,)."""
         index = torch.as_tensor(rows, device=values_BT.device)
@@ -88,12 +97,21 @@ class Rollout:
         return torch.zeros_like(mask_BT).masked_scatter(mask_BT.bool(), values_N.to(mask_BT.dtype))
 
     def gather(self, runtime: Runtime) -> Rollout:
-        """The episodes of all ranks, in rank order, on every rank."""
+        """The episodes of all ranks, in rank order, on every rank.
+
+        Ranks may have been given other things by their sources: of the components those stay that all have, and where
+        only some have token rewards those of the others are 0.
+        """
         if runtime.world == 1:
             return self
-        lists = runtime.gather_objects((self.prompts, self.responses, self.groups))
-        prompts, responses, groups = ([item for part in parts for item in part] for parts in zip(*lists, strict=True))
-        whole = self._map(lambda tensor: runtime.accelerator.gather(tensor.contiguous()))
+        own = (self.prompts, self.responses, self.groups, list(self.components), self.token_scores_BT is not None)
+        *lists, names, tokens = zip(*runtime.gather_objects(own), strict=True)
+        prompts, responses, groups = ([item for part in parts for item in part] for parts in lists)
+        common = [name for name in names[0] if all(name in others for others in names)]
+        alike = dataclasses.replace(self, components={name: self.components[name] for name in common})
+        if any(tokens) and alike.token_scores_BT is None:
+            alike.token_scores_BT = torch.zeros_like(self.mask_BT)
+        whole = alike._map(lambda tensor: runtime.accelerator.gather(tensor.contiguous()))
         return dataclasses.replace(whole, prompts=prompts, responses=responses, groups=groups)
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Rollout:
@@ -164,6 +182,10 @@ def make_batch(rollout: Rollout, rows: Sequence[int], pad_id: int) -> Batch:
     return Batch(tokens_bS.to(device), torch.tensor(before, device=device), torch.tensor(targets, device=device))
 
 
+PASS_TOKENS = 256
+"""What a forward pass costs besides its tokens, in tokens: as much padding may be saved by one more pass before it pays."""
+
+
 def plan_parts(rows: Sequence[int], lengths: Sequence[int], budget: int, world: int) -> list[list[list[int]]]:
     """For each rank its micro-batches (lists of `rows`), as many for every rank; the last ones may be empty.
 
@@ -182,10 +204,21 @@ def plan_parts(rows: Sequence[int], lengths: Sequence[int], budget: int, world: 
 
 
 def _cut(ordered: Sequence[int], lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Rows, longest first, in batches of at most `budget` padded tokens."""
+    """Rows, longest first, in the batches that have the fewest padded tokens and PASS_TOKENS in all; the fewest of equals."""
+    best: list[tuple[int, int, int]] = [(0, 0, 0)]
+    """For the first rows: cost, number of batches, and where the last batch begins."""
+    for stop in range(1, len(ordered) + 1):
+        choices = []
+        for start in range(stop - 1, -1, -1):
+            padded = lengths[ordered[start]] * (stop - start)
+            if padded > budget and start < stop - 1:
+                break
+            choices.append((best[start][0] + padded + PASS_TOKENS, best[start][1] + 1, start))
+        best.append(min(choices))
     batches: list[list[int]] = []
-    for row in ordered:
-        if not batches or lengths[batches[-1][0]] * (len(batches[-1]) + 1) > budget:
-            batches.append([])
-        batches[-1].append(row)
-    return batches
+    stop = len(ordered)
+    while stop:
+        start = best[stop][2]
+        batches.append(list(ordered[start:stop]))
+        stop = start
+    return batches[::-1]

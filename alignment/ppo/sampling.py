@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from alignment.generation import Completion, LocalEngine, RolloutEngine, Sampling, VLLMEngine
+from alignment.generation import Completion, DecodeGraphs, LocalEngine, RolloutEngine, Sampling, VLLMEngine
 from alignment.ppo.config import PPOConfig
 from alignment.ppo.rollout import Prompt
 from alignment.ppo.scoring import EarlyScores
@@ -52,10 +52,12 @@ def draw(
     early: EarlyScores | None = None,
     purpose: str = "ppo-rollout",
     tell: Callable[[str], Any] = lambda text: None,
+    graphs: DecodeGraphs | None = None,
 ) -> Sampled:
     """Sample the responses of update number `update`, by the random numbers of `purpose`. With `early` each batch is handed on as soon as it is there.
 
     The batches are those that the engine makes of the whole share. `tell` is told how far the sampling has come.
+    `graphs` are kept for the next rollout. With `early` none are captured: a source may wait for the device meanwhile.
     """
     ids = [prompt["prompt_ids"] for prompt in share.prompts]
     order = sorted(range(len(ids)), key=lambda row: (len(ids[row]), tuple(ids[row])))
@@ -67,8 +69,12 @@ def draw(
         sampled += n
         tell(f"sampling: {sampled} of {len(ids)} episodes")
 
+    graphs = DecodeGraphs(None) if early is not None else graphs
     engine: RolloutEngine
-    engine = policy if isinstance(policy, VLLMEngine) else LocalEngine(policy, config.forward_batch_size, advance)
+    if isinstance(policy, VLLMEngine):
+        engine = policy
+    else:
+        engine = LocalEngine(policy, config.forward_batch_size, advance, graphs)
     done: dict[int, Completion] = {}
     try:
         for start in range(0, len(order), size):
@@ -81,5 +87,7 @@ def draw(
     finally:
         if early is not None:
             early.close()
+        if graphs is not None:
+            graphs.rest()
     completions = [done[row] for row in range(len(ids))]
     return Sampled(share, [c.token_ids for c in completions], [c.logprobs for c in completions], early)

@@ -16,14 +16,8 @@ from transformers import PreTrainedTokenizerBase
 from alignment.ppo.background import in_background
 from alignment.ppo.rollout import Prompt, Rollout
 from alignment.reward.sources.combined import CombinedSource, combine
-from alignment.reward.sources.ensemble import EnsembleSource
-from alignment.reward.sources.model import ModelSource
 from alignment.reward.sources.protocol import Episodes, RewardSource, Scores
 from launch.runtime import Runtime
-
-HOME = (ModelSource, EnsembleSource)
-"""Sources that work on this process's own device: asked early they would only slow the sampling down. And they are
-asked for all episodes at once, since the last bits of their scores depend on how episodes are batched."""
 
 
 class EarlyScores:
@@ -58,7 +52,12 @@ class EarlyScores:
 
 
 class Scorer:
-    """Asks the sources of reward. With `overlap`, those that work elsewhere are asked chunk by chunk."""
+    """Asks the sources of reward. With `overlap`, those that say they work `row_by_row` are asked chunk by chunk.
+
+    That is what services and rules do. A function may make one row's reward depend on the others that it is given, such
+    as by taking their mean off: it is given all episodes of this rank. So are reward models, which would only slow the
+    sampling down, and the last bits of whose scores depend on how episodes are batched.
+    """
 
     def __init__(
         self, source: RewardSource, tokenizer: PreTrainedTokenizerBase, runtime: Runtime, overlap: bool
@@ -66,8 +65,8 @@ class Scorer:
         self.source, self.tokenizer, self.runtime = source, tokenizer, runtime
         combined = isinstance(source, CombinedSource)
         self._parts = source.sources if combined else {source.name: (1.0, source)}  # type: ignore[attr-defined]
-        away = {name: part for name, (_, part) in self._parts.items() if not isinstance(part, HOME)}
-        self._early = away if overlap else {}
+        single = {name: part for name, (_, part) in self._parts.items() if getattr(part, "row_by_row", False)}
+        self._early = single if overlap else {}
 
     def begin_early(self) -> EarlyScores | None:
         """Where the chunks of a rollout go that is about to be sampled; None when no source is asked early."""
@@ -100,11 +99,11 @@ def join_chunks(chunks: Sequence[Scores], rows: Sequence[int], lengths: Sequence
         common = [name for name in columns[0] if all(name in column for column in columns)]
         return {name: torch.cat([column[name] for column in columns])[order] for name in common}
 
-    total_B = join([{"total": scores.total_B} for scores in chunks])["total"]
+    parts = join([{"total": scores.total_B, "rest": scores.last_token_B} for scores in chunks])
     token_rewards = None
     if any(scores.token_rewards is not None for scores in chunks):
         given = [r for scores in chunks for r in (scores.token_rewards or [None] * len(scores.total_B))]
         filled = [torch.zeros(n) if r is None else r for r, n in zip(given, lengths, strict=True)]
         token_rewards = [filled[i] for i in order.tolist()]
     components, extras = join([s.components for s in chunks]), join([s.extras for s in chunks])
-    return Scores(total_B, components, token_rewards, extras)
+    return Scores(parts["total"], components, token_rewards, extras, parts["rest"])

@@ -19,7 +19,6 @@ from alignment.ppo.models import load_roles
 from alignment.ppo.rewards import build_rewards
 from alignment.ppo.trainer import Metrics, PPOTrainer
 from alignment.prompts import fitting_prompts, load_prompt_rows, prompt_limit
-from alignment.reward.sources.build import build_source
 from launch.files import read_jsonl_log, write_atomic
 from launch.stage import Job, Stopped
 
@@ -59,8 +58,13 @@ def run(config: PPOConfig, job: Job) -> dict[str, Any]:
             else:
                 job.stop_if_requested(job.checkpoints.last_step)
 
+        def note(text: str) -> None:
+            """A batch was sampled, or a pass made: an update may take longer than the watchdog waits."""
+            job.watchdog.alive()
+            meter.note(text)
+
         trainer.sink, trainer.alive, trainer.while_waiting = after_update, job.watchdog.alive, while_waiting
-        trainer.tell = meter.note
+        trainer.tell = note
         trainer.begin()
         if config.monitors.roll_back and trainer.update_number == 0 and not trainer.history.rows:
             keep(trainer, job, guard)
@@ -117,20 +121,14 @@ def make_trainer(config: PPOConfig, job: Job) -> tuple[PPOTrainer, dict[str, int
         )
     counts = {"prompts": len(rows), "prompts_too_long": too_long}
     batch_tokens = config.forward_batch_size * (limit + config.max_new_tokens)
-    device, beat, say = job.runtime.device, make_beat(job), partial(say_anywhere, job)
-    source = build_rewards(config, roles, device, beat, say, batch_tokens)
-    held_out = None
+    build = partial(
+        build_rewards, config, roles, job.runtime.device, make_beat(job), partial(say_anywhere, job), batch_tokens
+    )
+    source, held_out = build(), None
     if config.evaluation.every:
-        build = partial(
-            build_source,
-            device=device,
-            policy_tokenizer=roles.tokenizer,
-            seed=config.seed,
-            beat=beat,
-            say=say,
-            batch_tokens=batch_tokens,
+        held_out = load_held_out(
+            config.evaluation, roles.tokenizer, limit, rows, lambda judge: build(sources=judge), job.say
         )
-        held_out = load_held_out(config.evaluation, roles.tokenizer, limit, rows, build, job.say)
         counts["prompts_held_out"] = len(held_out.rows)
     return PPOTrainer(config, roles, source, rows, job.runtime, held_out=held_out, served=served), counts
 

@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alignment.generation import Sampling, VLLMEngine
+from alignment.generation import DecodeGraphs, Sampling, VLLMEngine, recorder_for
 from alignment.ppo import objectives as ppo
 from alignment.ppo.ahead import Ahead
 from alignment.ppo.background import in_background, wait_together
 from alignment.ppo.config import PPOConfig
+from alignment.ppo.contexts import check_contexts
 from alignment.ppo.controllers import KLController, RewardNormaliser
 from alignment.ppo.dump import RolloutDump
 from alignment.ppo.estimators import EstimatorSettings, estimate_advantages
@@ -80,12 +81,16 @@ class PPOTrainer:
         longest = max((len(row["prompt_ids"]) for row in self.prompts), default=0)
         self.room = self.replay.room if self.replay else longest + config.max_new_tokens
         """Tokens of the longest episode there can be."""
+        asked = [*self.prompts, *(held_out.rows if held_out else [])]
+        if self.replay is None:
+            check_contexts(roles, [source, held_out.gold if held_out else None], asked, config.max_new_tokens)
         ptx = load_ptx(config, tokenizer, self.room, runtime.world)
         groups = roles.parameter_groups(config)
         self.learner = Learner(config, roles.module(), groups, runtime, self.sampling.pad_id, self.room, ptx)
         self.engine = self.learner.engine
         self.reference = None if self.replay else roles.place_reference(self.engine)
         self.served = served
+        self.graphs = DecodeGraphs(recorder_for(runtime.device))
         self.ahead: Ahead | None = None
         self.sampler: Any = None if self.replay else self._make_sampler()
         self.scorer = None if source is None else Scorer(source, tokenizer, runtime, config.overlap_scoring)
@@ -189,7 +194,8 @@ class PPOTrainer:
         samples, runtime = self.config.samples_per_prompt, self.runtime
         share = share_of(self.as_rows(prompts), samples, runtime.rank, runtime.world)
         early = self.scorer.begin_early() if self.scorer else None
-        return draw(model, share, self.sampling, self.config, number, early, tell=self.tell)
+        graphs = self.graphs if self.ahead is None else None  # those are of this thread
+        return draw(model, share, self.sampling, self.config, number, early, tell=self.tell, graphs=graphs)
 
     def _make_rollout(self, sampled: Sampled, seconds: float, ahead: bool = False) -> Rollout:
         groups = [number // self.config.samples_per_prompt for number in sampled.share.numbers]
@@ -205,13 +211,16 @@ class PPOTrainer:
         """Add old log-probabilities, values, reference log-probabilities and scores; gather the ranks' episodes.
 
         The old log-probabilities come from the training forward pass, not from generation: the kernels differ, and
-        the ratio would not be 1 at the first step (checklist item 11). A rollout that has its scores keeps them.
+        the ratio would not be 1 at the first step (checklist item 11). A rollout that has its scores (of this rank's
+        episodes, and before it is gathered) keeps them: no source is asked. One that has all, as of a replay, is whole.
         """
-        if rollout.scores_B is not None:
+        if rollout.scores_B is not None and rollout.logprobs_BT is not None:
             return rollout
         with self._timed() as clock:
             self._score_tokens(rollout)
-            self._score_episodes(rollout)
+            if rollout.scores_B is None:
+                self._score_episodes(rollout)
+            rollout.early = None
             gathered = rollout.gather(self.runtime)
         gathered.seconds["score"] = clock()
         return gathered
@@ -242,7 +251,6 @@ class PPOTrainer:
         """Rewards of this rank's episodes from the source, by component. It may be away for long, see `while_waiting`."""
         assert self.scorer is not None
         scores = wait_together(self.scorer.start(rollout), self.runtime, self.alive, lambda: self.while_waiting(True))
-        rollout.early = None
         device = self.runtime.device
         rollout.scores_B = scores.last_token_B.to(device)
         rollout.components = {name: values_B.to(device) for name, values_B in scores.columns().items()}
@@ -252,16 +260,10 @@ class PPOTrainer:
     def advantages(self, rollout: Rollout) -> Rollout:
         """Turn scores into token rewards, advantages (whitened over the global batch) and returns."""
         config, mask_BT = self.config, rollout.mask_BT
-        assert rollout.scores_B is not None
-        scores_B = rollout.scores_B
-        if config.normalise_scores:
-            self.normaliser.update(scores_B)
-            scores_B = self.normaliser.normalise(scores_B, shift_mean=True)
-        scores_B = ppo.clip_symmetric(scores_B, config.score_clip)
-        scores_B = ppo.apply_missing_eos(scores_B, rollout.finished_B, config.missing_eos, config.missing_eos_penalty)
+        scores_B, tokens_BT = self._shaped_scores(rollout)
         rewards_BT = ppo.token_rewards(scores_B, self._penalty(rollout), mask_BT, self.kl.coef)
-        if rollout.token_scores_BT is not None:
-            rewards_BT = rewards_BT + rollout.token_scores_BT
+        if tokens_BT is not None:
+            rewards_BT = rewards_BT + tokens_BT
         if config.whiten_rewards:
             rewards_BT = ppo.masked_whiten(rewards_BT, mask_BT, shift_mean=False)
         settings = EstimatorSettings(
@@ -275,6 +277,22 @@ class PPOTrainer:
         rollout.advantages_BT = ppo.clip_symmetric(advantages_BT, config.advantage_clip)
         self._correct_importance(rollout)
         return rollout
+
+    def _shaped_scores(self, rollout: Rollout) -> tuple[Tensor, Tensor | None]:
+        """Scores of whole responses and rewards of single tokens after normalising, clipping and the missing-EOS rule.
+
+        All three go by an episode's total: with single tokens paid, too, a part alone has neither a scale nor a bound.
+        """
+        config, scores_B, tokens_BT = self.config, rollout.scores_B, rollout.token_scores_BT
+        assert scores_B is not None
+        if config.normalise_scores:
+            self.normaliser.update(rollout.total_scores_B)
+            scores_B = self.normaliser.normalise(scores_B, shift_mean=True)
+            tokens_BT = None if tokens_BT is None else self.normaliser.normalise(tokens_BT, shift_mean=False)
+        scores_B, tokens_BT = ppo.clip_totals(scores_B, tokens_BT, config.score_clip)
+        finished_B, how = rollout.finished_B, config.missing_eos
+        tokens_BT = None if tokens_BT is None else ppo.drop_unfinished(tokens_BT, finished_B, how)
+        return ppo.apply_missing_eos(scores_B, finished_B, how, config.missing_eos_penalty), tokens_BT
 
     def _correct_importance(self, rollout: Rollout) -> None:
         """Truncated importance weights, where the responses were not sampled by the policy itself."""
@@ -363,7 +381,9 @@ class PPOTrainer:
         mine = list(range(runtime.rank * n // runtime.world, (runtime.rank + 1) * n // runtime.world))
         share = Share([held_out.rows[i] for i in mine], mine)
         model = self.sampler.sync()
-        sampled = self._sample(lambda: draw(model, share, self.sampling, self.config, 0, None, PURPOSE, self.tell))
+        sampled = self._sample(
+            lambda: draw(model, share, self.sampling, self.config, 0, None, PURPOSE, self.tell, self.graphs)
+        )
         rollout = make_rollout(share.prompts, sampled.responses, mine, self.sampling.eos_id, runtime)
         self._score_tokens(rollout)
         episodes = Episodes.decode(self.roles.tokenizer, rollout.prompts, rollout.responses)

@@ -16,9 +16,9 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from data.images import content_fractions
+from evaluation.deepfake import metrics
 from evaluation.deepfake.features import spectral_features
 from evaluation.deepfake.metrics import (
-    auc_interval,
     average_precision,
     correct_at,
     equal_error_rate,
@@ -103,11 +103,8 @@ def control_test(real: Halves, seed_name: str = "control") -> Scored:
 
 
 def auc_estimate(test: Scored, level: float = LEVEL) -> Estimate:
-    """Area under the ROC with Newcombe's interval; n counts the images of both classes."""
-    positives = int(test.labels.sum())
-    auc = roc_auc(test.labels, test.scores)
-    low, high = auc_interval(auc, positives, len(test.labels) - positives, level)
-    return Estimate(auc, len(test.labels), None, low, high, level, "Newcombe score, Hanley-McNeil variance")
+    """Area under the ROC with DeLong's interval; n counts the images of both classes."""
+    return metrics.auc_estimate(test.labels, test.scores, level)
 
 
 def mean_auc_estimate(tests: Mapping[tuple[str, str], Scored], seed: int, resamples: int = 1000) -> Estimate:

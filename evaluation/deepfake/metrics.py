@@ -11,7 +11,10 @@ import numpy as np
 import scipy.optimize
 import scipy.stats
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import expit, logit
 
+from evaluation.statistics import LEVEL, Difference, Estimate, combine_variances
+from evaluation.statistics.estimate import no_interval
 from launch.errors import UserError
 
 Array = NDArray[np.float64]
@@ -73,6 +76,54 @@ def auc_interval(auc: float, positives: int, negatives: int, level: float = 0.95
     low = scipy.optimize.brentq(excess, 0.0, min(auc, 1 - 1e-12)) if auc > 0 else 0.0
     high = scipy.optimize.brentq(excess, max(auc, 1e-12), 1.0) if auc < 1 else 1.0
     return float(low), float(high)
+
+
+def placements(labels: ArrayLike, scores: ArrayLike) -> tuple[Array, Array]:
+    """The share of real images that each generated one is above (M,), and the share of generated above each real (N,).
+
+    Equal scores count half. Both have the area under the ROC as mean; they are its influence function.
+    """
+    real, generated = _checked(labels, scores)
+    together = scipy.stats.rankdata(np.concatenate([generated, real]))
+    m, n = len(generated), len(real)
+    above_real = (together[:m] - scipy.stats.rankdata(generated)) / n
+    below_generated = 1 - (together[m:] - scipy.stats.rankdata(real)) / m
+    return above_real, below_generated
+
+
+def auc_estimate(labels: ArrayLike, scores: ArrayLike, level: float = LEVEL) -> Estimate:
+    """Area under the ROC with DeLong's standard error (DeLong, DeLong and Clarke-Pearson 1988); n counts all images.
+
+    The interval is symmetric in the logit, with Welch-Satterthwaite's degrees of freedom. Where a class is separated
+    so well that DeLong's variance is 0 it is Newcombe's (`auc_interval`), and there is no standard error.
+    """
+    area = roc_auc(labels, scores)
+    parts = placements(labels, scores)
+    n = sum(map(len, parts))
+    variances = [float(p.var(ddof=1)) / len(p) if len(p) > 1 else 0.0 for p in parts]
+    if min(map(len, parts)) < 2 or sum(variances) == 0 or not 0 < area < 1:
+        low, high = auc_interval(area, len(parts[0]), len(parts[1]), level)
+        return Estimate(area, n, None, low, high, level, "Newcombe score, Hanley-McNeil variance")
+    slope = 1 / (area * (1 - area))
+    degrees = [len(p) - 1 for p in parts]
+    found = combine_variances(logit(area), n, [v * slope**2 for v in variances], degrees, level)
+    low, high = (float(expit(limit)) for limit in (found.low, found.high))
+    return Estimate(area, n, float(np.sqrt(sum(variances))), low, high, level, "DeLong, logit")
+
+
+def auc_difference(labels: ArrayLike, ours: ArrayLike, theirs: ArrayLike, level: float = LEVEL) -> Difference:
+    """Area under the ROC of one detector less that of another on the same images: DeLong's paired test."""
+    pairs = zip(placements(labels, ours), placements(labels, theirs), strict=True)
+    differences = [a - b for a, b in pairs]
+    value, n = roc_auc(labels, ours) - roc_auc(labels, theirs), sum(map(len, differences))
+    if min(map(len, differences)) < 2:
+        return Difference(no_interval(value, n, level), None, "DeLong, paired")
+    variances = [float(d.var(ddof=1)) / len(d) for d in differences]
+    degrees = [len(d) - 1 for d in differences]
+    estimate = combine_variances(value, n, variances, degrees, level, method="DeLong, paired")
+    error = estimate.stderr or 0.0
+    p_value = float(2 * scipy.stats.norm.sf(abs(value) / error)) if error > 0 else float(value == 0)
+    return Difference(estimate, p_value, "DeLong, paired")
 
 
 def average_precision(labels: ArrayLike, scores: ArrayLike) -> float:

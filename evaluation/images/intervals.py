@@ -1,81 +1,66 @@
 """Estimates with intervals for the image metrics: what a result file holds.
 
 A plug-in Fréchet distance, and the Inception Score a little, are biased by their number of images (towards 2d + d(d+1)/2
-over N for equal sets in d dimensions). The intervals are for the expected score *at this N*, which is why N is part of
-a score's name.
+over N for equal sets in d dimensions). The truth that these intervals cover is the expected score *at these N*, over
+other draws of as many images of both sets; it is not the score of infinitely many. That is why N is part of a score's
+name, and why scores of different N are not compared.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import reduce
+from collections.abc import Callable
 
 import numpy as np
-import scipy.stats
 from numpy.typing import ArrayLike
 
-from evaluation.images.frechet import (
-    FeatureStatistics,
-    as_features,
-    frechet_distance_from_features,
-    frechet_distance_from_statistics,
-)
+from evaluation.images.frechet import as_features, frechet_distance_from_features
+from evaluation.images.influence import frechet_influence
 from evaluation.images.metrics import inception_score, kernel_distance, shuffled
-from evaluation.statistics import LEVEL, Estimate
+from evaluation.statistics import LEVEL, Estimate, combine_variances, jackknife
+from evaluation.statistics.estimate import no_interval, student_interval
+from evaluation.statistics.jackknife import block_ids
 
 BLOCKS = 20
 """Blocks of the jackknife: 20 give 19 degrees of freedom for each set."""
-
-
-def block_ids(count: int, blocks: int, seed: int) -> np.ndarray:
-    """The block of each image (N,): random, since files often come sorted by class."""
-    ids = np.empty(count, dtype=np.int64)
-    ids[shuffled(count, seed)] = np.arange(count) * blocks // count
-    return ids
-
-
-def _jackknife(
-    value: float, n: int, leave_one_out: Sequence[Sequence[float]], level: float, blocks: int, positive: bool
-) -> Estimate:
-    """Variance summed over the independent sets, each a delete-a-block jackknife; Student t. On the log scale if positive."""
-    f = np.log if positive and min(value, *(min(v) for v in leave_one_out)) > 0 else np.asarray
-    parts = [(len(v) - 1) * float(np.var(f(np.array(v)))) for v in leave_one_out]
-    variance = sum(parts)
-    freedom = (
-        variance**2 / sum(p**2 / (len(v) - 1) for p, v in zip(parts, leave_one_out, strict=True)) if variance else 1.0
-    )
-    half = float(scipy.stats.t.ppf(0.5 + level / 2, freedom)) * np.sqrt(variance)
-    method = f"jackknife over {blocks} blocks"
-    if f is np.log:
-        low, high = value * np.exp(-half), value * np.exp(half)
-        return Estimate(
-            value, n, float(value * np.sqrt(variance)), float(low), float(high), level, f"{method}, log scale"
-        )
-    return Estimate(value, n, float(np.sqrt(variance)), float(value - half), float(value + half), level, method)
+SUBSETS = 20
+"""Disjoint pairs of subsets that tell the second-order part of a Fréchet distance's variance from the first."""
 
 
 def frechet_estimate(
-    generated: ArrayLike, real: ArrayLike, seed: int, level: float = LEVEL, blocks: int = BLOCKS
+    generated: ArrayLike, real: ArrayLike, seed: int, level: float = LEVEL, subsets: int = SUBSETS
 ) -> Estimate:
-    """The Fréchet distance of features (N, D) and (M, D) with an interval that counts the chance in both sets."""
-    sets = [as_features(generated, "the generated set"), as_features(real, "the real set")]
-    value = frechet_distance_from_features(*sets)
-    n, blocks = len(sets[0]), min(blocks, len(sets[0]) // 2, len(sets[1]) // 2)
-    if blocks < 2:
-        return Estimate(value, n, None, None, None, level, f"none (n = {n})")
-    pieces = [_pieces(features, blocks, seed + index) for index, features in enumerate(sets)]
-    totals = [reduce(FeatureStatistics.merge, part) for part in pieces]
-    left_out: list[list[float]] = [[], []]
-    for index, other in ((0, 1), (1, 0)):
-        for block in range(blocks):
-            rest = reduce(FeatureStatistics.merge, (p for i, p in enumerate(pieces[index]) if i != block))
-            left_out[index].append(frechet_distance_from_statistics(rest, totals[other]))
-    return _jackknife(value, n, left_out, level, blocks, positive=True)
+    """The Fréchet distance of features (N, D) and (M, D) with an interval that counts the chance in both sets.
+
+    The variance is that of the influence function (the delta method, in the limit of many images), less half of the
+    part that is of second order. On the log scale; Student's t with the degrees of the two sets.
+    """
+    x, y = as_features(generated, "the generated set"), as_features(real, "the real set")
+    found, n = frechet_influence(x, y), len(x)
+    first, second = found.variance
+    subsets = min(subsets, n // 2, len(y) // 2)
+    if subsets < 3:
+        return no_interval(found.value, n, level)
+    if found.value <= 1e-12 * float((x**2).sum() / n):
+        return no_interval(found.value, n, level, "the sets have the same mean and covariance")
+    if first + second == 0:
+        return no_interval(found.value, n, level, "every image of a set has the same features")
+    kept = 1 - _second_order(x, y, first + second, subsets, seed) / (first + second)
+    scale = kept / found.value**2
+    variances, degrees = [first * scale, second * scale], [n - 1, len(y) - 1]
+    return combine_variances(found.value, n, variances, degrees, level, log=True, method="delta, influence function")
 
 
-def _pieces(features: np.ndarray, blocks: int, seed: int) -> list[FeatureStatistics]:
-    ids = block_ids(len(features), blocks, seed)
-    return [FeatureStatistics.of(features[ids == block]) for block in range(blocks)]
+def _second_order(x: np.ndarray, y: np.ndarray, variance: float, subsets: int, seed: int) -> float:
+    """What the influence function counts too much: the second-order part b of the distance's variance.
+
+    The variance is a / N + b / N^2. The influence function (as any jackknife: Efron and Stein 1981) counts a / N +
+    2 b / N^2, and for equal distributions, where a is 0, twice the truth. The distances of K disjoint pairs of subsets
+    scatter by a K / N + b K^2 / N^2, which gives b; it is kept between 0 and half of what was counted.
+    """
+    ids = [block_ids(len(z), subsets, seed + index, "frechet subsets") for index, z in enumerate((x, y))]
+    parts = [frechet_distance_from_features(x[ids[0] == k], y[ids[1] == k]) for k in range(subsets)]
+    excess = (float(np.var(parts, ddof=1)) - subsets * variance) / (subsets**2 - 2 * subsets)
+    return min(max(excess, 0.0), variance / 2)
 
 
 def _blockwise(
@@ -84,10 +69,10 @@ def _blockwise(
     value, n = statistic(rows), len(rows)
     blocks = min(blocks, n // 2)
     if blocks < 2:
-        return Estimate(value, n, None, None, None, level, f"none (n = {n})")
-    ids = block_ids(n, blocks, seed)
+        return no_interval(value, n, level)
+    ids = block_ids(n, blocks, seed, "inception_score")
     left_out = [statistic(rows[ids != block]) for block in range(blocks)]
-    return _jackknife(value, n, [left_out], level, blocks, positive=True)
+    return jackknife(value, n, left_out, level=level, log=True, method=f"jackknife over {blocks} blocks")
 
 
 def inception_estimate(
@@ -106,6 +91,4 @@ def inception_estimate(
 def kernel_estimate(generated: ArrayLike, real: ArrayLike, level: float = LEVEL) -> Estimate:
     """The kernel distance of features (N, D) and (M, D); it may be negative and is symmetric in its error."""
     found, n = kernel_distance(generated, real), len(np.asarray(generated))
-    half = float(scipy.stats.norm.ppf(0.5 + level / 2)) * found.standard_error
-    method = "delete-one jackknife, normal"
-    return Estimate(found.value, n, found.standard_error, found.value - half, found.value + half, level, method)
+    return student_interval(found.value, found.standard_error, n, level, "delete-one jackknife, normal", np.inf)

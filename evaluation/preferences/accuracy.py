@@ -100,7 +100,10 @@ def _ece_estimate(
     """The error with a bootstrap interval that draws whole groups (Davison and Hinkley 1997, section 3.8).
 
     Each group enters by its summed gaps in each bin and its number of pairs, so that groups of unlike sizes can be
-    drawn together.
+    drawn together. Resampling adds to the error what sampling added, hence the bias correction: with it intervals
+    covered 86 % of the truths on 300 pairs of a model that states twice its logit (benchmarks/coverage.py), and 70 %
+    without. A calibrated model's truth is 0, which no such interval holds: `expected` and `p_value` of `Calibration`
+    are the test of that.
     """
     codes = np.arange(confidence.size) if groups is None else cluster_codes(groups)
     sizes_G = np.bincount(codes)
@@ -111,7 +114,8 @@ def _ece_estimate(
         total_R = sum(np.abs(gaps_GB[:, b][rows_RG].sum(-1)) for b in range(bins))
         return np.asarray(total_R / sizes_G[rows_RG].sum(-1))
 
-    found = bootstrap(error, np.arange(sizes_G.size), seed=seed, purpose="calibration", resamples=1000, level=level)
+    rows_G, purpose = np.arange(sizes_G.size), "calibration"
+    found = bootstrap(error, rows_G, seed=seed, purpose=purpose, resamples=1000, level=level, bias_corrected=True)
     clustered = sizes_G.size < confidence.size and found.low is not None
     return replace(found, method=f"{found.method}, clustered") if clustered else found
 

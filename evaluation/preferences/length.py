@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy.special import expit
 
 from evaluation.statistics import LEVEL, Estimate
 from evaluation.statistics.intervals import as_vector, cluster_codes, z_quantile
-
-MAX_STEPS = 100
-TOLERANCE = 1e-10
+from evaluation.statistics.logistic import clustered_covariance, firth_logistic
 
 
 def length_slope(
@@ -51,68 +48,6 @@ def length_correlation(margins: ArrayLike, length_differences: ArrayLike) -> flo
     y, x = as_vector(margins, "margins"), as_vector(length_differences, "length_differences")
     power = math.sqrt(float(x @ x) * float(y @ y))
     return float(x @ y) / power if power else None
-
-
-@dataclass(frozen=True)
-class LogisticFit:
-    """Coefficients (k,) of a logistic regression and their covariance (k, k)."""
-
-    coefficients: NDArray[np.float64]
-    covariance: NDArray[np.float64]
-
-
-def firth_logistic(features: ArrayLike, outcomes: ArrayLike) -> LogisticFit:
-    """Logistic regression of outcomes (n,) in [0, 1] on features (n, k) with Firth's (1993) penalty.
-
-    The Jeffreys prior keeps the estimates finite when one side wins always (Heinze and Schemper 2002) and removes
-    their first-order bias. Newton steps with halving. ValueError when the features are collinear.
-    """
-    x, y = np.asarray(features, dtype=np.float64), as_vector(outcomes, "outcomes")
-    if np.linalg.matrix_rank(x) < x.shape[1]:
-        raise ValueError("firth_logistic: the features are collinear, so their effects cannot be told apart")
-    beta = np.zeros(x.shape[1])
-    for _ in range(MAX_STEPS):
-        score, covariance = _firth_score(x, y, beta)
-        step = covariance @ score
-        step *= min(1.0, 5.0 / max(1e-300, float(np.abs(step).max())))  # far from the optimum Newton overshoots
-        objective = _firth_objective(x, y, beta)
-        while _firth_objective(x, y, beta + step) < objective - 1e-12 and np.abs(step).max() > TOLERANCE:
-            step /= 2
-        beta = beta + step
-        if np.abs(step).max() < TOLERANCE:
-            break
-    return LogisticFit(beta, _firth_score(x, y, beta)[1])
-
-
-def _firth_score(
-    x: NDArray[np.float64], y: NDArray[np.float64], beta: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The penalised score (k,) and the inverse information (k, k) at `beta`."""
-    p = expit(x @ beta)
-    weight = p * (1 - p)
-    covariance = np.linalg.inv((x * weight[:, None]).T @ x)
-    leverage = weight * np.einsum("ij,jk,ik->i", x, covariance, x)
-    return x.T @ (y - p + leverage * (0.5 - p)), covariance
-
-
-def _firth_objective(x: NDArray[np.float64], y: NDArray[np.float64], beta: NDArray[np.float64]) -> float:
-    eta = x @ beta
-    likelihood = float(y @ eta - np.logaddexp(0.0, eta).sum())
-    p = expit(eta)
-    sign, log_determinant = np.linalg.slogdet((x * (p * (1 - p))[:, None]).T @ x)
-    return likelihood + 0.5 * log_determinant if sign > 0 else -math.inf
-
-
-def clustered_covariance(
-    features: ArrayLike, outcomes: ArrayLike, fit: LogisticFit, groups: Sequence[object]
-) -> NDArray[np.float64]:
-    """Covariance (k, k) of a logistic fit when rows come in groups: the sandwich of Liang and Zeger (1986)."""
-    x, y = np.asarray(features, dtype=np.float64), as_vector(outcomes, "outcomes")
-    scores = x * (y - expit(x @ fit.coefficients))[:, None]
-    codes = cluster_codes(groups)
-    sums = np.stack([np.bincount(codes, weights=column) for column in scores.T], 1)
-    g = len(sums)
-    return fit.covariance @ (sums.T @ sums) @ fit.covariance * (g / (g - 1))
 
 
 def length_controlled_win_rate(

@@ -222,5 +222,7 @@ def _win_rate_metric(won: np.ndarray, groups: Sequence[str] | None, baseline: st
         p_value=p_value,
         test=test,
         n=estimate.n,
+        ci_level=estimate.level,
+        ci_method=estimate.method,
     )
     return dataclasses.replace(found, comparison=comparison)

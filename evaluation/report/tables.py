@@ -64,7 +64,7 @@ def comparison_rows(boards: Sequence[Leaderboard]) -> list[ComparisonRow]:
                 n=c.n,
                 p=format_p(c.p_value),
                 holm=corrected,
-                test=c.test,
+                test=f"{c.test}; interval: {c.ci_method}" if c.ci_method else c.test,
             )
         )
     return rows

@@ -7,58 +7,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-LEVEL = 0.95
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A number and how well it is known. `n` counts the independent units; limits are None where n is too small."""
-
-    value: float
-    n: int
-    stderr: float | None
-    low: float | None
-    high: float | None
-    level: float
-    method: str
-
-
-def as_vector(values: ArrayLike, name: str = "values") -> NDArray[np.float64]:
-    """`values` as float64 (n,); ValueError when empty, not one-dimensional or not finite."""
-    vector = np.asarray(values, dtype=np.float64)
-    if vector.ndim != 1 or vector.size == 0:
-        raise ValueError(f"{name}: expected a non-empty vector, got shape {vector.shape}")
-    if not np.isfinite(vector).all():
-        raise ValueError(f"{name}: {int((~np.isfinite(vector)).sum())} of {vector.size} values are not finite")
-    return vector
-
-
-def z_quantile(level: float) -> float:
-    """Two-sided standard normal quantile: 1.95996 for level 0.95."""
-    if not 0 < level < 1:
-        raise ValueError(f"level: {level} is not between 0 and 1")
-    return float(stats.norm.ppf(0.5 + level / 2))
-
-
-def _symmetric(value: float, stderr: float, n: int, level: float, method: str, freedom: float) -> Estimate:
-    """value +- quantile * stderr, Student's t with `freedom` degrees (inf: normal); no limits below one degree."""
-    if freedom < 1:
-        return Estimate(value, n, None, None, None, level, f"none (n = {n})")
-    half = float(stats.t.ppf(0.5 + level / 2, freedom)) * stderr
-    return Estimate(value, n, stderr, value - half, value + half, level, method)
+from evaluation.statistics.estimate import LEVEL, Estimate, as_vector, student_interval, z_quantile
+from evaluation.statistics.moments import Moments, mean_from_moments, ratio_from_moments
 
 
 def mean(values: ArrayLike, level: float = LEVEL) -> Estimate:
     """Mean of (n,) independent values; stderr s/sqrt(n) with ddof 1; Student-t interval, n - 1 degrees."""
-    x = as_vector(values)
-    stderr = float(x.std(ddof=1) / math.sqrt(x.size)) if x.size > 1 else 0.0
-    return _symmetric(float(x.mean()), stderr, x.size, level, "student-t", x.size - 1)
+    return mean_from_moments(Moments.of(as_vector(values)), level)
 
 
 def wilson(successes: float, n: int, level: float = LEVEL) -> Estimate:
@@ -90,27 +51,51 @@ def win_rate(outcomes: ArrayLike, clusters: Sequence[object] | None = None, leve
     """Mean of (n,) outcomes 1 (win), 0.5 (tie), 0 (loss), with a score interval that knows ties and clusters.
 
     The variance of one outcome is p(1 - p) - t/4 with t the tie rate. Wilson's quadratic is solved with that variance,
-    t at its own lower Wilson limit (so that 20 ties of 20 do not claim certainty). Without ties it is Wilson's interval.
+    t being drawn towards 0 (so that 20 ties of 20 do not claim certainty). Without ties it is Wilson's interval.
 
     `clusters` labels outcomes that belong together (samples of one prompt). Their number is then replaced by the
-    effective one, variance / (clustered stderr)^2 (Kish 1965; Korn and Graubard 1998), or, where all outcomes are
-    equal, by the number of clusters, which the `n` of the result counts in either case.
+    effective one, variance / (clustered stderr)^2 times (z / t)^2 with the t quantile of g - 1 degrees for g clusters
+    (Kish 1965; Korn and Graubard 1998), or, where all outcomes are equal, by the number of clusters, which the `n` of
+    the result counts in either case.
     """
     x = as_vector(outcomes, "outcomes")
     if not np.isin(x, (0.0, 0.5, 1.0)).all():
         raise ValueError("outcomes: expected 1, 0.5 or 0 only")
+    if clusters is None or len(set(clusters)) == x.size:
+        return win_rate_from_counts(int((x == 1).sum()), int((x == 0.5).sum()), int((x == 0).sum()), level)
     p, ties = float(x.mean()), int((x == 0.5).sum())
     variance = max(0.0, p * (1 - p) - ties / x.size / 4)
-    method = "wilson" if ties == 0 else "wilson, ties half"
-    units, effective, stderr = x.size, float(x.size), math.sqrt(variance / x.size)
-    if clusters is not None and len(set(clusters)) < x.size:
-        clustered = clustered_mean(x, clusters, level)
-        units, method = clustered.n, f"{method}, clustered"
-        spread = clustered.stderr or 0.0
-        effective = min(effective, variance / spread**2) if spread > 0 else float(units)
-        stderr = math.sqrt(variance / effective)
-    tie_rate = _score_limits(ties / x.size, 0.0, effective, level)[0]
-    return Estimate(p, units, stderr, *_score_limits(p, tie_rate, effective, level), level, method)
+    clustered = clustered_mean(x, clusters, level)
+    spread = clustered.stderr or 0.0
+    effective = float(clustered.n)
+    if spread > 0:
+        few = z_quantile(level) / float(stats.t.ppf(0.5 + level / 2, clustered.n - 1))
+        effective = min(float(x.size), variance / spread**2 * few**2)
+    method = f"{_score_method(ties)}, clustered"
+    return _score_estimate(p, ties / x.size, clustered.n, effective, level, method)
+
+
+def win_rate_from_counts(wins: int, ties: int, losses: int, level: float = LEVEL) -> Estimate:
+    """`win_rate` of independent outcomes from their counts, which are sufficient: add them up over ranks."""
+    n = wins + ties + losses
+    if min(wins, ties, losses) < 0 or n < 1:
+        raise ValueError(f"win_rate: {wins} wins, {ties} ties, {losses} losses; need counts with a sum of at least 1")
+    return _score_estimate((wins + ties / 2) / n, ties / n, n, float(n), level, _score_method(ties))
+
+
+def _score_method(ties: int) -> str:
+    return "wilson" if ties == 0 else "wilson, ties half"
+
+
+def _score_estimate(p: float, tie_share: float, n: int, effective: float, level: float, method: str) -> Estimate:
+    """The estimate of a win rate p from `effective` independent outcomes, `tie_share` of them ties.
+
+    The tie rate is drawn towards 0, as by z^2 more outcomes without a tie. At its own lower limit, as an earlier version
+    had it, 95 % intervals covered 96.6 % of the truths, at n = 200 as at n = 40.
+    """
+    stderr = math.sqrt(max(0.0, p * (1 - p) - tie_share / 4) / effective)
+    tie_rate = tie_share * effective / (effective + z_quantile(level) ** 2)
+    return Estimate(p, n, stderr, *_score_limits(p, tie_rate, effective, level), level, method)
 
 
 def cluster_codes(clusters: Sequence[object]) -> NDArray[np.int64]:
@@ -131,7 +116,7 @@ def clustered_mean(values: ArrayLike, clusters: Sequence[object], level: float =
     sums = np.bincount(cluster_codes(clusters), weights=x - x.mean())
     g = sums.size
     stderr = math.sqrt(g / (g - 1) * float(sums @ sums)) / x.size if g > 1 else 0.0
-    return _symmetric(float(x.mean()), stderr, g, level, "student-t, clustered", g - 1)
+    return student_interval(float(x.mean()), stderr, g, level, "student-t, clustered", g - 1)
 
 
 def ratio(numerators: ArrayLike, denominators: ArrayLike, level: float = LEVEL, log: bool = False) -> Estimate:
@@ -145,15 +130,7 @@ def ratio(numerators: ArrayLike, denominators: ArrayLike, level: float = LEVEL, 
         raise ValueError(f"ratio: {top.size} numerators for {bottom.size} denominators")
     if (bottom < 0).any() or bottom.sum() == 0:
         raise ValueError("denominators: must be non-negative and not all zero")
-    n, value = top.size, float(top.sum() / bottom.sum())
-    stderr = float((top - value * bottom).std(ddof=1) / math.sqrt(n) / bottom.mean()) if n > 1 else 0.0
-    plain = _symmetric(value, stderr, n, level, "delta", n - 1)
-    if not log or plain.low is None or plain.high is None:
-        return plain
-    if value <= 0:
-        raise ValueError(f"ratio: {value} is not positive, so that it has no interval in the logarithm")
-    factor = math.exp((plain.high - value) / value)
-    return replace(plain, low=value / factor, high=value * factor, method="delta, log scale")
+    return ratio_from_moments(Moments.of(top, bottom), level, log)
 
 
 def exponential(estimate: Estimate, base: float = math.e) -> Estimate:

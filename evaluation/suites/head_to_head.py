@@ -144,9 +144,7 @@ def _compared_lengths(ours: Sequence[Completion], theirs: Sequence[Completion], 
     for entry in length_metrics(ours):
         read = values[entry.name]
         found = paired_difference([read(r) for r in ours], [read(r) for r in theirs], clusters=groups)
-        d = found.estimate
-        comparison = Comparison(baseline, d.value, d.low, d.high, found.p_value, found.test, d.n)
-        compared.append(dataclasses.replace(entry, baseline=baseline, comparison=comparison))
+        compared.append(dataclasses.replace(entry, baseline=baseline, comparison=Comparison.of(baseline, found)))
     return compared
 
 

@@ -2,13 +2,15 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from alignment.ppo import objectives as ppo
 from alignment.ppo.config import PPOConfig
 from alignment.ppo.models import load_roles
 from alignment.ppo.modules import response_logprobs, response_values
-from alignment.ppo.rollout import make_batch, make_rollout, plan_parts
+from alignment.ppo.rollout import PASS_TOKENS, make_batch, make_rollout, plan_parts
 from alignment.reward.sources.build import build_source
 from launch.config import build
 from launch.errors import UserError
@@ -26,7 +28,9 @@ def test_first_pass_has_ratio_one_and_no_divergence(make):
     metrics = make(epochs=1, minibatches=1).update(rollout)
     assert metrics["policy/approx_kl"] == pytest.approx(0, abs=1e-10)
     assert metrics["policy/clip_fraction"] == 0
-    assert metrics["policy/ratio"] == metrics["policy/ratio_max"] == pytest.approx(1, abs=1e-6)
+    # scoring and training may pad a row to another width, which rounds otherwise
+    assert metrics["policy/ratio"] == pytest.approx(1, abs=1e-6)
+    assert metrics["policy/ratio_max"] == pytest.approx(1, abs=1e-6)
     assert metrics["policy/effective_samples"] == pytest.approx(1, abs=1e-6)
 
 
@@ -132,6 +136,21 @@ def test_advantages_are_global_and_whitened(make):
     assert torch.allclose(total, scores - 0.05 * (kl * rollout.mask_BT).sum(1), atol=1e-5)
 
 
+def test_scores_that_are_given_are_kept_and_all_else_is_filled_in(make):
+    """What docs/ppo.md promises to those who set `scores_B` between `rollout` and `score`."""
+    trainer, plain = make(), make()
+    trainer.source.score = lambda episodes: pytest.fail("the source was asked")
+    rollout = trainer.rollout(trainer.next_prompts())
+    rollout.scores_B = torch.arange(8.0)
+    rollout = trainer.score(rollout)
+    expected = plain.score(plain.rollout(plain.next_prompts()))
+    assert rollout.scores_B.tolist() == list(range(8)) and rollout.components == {}
+    for name in ("logprobs_BT", "ref_logprobs_BT", "values_BT"):
+        assert torch.equal(getattr(rollout, name), getattr(expected, name)), name
+    metrics = trainer.log(rollout, trainer.update(trainer.advantages(trainer.score(rollout))))
+    assert metrics["reward/score"] == 3.5
+
+
 def test_prompts_are_shuffled_without_loss(make):
     trainer = make(batch_size=8)
     seen = []
@@ -160,6 +179,27 @@ def test_minibatches_lose_and_repeat_no_row(rows, world, micro):
         assert len(part) * max(lengths[row] for row in part) <= micro * max(lengths)
     work = [sum(lengths[row] for part in p for row in part) for p in parts]
     assert max(work) - min(work) <= max(lengths)
+
+
+@given(st.lists(st.integers(1, 400), min_size=1, max_size=8), st.integers(1, 900))
+def test_micro_batches_are_the_cheapest_of_all_cuts(lengths, budget):
+    """Against every way to cut the rows, in order of their length, into batches that fit."""
+    ordered = sorted(lengths, reverse=True)
+
+    def cost(batches):
+        return sum(batch[0] * len(batch) + PASS_TOKENS for batch in batches)
+
+    def cuts(rows):
+        if not rows:
+            yield []
+        for first in range(1, len(rows) + 1):
+            if first == 1 or rows[0] * first <= budget:
+                yield from ([rows[:first], *rest] for rest in cuts(rows[first:]))
+
+    planned = [[lengths[row] for row in part] for part in plan_parts(range(len(lengths)), lengths, budget, 1)[0]]
+    assert [length for part in planned for length in part] == ordered
+    assert all(len(part) == 1 or part[0] * len(part) <= budget for part in planned)
+    assert cost(planned) == min(map(cost, cuts(ordered)))
 
 
 def test_critic_warm_up_holds_the_policy(make):

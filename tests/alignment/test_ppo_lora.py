@@ -10,9 +10,12 @@ from transformers import AutoModelForCausalLM
 
 from alignment.ppo.config import PPOConfig, SharedLora
 from alignment.ppo.modules import response_logprobs
+from alignment.ppo.options import EvaluationOptions
+from alignment.ppo.rewards import build_rewards
 from alignment.ppo.shared import SharedRoles
 from alignment.reward.model import RewardModel
 from alignment.reward.sources.config import SourceConfig
+from alignment.reward.sources.protocol import Episodes
 from launch.checkpoint import CheckpointStore
 from launch.config import build
 from launch.errors import UserError
@@ -96,7 +99,8 @@ def test_the_first_pass_has_ratio_one_and_no_divergence(share):
     rollout = scored(trainer)
     metrics = trainer.log(rollout, trainer.update(rollout))
     assert metrics["policy/approx_kl"] == pytest.approx(0, abs=1e-10)
-    assert metrics["policy/ratio"] == metrics["policy/ratio_max"] == pytest.approx(1, abs=1e-6)
+    assert metrics["policy/ratio"] == pytest.approx(1, abs=1e-6)
+    assert metrics["policy/ratio_max"] == pytest.approx(1, abs=1e-6)
     assert metrics["kl/k1"] == pytest.approx(0, abs=1e-4)
     assert metrics["kl/k3"] == pytest.approx(0, abs=1e-6)
 
@@ -133,6 +137,21 @@ def test_ensembles_and_other_sources_beside_the_judge(share, paths):
     assert found["one"] == pytest.approx(score["other"], abs=1e-5)
     total = found["both"] + 0.5 * found["full"] + found["brief"] - found["one"]
     assert float(rollout.scores_B[0]) == pytest.approx(total, abs=1e-5)
+
+
+def test_the_gold_judge_shares_the_base_too(share, paths, runtime):
+    options = EvaluationOptions(every=1, prompts="-", gold=str(paths["other"]))
+    trainer = share(evaluation=options)
+    judge = build_rewards(trainer.config, trainer.roles, runtime.device, sources=options.judge)
+    assert trainer.roles.rewards.keys() == {str(paths["reward"]), str(paths["other"])}
+    model = judge.sources["model"][1].judge.model
+    assert model.adapted is trainer.roles.local and list(trainer.source.sources) == ["model"]
+    rollout = trainer.score(trainer.rollout(trainer.next_prompts()))
+    ids = torch.tensor([rollout.sequences[0]])
+    alone = RewardModel.from_pretrained(paths["other"], device="cpu").score_tokens(ids, torch.ones_like(ids))
+    found_B = judge.score(Episodes.decode(trainer.roles.tokenizer, rollout.prompts, rollout.responses)).total_B
+    assert float(found_B[0]) == pytest.approx(float(alone), abs=1e-4)
+    assert abs(float(found_B[0]) - float(rollout.scores_B[0])) > 1e-3  # which the training reward gave
 
 
 def test_the_critic_starts_as_the_reward_adapter(share, paths):

@@ -5,19 +5,24 @@ import threading
 import pytest
 import torch
 
+from alignment.exchange import Backoff, Endpoint
 from alignment.generation import LocalEngine
 from alignment.ppo.scoring import join_chunks
 from alignment.reward.sources.combined import CombinedSource
 from alignment.reward.sources.function import FunctionSource
 from alignment.reward.sources.protocol import Scores, single
+from alignment.reward.sources.rules import RuleSource, length_rule
+from alignment.reward.sources.service import ServiceSource
 from launch.errors import UserError
 from tests.alignment.ppo_support import run_updates, weights
+from tests.support import word_tokenizer
 
 
 class Elsewhere:
     """A source that would be a service: it counts its calls, pays for tokens, and logs something more."""
 
     name = "elsewhere"
+    row_by_row = True
 
     def __init__(self, before=lambda number: None):
         self.calls, self.before = [], before
@@ -87,11 +92,37 @@ def test_models_are_asked_once_for_all(make, monkeypatch):
     assert make(source=Elsewhere()).scorer.begin_early() is None  # not asked for
 
 
-def test_what_fails_early_surfaces_at_the_score(make, tmp_path):
-    def broken(prompts, completions, **columns):
-        return [1.0] * (len(prompts) - 1)
+def test_a_function_sees_all_episodes_with_and_without_overlap(make, tmp_path):
+    """One that takes the mean of its batch off would be another reward, were it asked chunk by chunk."""
+    seen = []
 
-    trainer = make(source=FunctionSource("short", broken, "f.py:broken", tmp_path), overlap_scoring=True)
+    def centred(completion_ids, **columns):
+        seen.append(len(completion_ids))
+        values = [float(len(set(ids))) for ids in completion_ids]
+        return [value - sum(values) / len(values) for value in values]
+
+    def run(overlap):
+        function, rule = FunctionSource("c", centred, "f.py:c", tmp_path), RuleSource("brief", length_rule(2, 6))
+        source = CombinedSource({"c": (1.0, function), "brief": (0.5, rule)})
+        trainer = make(source, critic_from="policy", overlap_scoring=overlap)
+        assert trainer.scorer._early.keys() == ({"brief"} if overlap else set())
+        return run_updates(trainer), weights(trainer)
+
+    (plain, plain_weights), (overlapped, overlapped_weights) = run(False), run(True)
+    assert seen == [8] * 6 and plain == overlapped
+    assert torch.equal(plain_weights, overlapped_weights)
+
+
+def test_services_are_asked_early(make):
+    service = ServiceSource("judge", Endpoint("http://127.0.0.1:9/"), word_tokenizer(), Backoff(0, "judge"))
+    assert make(source=service, overlap_scoring=True).scorer._early == {"judge": service}
+
+
+def test_what_fails_early_surfaces_at_the_score(make):
+    def broken(number):
+        raise UserError("short: returned 3 values")
+
+    trainer = make(source=Elsewhere(broken), overlap_scoring=True)
     rollout = trainer.rollout(trainer.next_prompts())
     with pytest.raises(UserError, match="short"):
         trainer.score(rollout)

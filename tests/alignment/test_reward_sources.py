@@ -110,6 +110,15 @@ def test_ids_that_no_text_gives_are_not_encoded_anew(folders):
     assert float(found) == pytest.approx(float(plain(torch.tensor([[3, 4, 2, 1, 5]])).logits.detach()), abs=1e-6)
 
 
+def test_ids_beyond_the_judges_embeddings_are_read_as_the_text_that_they_are(folders):
+    """A policy whose embeddings are padded to 40 rows; the tokenizer and the judge know 23 tokens."""
+    source = ModelSource("r", RewardModel.from_pretrained(folders[0]), word_tokenizer())
+    rows = [{"prompt": "the", "prompt_ids": [3]}] * 3
+    data = Episodes.decode(word_tokenizer(), rows, [[4, 39, 5], [4, 39, 5, 1], [4, 2, 5]])
+    assert source.encode(data) == [[3, 4, 5], [3, 4, 5, 1], [3, 4, 2, 5]]
+    assert source.score(data).total_B.isfinite().all()
+
+
 def test_a_model_with_another_tokenizer_reads_text_and_knows_what_was_cut_off(other_judge):
     source = ModelSource("helpful", other_judge, word_tokenizer())
     data = episodes()
@@ -207,6 +216,20 @@ def test_a_function_gets_the_columns_that_it_names(tmp_path):
     assert source_of(f, tmp_path).score(data).total_B.tolist() == [2, 0, 2]
     with pytest.raises(UserError, match=r"reward mine \(reward\.py:f\): wants 'reference', which the rows lack"):
         source_of(f, tmp_path).score(episodes())
+
+
+def test_a_function_with_columns_must_get_what_it_names_too(tmp_path):
+    def f(completions, answer, *, level, scale=1.0, **columns):
+        return [scale * level * (text == right) for text, right, level in zip(completions, answer, level, strict=True)]
+
+    rows = [{"answer": text, "level": 2} for text in COMPLETIONS]
+    assert source_of(f, tmp_path).score(episodes(rows=rows)).total_B.tolist() == [2, 2, 2]
+    with pytest.raises(UserError, match=r"wants 'level', which the rows lack.*add the column to the prompts"):
+        source_of(f, tmp_path).score(episodes(rows=[{"answer": text} for text in COMPLETIONS]))
+    with pytest.raises(UserError, match=r"wants 'answer', which the rows lack; did you mean 'answers'"):
+        source_of(f, tmp_path).score(episodes(rows=[{"answers": "x", "level": 1}] * 3))
+    everything = source_of(lambda *words, **columns: [1.0] * len(columns["completions"]), tmp_path)
+    assert everything.score(episodes()).total_B.tolist() == [1, 1, 1]
 
 
 def test_token_rewards(tmp_path):

@@ -11,10 +11,10 @@ from alignment.dpo import STAGE as DPO
 from alignment.reward import STAGE as REWARD
 from alignment.sft import STAGE as SFT
 from tests.alignment.trl_support import run, save_pairs, save_preferences, summary
-from tests.support import ROOT, accelerate_launch, read_metrics, save_policy
+from tests.forked import run_forked
+from tests.support import read_metrics, save_policy
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
-CONFIGS = ROOT / "launch" / "accelerate"
 
 
 @pytest.fixture(scope="module")
@@ -45,26 +45,25 @@ def alone(inputs, tmp_path_factory):
     return get
 
 
-def launch(stage, folder, inputs, recipe):
-    flags = ["--config_file", str(CONFIGS / f"{recipe}.yaml")]
-    arguments = [str(w) for w in [*words(inputs, stage), "--precision", "fp32", "--output_dir", folder]]
-    return accelerate_launch(f"alignment.{stage.name}", arguments, 2, flags)
+def launch(stage, folder, inputs, zero_stage):
+    arguments = [*words(inputs, stage), "--precision", "fp32", "--output_dir", folder]
+    return run_forked(arguments, folder.with_name("logs"), 2, zero_stage, module=f"alignment.{stage.name}")
 
 
 def losses(folder):
     return torch.tensor([row["loss"] for row in read_metrics(folder) if "loss" in row])
 
 
-CASES = [(SFT, "zero3"), (REWARD, "cpu_ddp2"), (DPO, "zero2")]  # all the others: tests/distributed/test_every_stage.py
+CASES = [(SFT, 3), (REWARD, 0), (DPO, 2)]  # all the others: tests/distributed/test_every_stage.py
 
 
-@pytest.mark.parametrize(("stage", "recipe"), CASES, ids=lambda value: getattr(value, "name", value))
-def test_two_processes_give_the_losses_of_one(stage, recipe, inputs, alone, tmp_path):
-    done = launch(stage, tmp_path / "two", inputs, recipe)
-    assert done.returncode == 0, done.stderr[-3000:]
+@pytest.mark.parametrize(("stage", "zero_stage"), CASES, ids=lambda value: getattr(value, "name", value))
+def test_two_processes_give_the_losses_of_one(stage, zero_stage, inputs, alone, tmp_path):
+    job = launch(stage, tmp_path / "two", inputs, zero_stage)
+    assert job.codes == [0, 0], job.say()[-3000:]
     one, two = alone(stage), tmp_path / "two"
     provenance = json.loads((two / "provenance.json").read_text())
-    assert (provenance["world"], provenance["zero_stage"]) == (2, int(recipe[-1]) if "zero" in recipe else 0)
+    assert (provenance["world"], provenance["zero_stage"]) == (2, zero_stage)
     assert len(losses(one)) >= 10
     assert (losses(two) - losses(one)).abs().max() < 1e-4
     for name in ("eval_loss", "accuracy", "eval_accuracy", "mean_before", "std_before"):
@@ -82,18 +81,18 @@ def test_two_processes_give_the_losses_of_one(stage, recipe, inputs, alone, tmp_
 def test_resume_under_zero_is_exact_and_bound_to_the_same_world(inputs, tmp_path):
     """The artefact and the last checkpoint are taken away, as if the job had died after step 10."""
     folder = tmp_path / "run"
-    assert launch(SFT, folder, inputs, "zero2").returncode == 0
+    assert launch(SFT, folder, inputs, 2).codes == [0, 0]
     whole, weights = read_metrics(folder), (folder / "model.safetensors").read_bytes()
     for name in ("provenance.json", "model.safetensors"):
         (folder / name).unlink()
     *_, before, last = sorted((folder / "checkpoints").iterdir())
     assert before.name == "step-00000010"
     shutil.rmtree(last)
-    refused = launch(SFT, folder, inputs, "cpu_ddp2")
-    assert refused.returncode != 0
-    assert "saved by 2 processes under ZeRO stage 2, this job has 2 under stage 0" in refused.stderr
-    done = launch(SFT, folder, inputs, "zero2")
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "resuming after step 10" in done.stderr
+    refused = launch(SFT, folder, inputs, 0)
+    assert 0 not in refused.codes
+    assert "saved by 2 processes under ZeRO stage 2, this job has 2 under stage 0" in refused.say()
+    done = launch(SFT, folder, inputs, 2)
+    assert done.codes == [0, 0], done.say()[-3000:]
+    assert "resuming after step 10" in done.say()
     assert read_metrics(folder) == whole
     assert (folder / "model.safetensors").read_bytes() == weights

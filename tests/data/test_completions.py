@@ -10,6 +10,10 @@ from launch.errors import UserError
 from tests.evaluation.rows import completion, write_completions
 
 
+def test_a_reference_of_any_kind_becomes_text():
+    assert [reference_text(value) for value in (None, "a", 4, [1, "b"])] == [None, "a", "4", "[1, 'b']"]
+
+
 def test_load_reads_file_or_folder(tmp_path):
     path = write_completions(tmp_path / "completions.jsonl", [{"prompt": "ab", "completion": "c", "reference": "d"}])
     (row,) = load_completions(path)

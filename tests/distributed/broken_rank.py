@@ -1,6 +1,5 @@
 """Program of test_finite_weights_distributed.py: one rank's part of a weight becomes NaN; is a checkpoint written?"""
 
-import sys
 from pathlib import Path
 
 import torch
@@ -8,23 +7,18 @@ from torch import nn
 
 from launch.checkpoint import CheckpointStore
 from launch.engine import Engine
-from launch.entry import guarded, leave
 from launch.runtime import running, start_runtime
 
 
-def main() -> None:
+def main(words: list[str]) -> None:
     runtime = start_runtime("fp32")
     with running(runtime):
         torch.manual_seed(0)
         module = nn.Linear(64, 64)
         engine = Engine(runtime, module, torch.optim.AdamW(module.parameters()), 1.0, 1)
-        store = CheckpointStore(Path(sys.argv[1]), runtime, 2)
+        store = CheckpointStore(Path(words[0]), runtime, 2)
         engine.save(store, 1, {})
         if runtime.rank == 1:
             weight = next(iter(engine.module.parameters()))
             getattr(weight, "ds_tensor", weight).data[0] = float("nan")
         engine.save(store, 2, {})
-
-
-if __name__ == "__main__":
-    leave(guarded(main))

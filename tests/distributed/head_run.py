@@ -1,10 +1,9 @@
 """A job for test_logprobs_distributed.py: three steps on log-probabilities and entropies of fixed rows.
 
-python -m tests.distributed.head_run POLICY HEAD: HEAD is naive or chunked; the last line of the output is JSON.
+Its words are POLICY HEAD: HEAD is naive or chunked; the last line of the output is JSON.
 """
 
 import json
-import sys
 
 import torch
 from torch import nn
@@ -13,7 +12,6 @@ from alignment.models import load_causal, load_tokenizer
 from alignment.ppo import logprobs
 from alignment.ppo.modules import response_logprobs
 from launch.engine import Engine
-from launch.entry import leave
 from launch.runtime import running, start_runtime
 
 LENGTHS = (9, 7, 8, 6)
@@ -45,7 +43,8 @@ def rows_of(rank, world, tokens_BS, slopes_BS):
     return tokens_bS, before_N, targets_N, torch.stack([slopes_bS[i, t] for i, t in places])
 
 
-def main(folder: str, head: str) -> None:
+def main(words: list[str]) -> None:
+    folder, head = words
     with running(start_runtime("fp32")) as runtime:
         policy = load_causal(folder, load_tokenizer(folder), partitioned=True)
         logprobs.LOGITS_PER_CHUNK = 4 * 23  # four tokens at a time, so that logits are computed again
@@ -63,8 +62,3 @@ def main(folder: str, head: str) -> None:
             history.append([float(runtime.sum(loss.detach())), engine.step()])
         if runtime.is_main:
             print(json.dumps(history))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
-    leave(0)

@@ -4,9 +4,7 @@ import json
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,15 +12,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from launch.files import sha256_file
-from tests.support import accelerate_launch, alignkit, environment, read_metrics
+from tests.forked import run_forked, run_whole
+from tests.support import environment, launch_command, read_metrics
 
 pytestmark = pytest.mark.distributed
-MODES = {
-    "ddp": ["--multi_gpu"],
-    "zero1": ["--use_deepspeed", "--zero_stage", "1"],
-    "zero2": ["--use_deepspeed", "--zero_stage", "2"],
-    "zero3": ["--use_deepspeed", "--zero_stage", "3"],
-}
+ZERO_STAGES = {"ddp": 0, "zero1": 1, "zero2": 2, "zero3": 3}
 UPDATES = 10
 
 
@@ -49,9 +43,21 @@ def words(inputs, out, **changes):
 @pytest.fixture(scope="module")
 def alone(inputs, tmp_path_factory):
     out = tmp_path_factory.mktemp("alone") / "ppo"
-    result = alignkit("ppo", *words(inputs, out))
-    assert result.returncode == 0, result.stderr
+    run_whole(words(inputs, out), out.with_name("logs"))
     return out
+
+
+@pytest.fixture(scope="module")
+def two(inputs, tmp_path_factory):
+    """two(mode) -> the folder of the same run on two processes."""
+    root = tmp_path_factory.mktemp("two")
+
+    def run(mode):
+        if not (root / mode).exists():
+            run_whole(words(inputs, root / mode), root / "logs", 2, ZERO_STAGES[mode])
+        return root / mode
+
+    return run
 
 
 def largest_difference(a, b):
@@ -65,15 +71,13 @@ def largest_difference(a, b):
     return max(abs(x[name] - y[name]) / scale(name, x[name]) for x, y in rows for name in x)
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_two_processes_follow_the_trajectory_of_one(inputs, alone, tmp_path, mode):
+@pytest.mark.parametrize("mode", ZERO_STAGES)
+def test_two_processes_follow_the_trajectory_of_one(alone, two, mode):
     """Minibatches of 5 over 2 ranks: one rank passes an empty micro-batch, and nothing changes."""
-    out = tmp_path / mode
-    result = accelerate_launch("alignment.ppo", words(inputs, out), 2, MODES[mode])
-    assert result.returncode == 0, result.stderr[-3000:]
+    out = two(mode)
     assert largest_difference(alone, out) < 1e-4
     provenance = json.loads((out / "provenance.json").read_text())
-    assert (provenance["world"], provenance["zero_stage"]) == (2, int(mode[-1]) if mode != "ddp" else 0)
+    assert (provenance["world"], provenance["zero_stage"]) == (2, ZERO_STAGES[mode])
     for folder, kind in ((".", AutoModelForCausalLM), ("critic", AutoModelForSequenceClassification)):
         ours, theirs = kind.from_pretrained(out / folder), kind.from_pretrained(alone / folder)
         ids = torch.tensor([[3, 4, 5, 6]])
@@ -81,64 +85,46 @@ def test_two_processes_follow_the_trajectory_of_one(inputs, alone, tmp_path, mod
             assert torch.allclose(ours(ids).logits, theirs(ids).logits, atol=1e-3)
 
 
-def kill_tree(process):
-    """SIGKILL to the launcher: its ranks must follow by themselves."""
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-
-
-@pytest.mark.parametrize("mode", ["alone", "zero2"])
-def test_killed_and_resumed_to_the_bit(inputs, alone, tmp_path, mode):
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    if mode == "alone":
-        whole = alone
-        command = [str(Path(sys.executable).parent / "alignkit"), "ppo"]
-    else:
-        assert accelerate_launch("alignment.ppo", words(inputs, whole), 2, MODES[mode]).returncode == 0
-        launcher = str(Path(sys.executable).parent / "accelerate")
-        command = [launcher, "launch", *MODES[mode], "--num_processes", "2", "-m", "alignment.ppo"]
-    command += [str(w) for w in words(inputs, killed, checkpoint_steps=1)]
+def test_the_launcher_killed_and_its_job_resumed_to_the_bit(inputs, two, tmp_path):
+    """SIGKILL to `accelerate launch` itself: its ranks follow by themselves. (Ranks are killed in test_ppo_kills.py.)"""
+    killed = tmp_path / "killed"
+    flags = ["--use_deepspeed", "--zero_stage", "2"]
+    command = launch_command("alignment.ppo", words(inputs, killed, checkpoint_steps=1), 2, flags)
     process = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 200
     while not (killed / "checkpoints" / "step-00000003").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
-    kill_tree(process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
     assert not (killed / "provenance.json").exists()
     again = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
     assert again.returncode == 0, again.stderr[-3000:]
     assert "resuming after step" in again.stderr
     for name in ("model.safetensors", "critic/model.safetensors"):
-        assert sha256_file(killed / name) == sha256_file(whole / name), name
-    assert read_metrics(killed) == read_metrics(whole)
+        assert sha256_file(killed / name) == sha256_file(two("zero2") / name), name
+    assert read_metrics(killed) == read_metrics(two("zero2"))
 
 
 def test_zero_refuses_what_it_cannot_resume(inputs, tmp_path):
     out = tmp_path / "out"
-    first = accelerate_launch("alignment.ppo", words(inputs, out, checkpoint_steps=1, updates=2), 2, MODES["zero1"])
-    assert first.returncode == 0, first.stderr[-2000:]
+    call = words(inputs, out, checkpoint_steps=1, updates=2)
+    run_whole(call, tmp_path / "logs", 2, 1)
     (out / "provenance.json").unlink()
     shutil.rmtree(out / "checkpoints" / "step-00000002")
-    result = alignkit("ppo", *words(inputs, out, checkpoint_steps=1, updates=2))
-    assert result.returncode == 2
-    assert "saved under ZeRO stage 1, this job runs stage 0" in result.stderr
+    job = run_forked(call, tmp_path / "logs")
+    assert job.codes == [2]
+    assert "saved under ZeRO stage 1, this job runs stage 0" in job.say()
 
 
 def test_batch_that_does_not_divide(inputs, tmp_path):
-    result = accelerate_launch(
-        "alignment.ppo", words(inputs, tmp_path / "o", batch_size=9, minibatches=1), 2, MODES["ddp"]
-    )
-    assert result.returncode != 0
-    assert "batch_size: 9 is not a multiple of 2 processes" in result.stderr
+    job = run_forked(words(inputs, tmp_path / "o", batch_size=9, minibatches=1), tmp_path / "logs", 2)
+    assert 0 not in job.codes
+    assert "batch_size: 9 is not a multiple of 2 processes" in job.say()
 
 
 def test_weights_of_a_zero3_run_are_whole(inputs, tmp_path):
     out = tmp_path / "out"
-    assert (
-        accelerate_launch(
-            "alignment.ppo", words(inputs, out, updates=1, learning_rate=0.0), 2, MODES["zero3"]
-        ).returncode
-        == 0
-    )
+    run_whole(words(inputs, out, updates=1, learning_rate=0.0), tmp_path / "logs", 2, 3)
     before, after = load_file(inputs[0] / "model.safetensors"), load_file(out / "model.safetensors")
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -149,8 +135,7 @@ def test_the_reference_has_the_arithmetic_of_the_policy_in_bf16(inputs, tmp_path
     """A policy that does not move stays at KL 0 exactly: rounding apart would be a reward of its own."""
     out = tmp_path / mode
     changes = dict(precision="bf16", learning_rate=0, critic_learning_rate=1e-3, updates=2)
-    result = accelerate_launch("alignment.ppo", words(inputs, out, **changes), 2, MODES[mode])
-    assert result.returncode == 0, result.stderr[-3000:]
+    run_whole(words(inputs, out, **changes), tmp_path / "logs", 2, ZERO_STAGES[mode])
     rows = read_metrics(out)
     assert [row["kl/k1"] for row in rows] == [0, 0]
     assert max(row["policy/approx_kl"] for row in rows) < 1e-4  # bf16 rounds otherwise in another batch shape

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from safetensors.torch import load_file
 
 from launch.checkpoint import verify_folder
 from tests.distributed.test_ppo_distributed import words
-from tests.forked import ForkedJob, run_forked
+from tests.forked import ForkedJob, run_forked, run_whole
 from tests.kills import Kill, finish, newest_intact, result_of, strike, watch_phases
 from tests.support import read_metrics
 
@@ -46,6 +47,25 @@ def test_a_stopped_rank_is_named_and_ends_the_job(inputs, tmp_path):
     assert newest_intact(tmp_path / "out") == 2
     job.signal(signal.SIGCONT, 1)  # a launcher would kill it; woken up it ends by itself
     assert job.wait(30)[1] != 0
+
+
+def sample_slowly(_marks):
+    """In a rank: each batch of a rollout takes a second."""
+    from alignment.generation.engine import LocalEngine
+
+    original = LocalEngine._generate_batch
+
+    def slow(*words):
+        time.sleep(1)
+        return original(*words)
+
+    LocalEngine._generate_batch = slow
+
+
+def test_a_rollout_longer_than_the_watchdogs_limit_is_no_stuck_job(inputs, tmp_path):
+    """Three batches of a second each, and a limit of two seconds: each batch shows that the rank works."""
+    call = command(inputs, tmp_path / "out", updates=1, forward_batch_size=4, watchdog_minutes=2 / 60)
+    run_whole(call, tmp_path / "logs", hook=sample_slowly)
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])

@@ -2,18 +2,15 @@
 
 import json
 import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from launch.files import sha256_file
-from tests.distributed.test_ppo_distributed import MODES, words
-from tests.support import accelerate_launch, alignkit, environment, read_metrics, save_policy, save_prompts, save_reward
+from tests.distributed.test_ppo_distributed import ZERO_STAGES, words
+from tests.forked import ForkedJob, run_forked, run_whole
+from tests.support import read_metrics, save_policy, save_prompts, save_reward
 
 pytestmark = pytest.mark.distributed
 WATCH = ("--evaluation.every", "2", "--evaluation.limit", "7", "--evaluation.kl_budget", "50")
@@ -37,8 +34,7 @@ def command(inputs, out, *more, **changes):
 @pytest.fixture(scope="module")
 def alone(inputs, tmp_path_factory):
     out = tmp_path_factory.mktemp("alone") / "ppo"
-    result = alignkit("ppo", *command(inputs, out))
-    assert result.returncode == 0, result.stderr
+    run_whole(command(inputs, out), out.with_name("logs"))
     return out
 
 
@@ -49,8 +45,7 @@ def evaluations(folder):
 @pytest.mark.parametrize("mode", ["ddp", "zero3"])
 def test_evaluations_on_two_processes_are_those_on_one(inputs, alone, tmp_path, mode):
     out = tmp_path / mode
-    result = accelerate_launch("alignment.ppo", command(inputs, out), 2, MODES[mode])
-    assert result.returncode == 0, result.stderr[-3000:]
+    run_whole(command(inputs, out), tmp_path / "logs", 2, ZERO_STAGES[mode])
     ours, theirs = evaluations(out), evaluations(alone)
     assert [row["step"] for row in ours] == [0, 2, 4] and ours[0]["n"] == 7
     for a, b in zip(ours, theirs, strict=True):
@@ -76,18 +71,15 @@ def test_evaluations_on_two_processes_are_those_on_one(inputs, alone, tmp_path, 
 def test_killed_between_evaluations_and_resumed(inputs, alone, tmp_path):
     """The start's samples come from the checkpoint, evaluations.jsonl is cut back to it, best/ is the same in the end."""
     out = tmp_path / "killed"
-    line = [str(Path(sys.executable).parent / "alignkit"), "ppo", *command(inputs, out, "--checkpoint_steps", "3")]
-    process = subprocess.Popen([str(w) for w in line], env=environment(), stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 200
-    while not (out / "checkpoints" / "step-00000003").exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    call = command(inputs, out, "--checkpoint_steps", "3")
+    job = ForkedJob(call, tmp_path / "logs")
+    assert job.wait_for((out / "checkpoints" / "step-00000003").exists)
+    job.kill()
+    assert job.wait() == [-signal.SIGKILL]
     assert not (out / "provenance.json").exists()
     with open(out / "evaluations.jsonl", "a") as stream:  # as a run that had come further would have left it
         stream.write(json.dumps({"step": 4, "n": 0}) + "\n")
-    again = alignkit("ppo", *command(inputs, out, "--checkpoint_steps", "3"))
-    assert again.returncode == 0 and "resuming after step 3" in again.stderr, again.stderr
+    assert "resuming after step 3" in run_whole(call, tmp_path / "logs").say()
     assert read_metrics(out) == read_metrics(alone) and evaluations(out) == evaluations(alone)
     for name in ("model.safetensors", "best/model.safetensors", "best/samples.jsonl", "best/evaluation.json"):
         assert sha256_file(out / name) == sha256_file(alone / name), name
@@ -97,11 +89,11 @@ def test_both_ranks_roll_back_and_then_stop(inputs, tmp_path):
     """Under ZeRO-2: a KL that is out of bounds from the second update on, one roll-back to the start, then the end."""
     out = tmp_path / "out"
     monitors = ["--monitors.kl.action", "rollback", "--monitors.kl.threshold", "0.001", "--monitors.rollbacks", "1"]
-    result = accelerate_launch("alignment.ppo", command(inputs, out, *monitors, learning_rate=1e-2), 2, MODES["zero2"])
-    assert result.returncode != 0 and "Traceback" not in result.stderr.split("alignkit: error")[0]
-    assert "rolled back to update 0, learning rates times 0.5" in result.stderr
-    assert "after 1 roll-backs the run stops with a checkpoint of update" in result.stderr
-    assert "rank 1: update" in result.stderr
+    job = run_forked(command(inputs, out, *monitors, learning_rate=1e-2), tmp_path / "logs", 2, 2)
+    assert 0 not in job.codes and "Traceback" not in job.say(0) + job.say(1)
+    assert "rolled back to update 0, learning rates times 0.5" in job.say()
+    assert "after 1 roll-backs the run stops with a checkpoint of update" in job.say()
+    assert "rank 1: update" in job.say(1)
     rows = [row for row in read_metrics(out) if row["step"] > 0]
     again = next(i for i in range(1, len(rows)) if rows[i]["step"] == 1)
     assert rows[again]["reward/score"] == rows[0]["reward/score"]  # the weights of the start are back on both ranks

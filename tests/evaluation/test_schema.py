@@ -81,6 +81,10 @@ def test_a_faulty_result_is_not_saved(tmp_path, change, words):
         (schema.Metric("x", None, 3), "has no value; say why"),
         (schema.Metric("x", 1.0, 3, ci_low=2.0, ci_high=1.0, ci_method="m"), "above ci_high"),
         (schema.Metric("x", 1.0, 3, ci_low=0.0, ci_high=1.0), "without its method"),
+        (
+            schema.Metric("x", 1.0, 3, comparison=schema.Comparison("base", 0.1, 0.0, 0.2)),
+            "comparison.ci_method: 'x' has an interval without its method",
+        ),
         (schema.Metric("x", 1.0, -1), "negative"),
         (schema.Metric("", 1.0, 1), "is empty"),
     ],

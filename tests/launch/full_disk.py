@@ -1,7 +1,6 @@
 """Two ranks save checkpoints while the disk fills up for one of them, at one step of the protocol after another."""
 
 import json
-import sys
 from pathlib import Path
 
 import torch
@@ -15,7 +14,8 @@ def no_space(*_args, **_kwargs):
     raise OSError(28, "No space left on device")
 
 
-def main(folder):
+def main(words):
+    folder = Path(words[0])
     runtime = start_runtime("fp32", timeout_s=60)
     with running(runtime):
         store = CheckpointStore(folder / "checkpoints", runtime)
@@ -40,7 +40,3 @@ def main(folder):
         outcomes["good again"] = store.save_with(3, write)
         outcomes["latest"] = store.latest().step
         (folder / f"rank-{runtime.rank}.json").write_text(json.dumps(outcomes))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -14,7 +14,8 @@ import torch
 from launch.checkpoint import CheckpointStore, pack_tree, seal_folder, unpack_tree, verify_folder
 from launch.errors import UserError
 from launch.runtime import start_runtime
-from tests.support import ROOT, accelerate_launch, environment
+from tests.forked import run_whole
+from tests.support import ROOT, environment
 
 
 @pytest.fixture(scope="module")
@@ -154,8 +155,7 @@ def test_damaged_ones_that_were_passed_over_do_not_push_out_new_ones(tmp_path, r
 
 @pytest.mark.distributed
 def test_a_full_disk_of_one_rank_hangs_no_other(tmp_path):
-    result = accelerate_launch("tests.launch.full_disk", [str(tmp_path)], 2, ["--multi_gpu"], timeout=150)
-    assert result.returncode == 0, result.stderr[-3000:]
+    run_whole([tmp_path], tmp_path / "logs", 2, module="tests.launch.full_disk:main")
     first, second = (json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in (0, 1))
     assert first == second
     # What rank 1 does not do cannot fail there.

@@ -11,7 +11,7 @@ import pytest
 from launch import entry
 from launch.cli import COMMANDS, NOT_STAGES, find_command
 from launch.errors import UserError
-from tests.support import alignkit, environment
+from tests.support import ROOT, alignkit, environment
 
 
 def test_help_imports_no_torch_and_lists_every_command():
@@ -83,3 +83,46 @@ def test_a_machine_without_gpu_is_not_told_so_and_other_warnings_stay(monkeypatc
     logger.warning("No CUDA runtime is found, using CUDA_HOME='%s'", "/usr/local/cuda")
     logger.warning("another")
     assert [record.message for record in caplog.records] == ["another"]
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [({}, "2000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)],
+)
+def test_threads_sleep_soon_unless_the_user_says_otherwise(monkeypatch, told, expected):
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    entry._settle_environment()
+    assert entry.os.environ.get("GOMP_SPINCOUNT") == expected
+    entry.os.environ.pop("GOMP_SPINCOUNT", None)
+
+
+def test_openmp_reads_it_because_torch_is_imported_later():
+    """The console script's environment, as the OpenMP library of torch displays it."""
+    done = alignkit("doctor", OMP_DISPLAY_ENV="VERBOSE")
+    assert "GOMP_SPINCOUNT = '2000'" in done.stderr, done.stderr[-2000:]
+
+
+ARENAS = """
+import ctypes, re, threading
+from launch.entry import guarded
+guarded(lambda: None)
+libc = ctypes.CDLL("libc.so.6")
+libc.open_memstream.restype = ctypes.c_void_p
+meet = threading.Barrier(4)
+threads = [threading.Thread(target=lambda: (meet.wait(), libc.malloc(1000), meet.wait())) for _ in range(4)]
+[t.start() for t in threads], [t.join() for t in threads]
+text, size = ctypes.c_char_p(), ctypes.c_size_t()
+stream = ctypes.c_void_p(libc.open_memstream(ctypes.byref(text), ctypes.byref(size)))
+libc.malloc_info(0, stream), libc.fclose(stream)
+print(len(re.findall(b"<heap nr", text.value)))
+"""
+
+
+@pytest.mark.parametrize("told", [{}, {"MALLOC_ARENA_MAX": "8"}])
+def test_threads_allocate_from_one_arena_unless_the_user_says_otherwise(told):
+    command = [sys.executable, "-c", ARENAS]
+    done = subprocess.run(command, env=environment(**told), cwd=ROOT, capture_output=True, text=True, check=True)
+    assert (int(done.stdout) == 1) == (not told)

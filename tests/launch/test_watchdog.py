@@ -1,8 +1,10 @@
 """A job that is stuck ends, whatever else is broken; and nothing outlives its parent."""
 
 import json
+import os
 import subprocess
 import sys
+import threading
 
 from launch.watchdog import Watchdog
 from tests.support import ROOT, environment
@@ -40,6 +42,42 @@ def test_heartbeats_of_a_larger_world_before_are_cleared_and_stacks_kept(tmp_pat
     first.stop()
     assert {p.name for p in tmp_path.iterdir()} == {"heartbeat-0.json", "heartbeat-1.json", "hang-7.txt"}
     assert first._suspects() == " (all ranks stopped at the same step)"
+
+
+def test_no_heartbeat_comes_after_the_end(tmp_path, monkeypatch):
+    """A late one would bring the folder back, and a run that was forgotten would look like one that began."""
+    folder = tmp_path / ".watchdog"
+    writing, written = threading.Event(), threading.Event()
+
+    def write_slowly(path, text):
+        writing.set()
+        assert not written.wait(0.3)
+        open(path, "w").close()
+        written.set()
+
+    ours, other = Watchdog(folder, 0, 0.04), Watchdog(folder, 1, 60)
+    ours.start()
+    monkeypatch.setattr("pathlib.Path.write_text", write_slowly)
+    assert writing.wait(10)
+    ours.stop()
+    assert written.is_set()
+    monkeypatch.undo()
+    ours.remove()
+    other._write_heartbeat()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_heartbeat_in_the_middle_of_the_removal_does_not_keep_the_folder(tmp_path, monkeypatch):
+    ours, other = Watchdog(tmp_path / ".watchdog", 0, 60), Watchdog(tmp_path / ".watchdog", 1, 60)
+    rmdir = os.rmdir
+
+    def rmdir_late(path, **options):
+        other._write_heartbeat()
+        rmdir(path, **options)
+
+    monkeypatch.setattr(os, "rmdir", rmdir_late)
+    ours.remove()
+    assert not list(tmp_path.iterdir())
 
 
 ORPHAN = """

@@ -23,15 +23,17 @@ class CombinedSource:
 
 def combine(parts: list[tuple[float, Scores]], lengths: list[int]) -> Scores:
     """The weighted sum of scores of the same episodes, whose completions have `lengths` tokens. Sums are in float64."""
-    total_B = torch.zeros(len(lengths), dtype=torch.float64)
+    total_B, rest_B = (torch.zeros(len(lengths), dtype=torch.float64) for _ in range(2))
     components: dict[str, Tensor] = {}
     extras: dict[str, Tensor] = {}
     for weight, scores in parts:
         total_B += weight * scores.total_B.double()
+        rest_B += weight * scores.last_token_B.double()
         components.update(scores.components)
         extras.update(scores.extras)
     weighted = [(weight, scores.token_rewards) for weight, scores in parts if scores.token_rewards is not None]
-    return Scores(total_B.float(), components, _sum_tokens(weighted, lengths) if weighted else None, extras)
+    token_rewards = _sum_tokens(weighted, lengths) if weighted else None
+    return Scores(total_B.float(), components, token_rewards, extras, rest_B.float())
 
 
 def _sum_tokens(weighted: list[tuple[float, list[Tensor]]], lengths: list[int]) -> list[Tensor]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from alignment.reward.sources.protocol import Episodes, Scores, check_rewards, list_of, single, sum_tokens
@@ -33,7 +34,7 @@ class FunctionSource:
             return single(self.name, check_rewards(values, len(episodes), self.source))
         token_rewards = [self._check_tokens(row, value, episodes) for row, value in enumerate(values)]
         total_B = sum_tokens(token_rewards)
-        return Scores(total_B, {self.name: total_B}, token_rewards)
+        return Scores(total_B, {self.name: total_B}, token_rewards, rest_B=torch.zeros_like(total_B))
 
     def _arguments(self, episodes: Episodes) -> dict[str, Any]:
         """The keyword arguments: all columns, or those that the function names. Ours win over a row's of the same name."""
@@ -46,15 +47,15 @@ class FunctionSource:
             "finished": list(episodes.finished),
         }
         parameters = inspect.signature(self.function).parameters.values()
-        if any(p.kind is p.VAR_KEYWORD for p in parameters):
-            return given
-        for parameter in parameters:
+        named = [p for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+        for parameter in named:
             if parameter.default is parameter.empty and parameter.name not in given:
                 raise UserError(
                     f"{self.source}: wants '{parameter.name}', which the rows lack{nearest(parameter.name, given)}; "
                     "take what the rows have, or add the column to the prompts"
                 )
-        return {p.name: given[p.name] for p in parameters if p.name in given}
+        takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
+        return given if takes_all else {p.name: given[p.name] for p in named if p.name in given}
 
     def _call(self, arguments: dict[str, Any]) -> Any:
         try:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from alignment.exchange import Beat
 from alignment.reward.model import RewardModel
 from alignment.reward.sources.protocol import Episodes, Scores, single
+from data.records import Turns
 from evaluation.scoring import score_ids
 from launch.errors import UserError
 
@@ -27,16 +30,25 @@ class ModelSource:
         self._same_ids = policy_tokenizer is not None and judge.same_tokenizer(policy_tokenizer)
         self._same_template = judge.tokenizer.chat_template == getattr(policy_tokenizer, "chat_template", None)
 
+    def reads_ids(self, prompts: Sequence[Turns]) -> bool:
+        """Whether the judge is given the policy's token ids as they are, and not text."""
+        return self._same_ids and (self._same_template or all(isinstance(prompt, str) for prompt in prompts))
+
     def encode(self, episodes: Episodes) -> list[list[int]]:
         """Token ids for the judge: those that the policy sampled, where they mean the same to it.
 
         A tokenizer of its own, or without knowing the policy's, reads the text anew: prompts through its own chat template, completions with its own EOS
-        where they ended and with none where they were cut off.
+        where they ended and with none where they were cut off. So are rows with an id beyond the judge's embeddings:
+        the policy's are padded to a larger number, and its tokenizer has no text for such an id either.
         """
-        texts_only = all(isinstance(prompt, str) for prompt in episodes.prompts)
-        if self._same_ids and (texts_only or self._same_template):
-            return [[*p, *c] for p, c in zip(episodes.prompt_ids, episodes.completion_ids, strict=True)]
-        return self.judge.encode(episodes.prompts, episodes.completions, episodes.finished)
+        if not self.reads_ids(episodes.prompts):
+            return self.judge.encode(episodes.prompts, episodes.completions, episodes.finished)
+        known = self.judge.model.config.get_text_config().vocab_size
+        rows = [[*p, *c] for p, c in zip(episodes.prompt_ids, episodes.completion_ids, strict=True)]
+        for row in [i for i, ids in enumerate(rows) if max(ids, default=0) >= known]:
+            turns, text, ended = episodes.prompts[row], episodes.completions[row], episodes.finished[row]
+            rows[row] = self.judge.encode([turns], [text], [ended])[0]
+        return rows
 
     def rewards(self, episodes: Episodes) -> Tensor:
         """The scores (B,). UserError names this source and the first row that its context does not hold."""

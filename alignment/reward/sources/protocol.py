@@ -80,10 +80,14 @@ class Scores:
     """(T_i,) of each episode, after weights: the part of `total_B` that belongs to single tokens."""
     extras: dict[str, Tensor] = field(default_factory=dict)
     """(B,) to log besides, named `SOURCE/WHAT`."""
+    rest_B: Tensor | None = None
+    """The part of `total_B` that no single token was given; taken from the others when None, up to their rounding."""
 
     @property
     def last_token_B(self) -> Tensor:
         """The part of `total_B` that belongs to the last token of each completion: what no single token was given."""
+        if self.rest_B is not None:
+            return self.rest_B
         return self.total_B if self.token_rewards is None else self.total_B - sum_tokens(self.token_rewards)
 
     def columns(self) -> dict[str, Tensor]:
@@ -92,7 +96,11 @@ class Scores:
 
 
 class RewardSource(Protocol):
-    """Anything that scores episodes. `name` is what its component is called."""
+    """Anything that scores episodes. `name` is what its component is called.
+
+    A source with a true attribute `row_by_row` promises that no row's reward depends on the others that it is given: it
+    may be asked for some of them early (`overlap_scoring`).
+    """
 
     name: str
 
@@ -102,8 +110,9 @@ class RewardSource(Protocol):
 
 
 def sum_tokens(token_rewards: Sequence[Tensor]) -> Tensor:
-    """The sums (B,) of token rewards."""
-    return torch.stack([rewards.sum() for rewards in token_rewards]) if token_rewards else torch.zeros(0)
+    """The sums (B,) of token rewards, made in float64."""
+    sums = [rewards.sum(dtype=torch.float64) for rewards in token_rewards]
+    return torch.stack(sums).float() if sums else torch.zeros(0)
 
 
 def single(name: str, rewards_B: Tensor, **extras: Tensor) -> Scores:

@@ -39,6 +39,8 @@ def format_rule(pattern: str) -> Rule:
 class RuleSource:
     """A rule, applied to each completion by itself."""
 
+    row_by_row = True
+
     def __init__(self, name: str, rule: Rule) -> None:
         self.name, self.rule = name, rule
 

@@ -27,6 +27,8 @@ DEFAULT_LABELS = "reference"
 class ServiceSource:
     """Sends this process's episodes in batches, and waits for the service as long as it takes."""
 
+    row_by_row = True
+
     def __init__(
         self,
         name: str,

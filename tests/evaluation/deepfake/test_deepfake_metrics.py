@@ -1,4 +1,4 @@
-"""Known answers of the detector's metrics, and the coverage of the interval."""
+"""Known answers of the detector's metrics, and its interval."""
 
 import numpy as np
 import pytest
@@ -6,10 +6,13 @@ import scipy.stats
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from evaluation.deepfake.metrics import (
+    auc_difference,
+    auc_estimate,
     auc_interval,
     average_precision,
     correct_at,
     equal_error_rate,
+    placements,
     roc_auc,
     roc_curve,
     true_positive_rate_at,
@@ -67,14 +70,37 @@ def test_interval_has_width_at_the_ends():
     assert wide[0] < narrow[0] < 0.8 < narrow[1] < wide[1]
 
 
-@pytest.mark.parametrize("separation", [0.0, 1.0, 2.5])
-def test_interval_covers_the_truth(separation):
-    truth = scipy.stats.norm.cdf(separation / np.sqrt(2))
-    covered = 0
-    for seed in range(1000):
-        low, high = auc_interval(roc_auc(*binormal(40, separation, seed)), 40, 40)
-        covered += low <= truth <= high
-    assert 0.93 <= covered / 1000 <= 0.975
+def test_delong_s_error_is_the_one_of_its_definition():
+    """Brute force over all pairs of a generated and a real image; coverage is tested with that of all metrics."""
+    labels, scores = binormal(60, 0.8, seed=3)
+    scores = np.round(scores, 1)
+    real, generated = scores[labels == 0], scores[labels == 1]
+    psi = np.array([[(x > y) + 0.5 * (x == y) for y in real] for x in generated])
+    above, below = placements(labels, scores)
+    assert above == pytest.approx(psi.mean(1)) and below == pytest.approx(psi.mean(0))
+    found = auc_estimate(labels, scores)
+    variance = psi.mean(1).var(ddof=1) / 60 + psi.mean(0).var(ddof=1) / 60
+    assert (found.value, found.stderr, found.n) == (pytest.approx(psi.mean()), pytest.approx(variance**0.5), 120)
+    assert found.method == "DeLong, logit" and 0 < found.low < found.value < found.high < 1
+
+
+def test_separated_classes_keep_an_interval():
+    found = auc_estimate([0] * 20 + [1] * 20, np.arange(40))
+    assert (found.low, found.high) == pytest.approx(auc_interval(1.0, 20, 20))
+    assert found.value == 1.0 and "Newcombe" in found.method and found.stderr is None
+    assert auc_estimate([0, 1, 1], [0.1, 0.2, 0.3]).low is not None
+    assert auc_estimate(LABELS, np.zeros(8)).method.startswith("Newcombe")
+
+
+def test_two_detectors_on_the_same_images():
+    labels, ours = binormal(200, 1.5, seed=1)
+    theirs = ours + np.random.default_rng(2).standard_normal(400) * 0.5
+    found = auc_difference(labels, ours, theirs)
+    assert found.estimate.value == pytest.approx(roc_auc(labels, ours) - roc_auc(labels, theirs))
+    apart = [auc_estimate(labels, x).stderr for x in (ours, theirs)]
+    assert found.estimate.stderr < 0.6 * np.hypot(*apart)  # the same images: most of the chance is shared
+    same = auc_difference(labels, ours, 3 * ours + 1)
+    assert (same.estimate.value, same.p_value) == (0.0, 1.0)
 
 
 def test_bad_input_is_named():

@@ -176,7 +176,15 @@ def duel_result(root, name, rate, controlled, seed, n=400):
     ]  # fmt: skip
     first = metrics[0]
     comparison = Comparison(
-        "an even match", rate - 0.5, first.ci_low - 0.5, first.ci_high - 0.5, 0.0004, "exact sign test", n
+        "an even match",
+        rate - 0.5,
+        first.ci_low - 0.5,
+        first.ci_high - 0.5,
+        0.0004,
+        "exact sign test",
+        n,
+        0.95,
+        "wilson",
     )
     metrics[0] = Metric(**{**first.__dict__, "comparison": comparison})
     metrics.append(metric("kl_k1", mean(draw.normal(4 if name == "ppo" else 2, 1.5, n)), "KL divergence from sft", higher_is_better=None, unit="nats"))  # fmt: skip

@@ -29,7 +29,8 @@ def test_paired_difference_is_scipys_paired_t_and_beats_the_unpaired():
 def test_paired_hundred_items_eight_net():
     ours = np.array([1] * 10 + [0] * 2 + [1] * 88)
     theirs = np.array([0] * 10 + [1] * 2 + [1] * 88)
-    assert s.paired_difference(ours, theirs).estimate.stderr == pytest.approx(0.0339, abs=3e-4)
+    for test in ("auto", "t"):
+        assert s.paired_difference(ours, theirs, test=test).estimate.stderr == pytest.approx(0.0339, abs=3e-4)
 
 
 def test_paired_difference_at_the_edges():
@@ -42,7 +43,7 @@ def test_paired_difference_at_the_edges():
 
 def test_clusters_of_copies_add_no_evidence():
     ours, theirs = np.array([1.0, 0.0, 1.0, 1.0, 0.0, 1.0]), np.zeros(6)
-    plain = s.paired_difference(ours, theirs)
+    plain = s.paired_difference(ours, theirs, test="t")
     copied = s.paired_difference(np.tile(ours, 5), np.tile(theirs, 5), clusters=list(range(6)) * 5)
     assert copied.p_value == pytest.approx(plain.p_value) and copied.estimate.n == 6
 
@@ -73,21 +74,65 @@ def test_corrections_agree_with_their_definitions(p):
     assert (s.holm(p) >= np.array(p) - 1e-12).all() and (s.holm(p) <= np.minimum(1, len(p) * np.array(p)) + 1e-12).all()
 
 
-def test_groups_chain_through_overlap():
-    # a and c do not overlap, but b overlaps both: no boundary between them can be defended
-    assert s.significance_groups([5, 4, 3], [6, 5.5, 4.5]) == [1, 1, 1]
-    assert s.significance_groups([5, 3, 0], [6, 4, 2]) == [1, 2, 3]
-    assert s.significance_groups([0, 5, 5.5], [1, 6, 7]) == [3, 1, 1]
-    assert s.significance_groups([0, 5, 5.5], [1, 6, 7], higher_is_better=False) == [1, 2, 2]
+def test_mid_p_is_the_exact_p_less_the_probability_of_what_was_seen():
+    for b, c in ((10, 2), (39, 26), (0, 5), (1, 0), (7, 8)):
+        expected = s.mcnemar_exact(b, c) - stats.binom.pmf(b, b + c, 0.5)
+        assert s.mcnemar_mid_p(b, c) == pytest.approx(expected) and s.mcnemar_mid_p(c, b) == s.mcnemar_mid_p(b, c)
+    assert s.mcnemar_mid_p(4, 4) == s.mcnemar_mid_p(0, 0) == 1.0
+    with pytest.raises(ValueError, match="must not be negative"):
+        s.mcnemar_mid_p(-1, 2)
 
 
-@given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 6)), min_size=1, max_size=8), st.booleans())
-def test_overlapping_entries_are_never_ranked_apart(pairs, higher):
-    low, high = [a for a, _ in pairs], [a + w for a, w in pairs]
-    ranks = s.significance_groups(low, high, higher)
-    for i, j in itertools.combinations(range(len(pairs)), 2):
-        if low[i] <= high[j] and low[j] <= high[i]:
-            assert ranks[i] == ranks[j]
-        elif ranks[i] != ranks[j]:
-            better = i if (low[i] > high[j]) == higher else j
-            assert ranks[better] == min(ranks[i], ranks[j])
+def test_mid_p_keeps_its_level_and_the_exact_test_stays_far_below():
+    """All discordant counts of 40 items that differ with probability .3, weighted by their probabilities."""
+    rejected = {s.mcnemar_mid_p: 0.0, s.mcnemar_exact: 0.0}
+    for discordant in range(25):  # more have a probability of 1e-5
+        weight = stats.binom.pmf(discordant, 40, 0.3)
+        for test in rejected:
+            reject = [test(b, discordant - b) <= 0.05 for b in range(discordant + 1)]
+            rejected[test] += weight * float(stats.binom.pmf(np.arange(discordant + 1), discordant, 0.5) @ reject)
+    assert 0.035 < rejected[s.mcnemar_mid_p] <= 0.052 and rejected[s.mcnemar_exact] < 0.03
+
+
+def test_right_or_wrong_gets_mcnemar_and_keeps_a_width_where_nothing_differs():
+    ours, theirs = [1] * 10 + [0] * 2 + [1] * 88, [0] * 10 + [1] * 2 + [1] * 88
+    found = s.paired_difference(ours, theirs)
+    assert (found.test, found.p_value) == ("McNemar, mid-p", pytest.approx(s.mcnemar_mid_p(10, 2)))
+    assert found.estimate.method == "Bonett-Price" and found.estimate.value == pytest.approx(0.08)
+    p, q = 11 / 102, 3 / 102
+    half = 1.959964 * np.sqrt((p + q - (p - q) ** 2) / 102)
+    assert (found.estimate.low, found.estimate.high) == (pytest.approx(p - q - half), pytest.approx(p - q + half))
+    exact = s.paired_difference(ours, theirs, test="mcnemar exact")
+    assert exact.p_value == pytest.approx(0.0385742, abs=1e-7)
+    never = s.paired_difference([1, 0, 1, 1], [1, 0, 1, 1])
+    assert never.p_value == 1.0 and never.estimate.low < -0.2 and never.estimate.high > 0.2
+    assert s.paired_difference(ours, theirs, test="t").test == "paired t"
+    with pytest.raises(ValueError, match="0 or 1"):
+        s.paired_difference([0.5], [1], test="mcnemar")
+    with pytest.raises(ValueError, match="no clusters"):
+        s.paired_difference([1, 0, 1], [1, 1, 0], clusters="aab", test="mcnemar")
+
+
+def test_permutation_and_bootstrap_agree_with_t_where_t_is_right():
+    g = numpy_generator(4, "agree")
+    ours, theirs = g.normal(0.25, 1, 90), np.zeros(90)
+    t, flips, boot = (
+        s.paired_difference(ours, theirs, test=name, seed=1) for name in ("t", "permutation", "bootstrap")
+    )
+    assert flips.p_value == pytest.approx(t.p_value, abs=0.01) and flips.estimate == t.estimate
+    assert boot.p_value == pytest.approx(t.p_value, abs=0.015)
+    assert boot.estimate.low == pytest.approx(t.estimate.low, abs=0.02)
+    assert (flips.test, boot.test) == ("paired permutation", "paired bootstrap")
+
+
+def test_permutation_and_bootstrap_take_whole_clusters():
+    ours, theirs = np.array([1.0, 2.0, -0.5, 3.0]), np.zeros(4)
+    copied = np.tile(ours, 6), np.tile(theirs, 6)
+    clusters = list(range(4)) * 6
+    plain, flips = (
+        s.paired_difference(ours, theirs, test="permutation"),
+        s.paired_difference(*copied, clusters=clusters, test="permutation"),
+    )
+    assert flips.p_value == plain.p_value and flips.test == "paired permutation, clustered"
+    boot = s.paired_difference(*copied, clusters=clusters, test="bootstrap")
+    assert boot.estimate.n == 4 and boot.estimate.stderr == pytest.approx(ours.std() / 2, rel=0.05)
