@@ -1,28 +1,29 @@
 """Our scorer against lm-evaluation-harness and `evaluate`: tokens computed, seconds, and whether the answers agree.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.evaluation_language    (six minutes; writes benchmarks/results/evaluation_language.json)
+    OMP_NUM_THREADS=1 python -m benchmarks.evaluation language    (six minutes; see benchmarks/evaluation.py)
 
 One model for all, with random weights (speed does not depend on them), fp32, methods in turn in one process.
 
-- multiple choice: ARC-challenge, 4 choices, 5 examples in the prompt, through `lm_eval.simple_evaluate` from end to end:
+- choice: ARC-challenge, 4 choices, 5 examples in the prompt, through `lm_eval.simple_evaluate` from end to end:
   lm-eval's HFLM at the best of several batch sizes, against SharedPrefixLM. Examples either drawn anew for each question
   (lm-eval's default) or the same first five for all (MMLU's way, where lm-eval's own one-token cache does not help either).
 - perplexity: paragraphs of WikiText-2 of mixed length, against `evaluate`'s perplexity. Its module is a script on a hub, so
   what its documentation says stands in for it here: all texts padded to the longest of the whole list, batches of 16 in the
   order given, the whole softmax, exp of each text's mean loss. Loading the model anew for each call is not counted.
 - batching: the largest change of a token's log-probability between batched and single scoring, in fp32 and under bf16.
+- padding: padded tokens of batches that are cut where padding costs least, against filling each to the budget.
 
-Data: $ALIGNKIT_DATA/eval_gauntlet and $ALIGNKIT_DATA/wikitext2. Tokens count padding: that is what is computed.
+Data: $ALIGNKIT_DATA/eval_gauntlet, wikitext2, hh_rlhf_harmless and autoj_pairwise. Tokens count padding: that is what is
+computed.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
+import functools
 import gzip
 import json
 import math
-import os
 import statistics
 import tempfile
 import time
@@ -34,12 +35,13 @@ import torch
 import yaml
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from benchmarks.common import DATA, RESULTS
-from data import train_tokenizer
+from benchmarks.common import DATA
+from data import load_preferences, train_tokenizer
+from data.encoding import encode_completions, encode_prompts
+from evaluation.batches import plan_batches
 from evaluation.language.harness import run_tasks
 from evaluation.language.perplexity import batch_deviation, perplexity
-from launch.files import write_json
-from launch.provenance import hardware, package_versions
+from evaluation.options import BATCH_TOKENS
 
 CONTEXT = 2048
 ROUNDS = 3
@@ -47,8 +49,11 @@ HF_BATCHES = (1, 8)
 """Batch sizes of lm-eval, of which its fastest counts."""
 EVALUATE_BATCH = 16
 """The default of `evaluate`'s perplexity."""
+PAIRS = {"hh_rlhf_harmless": "split.train.jsonl.gz", "autoj_pairwise": "autoj_pairwise.jsonl.gz"}
+SIDES = ("chosen", "rejected")
 
 
+@functools.cache
 def make_model() -> tuple[Any, Any]:
     """A Qwen3 of 4 layers and width 256 (about 6 M parameters), and a tokenizer of 8,192 entries trained on WikiText-2."""
     text = (DATA / "wikitext2" / "wiki.valid.tokens").read_text(encoding="utf-8")
@@ -216,49 +221,85 @@ def compare_perplexity(model: Any, tokenizer: Any, documents: int) -> dict[str, 
     }
 
 
-def measure_batching(model: Any, tokenizer: Any) -> dict[str, float]:
-    """Largest change of a token's log-probability in nats between batched and single scoring, 64 documents."""
-    texts = read_paragraphs(64, tokenizer)
+def measure_batching(model: Any, tokenizer: Any, documents: int) -> dict[str, Any]:
+    """Largest change of a token's log-probability in nats between batched and single scoring."""
+    texts = read_paragraphs(documents, tokenizer)
     worst, n = batch_deviation(model, tokenizer, texts, CONTEXT)
     with torch.autocast("cpu", torch.bfloat16):
         rough, _ = batch_deviation(model, tokenizer, texts, CONTEXT)
     return {"tokens": n, "fp32": worst, "bf16": rough}
 
 
-def measure(questions: int = 40, documents: int = 200) -> dict[str, Any]:
-    """All comparisons, as the JSON that is committed."""
-    load = os.getloadavg()[0]
-    model, tokenizer = make_model()
-    choice = {
-        label: compare_choice(model, tokenizer, questions, sampler)
-        for label, sampler in (("examples_drawn_for_each_question", "default"), ("same_examples_for_all", "first_n"))
-    }
-    return {
-        "benchmark": "evaluation_language",
-        "command": f"OMP_NUM_THREADS={torch.get_num_threads()} python -m benchmarks.evaluation_language --questions {questions} --documents {documents}",
-        "model": {"parameters": model.num_parameters(), "vocabulary": len(tokenizer), "precision": "fp32"},
-        "multiple_choice": choice,
-        "perplexity": compare_perplexity(model, tokenizer, documents),
-        "batching_nats": measure_batching(model, tokenizer),
-        "threads": torch.get_num_threads(),
-        "load_average_at_start": round(load, 2),
-        "hardware": hardware(),
-        "versions": package_versions(),
-    }
+# ---------------------------------------------------------------------------------------------- padding
 
 
-def main() -> None:
-    """Measure, write the result, and say the ratios."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--questions", type=int, default=40)
-    parser.add_argument("--documents", type=int, default=200)
-    values = parser.parse_args()
-    found = measure(values.questions, values.documents)
-    write_json(RESULTS / "evaluation_language.json", found)
-    for label, entry in [*found["multiple_choice"].items(), ("perplexity", found["perplexity"])]:
-        print(f"{label}: {entry['tokens_ratio']} times fewer tokens, {entry['speed_ratio']} times faster")
-    print(f"batching: {found['batching_nats']}")
+def fill_batches(lengths: list[int], budget: int) -> list[list[int]]:
+    """Rows, longest first, each batch filled to the budget: the plan that `plan_batches` is measured against."""
+    batches: list[list[int]] = []
+    for row in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if not batches or lengths[batches[-1][0]] * (len(batches[-1]) + 1) > budget:
+            batches.append([])
+        batches[-1].append(row)
+    return batches
 
 
-if __name__ == "__main__":
-    main()
+def pair_lengths(source: str, tokenizer: Any, context: int) -> list[int]:
+    """Tokens of prompts with both their answers, within the context: the rows of a reward model that shares prompts."""
+    pairs = load_preferences(str(DATA / source / PAIRS[source]), "drop")
+    prompts = encode_prompts(tokenizer, [p.prompt for p in pairs])
+    sides = [encode_completions(tokenizer, [p.prompt for p in pairs], [getattr(p, s) for p in pairs]) for s in SIDES]
+    lengths = [len(a) + len(b) + len(c) for a, b, c in zip(prompts, *sides, strict=True)]
+    return [length for length in lengths if length <= context]
+
+
+def compare_padding(tokenizer: Any, rows: int) -> dict[str, Any]:
+    """Padded tokens and passes of both plans, on three sets of rows and two budgets."""
+    paragraphs = [len(ids) for ids in tokenizer(read_paragraphs(rows, tokenizer))["input_ids"]]
+    sets = {"wikitext2 paragraphs": paragraphs}
+    sets |= {source: pair_lengths(source, tokenizer, CONTEXT)[:rows] for source in PAIRS}
+    found: dict[str, Any] = {}
+    for name, lengths in sets.items():
+        for budget in (BATCH_TOKENS, 4 * BATCH_TOKENS):
+            plans = {"filled": fill_batches(lengths, budget), "cheapest": plan_batches(lengths, budget)}
+            numbers = {
+                key: {"padded_tokens": sum(lengths[b[0]] * len(b) for b in plan), "passes": len(plan)}
+                for key, plan in plans.items()
+            }
+            found[f"{name}, {budget} tokens"] = {"rows": len(lengths), "tokens": sum(lengths), **numbers}
+    return {"sets": found}
+
+
+# ---------------------------------------------------------------------------------------------- the part
+
+
+def settled(function: Callable[..., dict[str, Any]], full: tuple[Any, ...], small: tuple[Any, ...]) -> Any:
+    """A comparison of one model and tokenizer, at its full size or a quick one."""
+
+    def compare(quick: bool) -> dict[str, Any]:
+        model, tokenizer = make_model()
+        about = {"parameters": model.num_parameters(), "vocabulary": len(tokenizer), "precision": "fp32"}
+        return {"model": about, **function(model, tokenizer, *(small if quick else full))}
+
+    return compare
+
+
+COMPARISONS = {
+    "choice_examples_drawn_for_each_question": settled(compare_choice, (40, "default"), (2, "default")),
+    "choice_same_examples_for_all": settled(compare_choice, (40, "first_n"), (2, "first_n")),
+    "perplexity": settled(compare_perplexity, (200,), (10,)),
+    "batching_nats": settled(measure_batching, (64,), (4,)),
+    "padding": lambda quick: compare_padding(make_model()[1], 50 if quick else 5000),
+}
+
+
+def describe(name: str, result: dict[str, Any]) -> str:
+    """One line for people."""
+    if name == "padding":
+        lines = [
+            f"{key}: {1 - entry['cheapest']['padded_tokens'] / entry['filled']['padded_tokens']:.1%} fewer padded tokens"
+            for key, entry in result["sets"].items()
+        ]
+        return "; ".join(lines)
+    if name == "batching_nats":
+        return f"batching: {result['fp32']:.1e} nats in fp32, {result['bf16']:.1e} under bf16"
+    return f"{name}: {result['tokens_ratio']} times fewer tokens, {result['speed_ratio']} times faster"

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from evaluation.batches import plan_batches
 from evaluation.options import BATCH_TOKENS
 from evaluation.scoring import (
     LOGITS_PER_BATCH,
@@ -33,7 +34,6 @@ from evaluation.scoring import (
     check_token_ids,
     inference,
     linear_in_fp32,
-    plan_batches,
     score_ids,
 )
 

@@ -10,8 +10,9 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from evaluation.batches import plan_batches
 from evaluation.options import BATCH_TOKENS
-from evaluation.scoring import check_finite, context_of, inference, plan_batches, right_pad
+from evaluation.scoring import check_finite, context_of, inference, right_pad
 from launch.errors import UserError
 
 
