@@ -4,8 +4,6 @@ import json
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from alignment.ppo import objectives as ppo
@@ -14,7 +12,7 @@ from alignment.ppo.controllers import KLController
 from alignment.ppo.models import load_roles
 from alignment.ppo.modules import response_logprobs, response_values
 from alignment.ppo.options import KLOptions, MonitorsOptions
-from alignment.ppo.rollout import PASS_TOKENS, make_batch, make_rollout, plan_parts
+from alignment.ppo.rollout import make_batch, make_rollout, plan_parts
 from alignment.reward.sources.build import build_source
 from launch.config import build
 from launch.errors import UserError
@@ -195,27 +193,6 @@ def test_minibatches_lose_and_repeat_no_row(rows, world, micro):
         assert len(part) * max(lengths[row] for row in part) <= micro * max(lengths)
     work = [sum(lengths[row] for part in p for row in part) for p in parts]
     assert max(work) - min(work) <= max(lengths)
-
-
-@given(st.lists(st.integers(1, 400), min_size=1, max_size=8), st.integers(1, 900))
-def test_micro_batches_are_the_cheapest_of_all_cuts(lengths, budget):
-    """Against every way to cut the rows, in order of their length, into batches that fit."""
-    ordered = sorted(lengths, reverse=True)
-
-    def cost(batches):
-        return sum(batch[0] * len(batch) + PASS_TOKENS for batch in batches)
-
-    def cuts(rows):
-        if not rows:
-            yield []
-        for first in range(1, len(rows) + 1):
-            if first == 1 or rows[0] * first <= budget:
-                yield from ([rows[:first], *rest] for rest in cuts(rows[first:]))
-
-    planned = [[lengths[row] for row in part] for part in plan_parts(range(len(lengths)), lengths, budget, 1)[0]]
-    assert [length for part in planned for length in part] == ordered
-    assert all(len(part) == 1 or part[0] * len(part) <= budget for part in planned)
-    assert cost(planned) == min(map(cost, cuts(ordered)))
 
 
 def test_critic_warm_up_holds_the_policy(make):
