@@ -20,8 +20,7 @@ demo: $(VENV)/.installed
 	$(BIN)/alignkit run demo --output_dir $(DEMO)
 
 test: $(VENV)/.installed-test lint
-	$(BIN)/python -m pytest -q --durations=15 -n $${TEST_PROCESSES:-2} --dist=loadscope -m "not distributed"
-	$(BIN)/python -m pytest -q --durations=15 -m distributed
+	$(BIN)/python -m pytest -q --durations=15 -n $${TEST_PROCESSES:-2} --dist=loadfile --no-loadscope-reorder
 
 quick: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -q -x -n 2 -m "not slow and not distributed and not browser"

@@ -18,8 +18,16 @@ from scipy.stats import norm
 from evaluation import statistics as s
 from evaluation.deepfake.metrics import auc_difference, auc_estimate, true_positive_rate_at
 from evaluation.images.frechet import frechet_distance_from_features
-from evaluation.images.intervals import frechet_estimate, inception_estimate, kernel_estimate
-from evaluation.images.metrics import inception_score
+from evaluation.images.intervals import (
+    cmmd_estimate,
+    extrapolated_estimate,
+    frechet_estimate,
+    inception_estimate,
+    kernel_estimate,
+    manifold_estimates,
+    mind_estimate,
+)
+from evaluation.images.metrics import cmmd, inception_score, mind, precision_recall_density_coverage, unit_length
 from evaluation.preferences.accuracy import calibration, reliability_bins
 from evaluation.statistics import Estimate
 from launch.seeding import numpy_generator
@@ -258,6 +266,53 @@ def expected_kernel(shift: float) -> float:
     return float(sum(c * (v**2).sum() / d**k for c, k, v in zip((3, 3, 1), (1, 2, 3), differences, strict=True)))
 
 
+DIRECTIONS = 40
+NEAR = Sets(d=5, n=120, m=150, shift=0.5)
+"""The sets of the sliced, the Gaussian-kernel and the extrapolated distance."""
+MANIFOLDS = Sets(d=3, n=150, m=150, shift=0.8)
+
+
+def monge(g: Generator) -> tuple[Estimate, float]:
+    """MIND along 40 fixed directions."""
+    return mind_estimate(*NEAR.draw(g), seed=0, directions=DIRECTIONS), expected_at_n("mind")
+
+
+def gaussian_kernel(g: Generator) -> tuple[Estimate, float]:
+    """CMMD, whose V-statistic is biased by the numbers of images."""
+    return cmmd_estimate(*NEAR.draw(g)), expected_at_n("cmmd")
+
+
+def extrapolated(g: Generator) -> tuple[Estimate, float]:
+    """A Fréchet distance at infinity against that of the distributions themselves, |shift|^2."""
+    return extrapolated_estimate(*NEAR.draw(g), seed=0), NEAR.d * NEAR.shift**2
+
+
+def manifold(name: str) -> Draw:
+    """Precision, recall, density or coverage."""
+    return lambda g: (manifold_estimates(*MANIFOLDS.draw(g), seed=0)[1][name], expected_manifold()[name])
+
+
+@cache
+def expected_at_n(metric: str) -> float:
+    """The mean of MIND or of CMMD over many draws of `NEAR`."""
+    g, measures = numpy_generator(1, f"coverage truth {metric}"), {
+        "mind": lambda x, y: mind(x, y, 0, DIRECTIONS),
+        "cmmd": lambda x, y: cmmd(unit_length(x), unit_length(y)).value,
+    }  # fmt: skip
+    return float(np.mean([measures[metric](*NEAR.draw(g)) for _ in range(TRUTH_DRAWS // 4)]))
+
+
+@cache
+def expected_manifold() -> dict[str, float]:
+    """The mean of each share over many draws of `MANIFOLDS`."""
+    g = numpy_generator(1, "coverage truth manifold")
+    found = [precision_recall_density_coverage(*MANIFOLDS.draw(g)) for _ in range(TRUTH_DRAWS // 4)]
+    return {
+        name: float(np.mean([getattr(f, name).mean() for f in found]))
+        for name in ("precision", "recall", "density", "coverage")
+    }
+
+
 def inception(g: Generator) -> tuple[Estimate, float]:
     """An Inception Score of 200 images of 8 classes."""
     return inception_estimate(_logits(g), 1, 0), expected_inception()
@@ -336,11 +391,18 @@ CASES = [
     Case("FID", "64 dimensions, 40 and 60", frechet(d=64, n=40, m=60, shift=0.3), AT_N),
     Case("Inception Score", "200 images, 8 classes", inception, AT_N),
     Case("kernel distance", "5 dimensions, 100 and 80, far", kernel(0.6)),
+    Case("CMMD", "5 dimensions, 120 and 150", gaussian_kernel, AT_N),
+    Case("MIND", "5 dimensions, 120 and 150", monge, AT_N),
+    Case("extrapolated FID", "5 dimensions, 120 and 150", extrapolated, "the distance of the distributions"),
 ]  # fmt: skip
 
 MISSES = [
     Case("TPR at 1 % FPR", "60 and 60, bootstrap", rate_at_one_percent),
     Case("calibration error", "300 pairs, logits twice too large", calibration_error, "the error of two million pairs"),
     Case("kernel distance", "5 dimensions, 100 and 80, equal", kernel(0.0)),
+    *(
+        Case(name, "3 dimensions, 150 and 150", manifold(name), AT_N)
+        for name in ("precision", "recall", "density", "coverage")
+    ),
 ]
 """Intervals that are known not to hold their level: measured too, so that nobody has to guess by how much."""

@@ -65,13 +65,12 @@ def describe(run: dict[str, Any], case: Case) -> dict[str, Any]:
     """Medians over the updates of a run: seconds by phase, rates; and the peak of its resident set."""
     updates = run["updates"]
     seconds = statistics.median(u["seconds"] for u in updates)
-    lengths = [u["length"] for u in updates if u.get("length")]
-    tokens = case.batch * (statistics.mean(lengths) if lengths else case.response)
+    lengths = [u["length"] for u in updates]
     return {
         "seconds": seconds,
         **{phase: statistics.median(u[phase] for u in updates) for phase in PHASES},
         "episodes_per_second": case.batch / seconds,
-        "response_tokens_per_second": tokens / seconds,
+        "response_tokens_per_second": case.batch * statistics.mean(lengths) / seconds,
         "peak_mib": run["peak_mib"],
         "peak_above_imports_mib": run["peak_mib"] - run["imports_mib"],
         "precision": run.get("precision", "bf16" if run.get("bf16") else "fp32"),

@@ -96,6 +96,12 @@ def _set_eos_rate(policy: torch.nn.Module, rate: float) -> None:
     head[EOS] = logit * direction_D / math.sqrt(width)
 
 
+def mean_length(responses_BT: torch.Tensor) -> float:
+    """Mean tokens of responses, each up to its first EOS, which counts; what stands after that does not."""
+    ended_BT = (responses_BT == EOS).cumsum(1) - (responses_BT == EOS).long() > 0
+    return float((~ended_BT).sum(1).double().mean())
+
+
 def wait_for_device() -> None:
     """Until a GPU has done what it was given: before a clock is read."""
     if torch.cuda.is_available():

@@ -15,13 +15,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import torch
 import trl.experimental.ppo.ppo_trainer as module
 from datasets import Dataset
-from ppo_case import peak_mib, read_case, wait_for_device
+from ppo_case import mean_length, peak_mib, read_case, wait_for_device
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
 from trl.experimental.ppo import PPOConfig, PPOTrainer
 
 base = peak_mib()
 seconds = {"generate": 0.0, "score": 0.0}
-rewards = []
+rewards, lengths = [], []
 
 
 @contextmanager
@@ -46,6 +46,16 @@ def wrap(name, phase, only_without_grad=False):
 
 
 wrap("batch_generation", "generate")
+timed_generation = module.batch_generation
+
+
+def batch_generation(model, queries, *args, **kwargs):
+    result = timed_generation(model, queries, *args, **kwargs)
+    lengths.append(mean_length(result[0][:, queries.shape[1] :]))
+    return result
+
+
+module.batch_generation = batch_generation
 wrap("get_reward", "score")
 wrap("forward", "score", only_without_grad=True)
 
@@ -69,6 +79,7 @@ class Clock(TrainerCallback):
                 "score": seconds["score"],
                 "update": whole - seconds["generate"] - seconds["score"],
                 "reward": rewards[-1] if rewards else None,
+                "length": lengths[-1],
             }
         )
         self.last = now

@@ -5,13 +5,15 @@ python -m benchmarks.soak --kills 200    (about a quarter of an hour on two core
 SIGKILL to one rank or to all of them: half of the kills at a moment drawn from the time that the run takes, half at the
 beginning of, or somewhere in, a phase that is drawn (the steps of a save take too short a time to be hit otherwise). After
 each one the newest checkpoint must verify and must not be older than the last step whose save had returned. At its end
-each job is compared with one that nobody killed: SHA-256 of the weights of policy and critic, and all metrics.
+each job is compared with one that nobody killed: SHA-256 of the weights of policy and critic, and all metrics. Exit code 1
+when any of that fails, or when fewer kills were made than wanted.
 """
 
 from __future__ import annotations
 
 import argparse
 import random
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -114,6 +116,19 @@ def run_job(case: Case, number: int, rng: random.Random, wanted: int, tally: Tal
     return made
 
 
+def find_failures(tally: Tally, wanted: int) -> list[str]:
+    """What the soak found wrong, a sentence each; `wanted` is the number of kills that it should have made."""
+    kills, jobs, identical = (sum(counts.values()) for counts in (tally.kills, tally.jobs, tally.identical))
+    found = [f"a fault: {fault}" for fault in tally.faults]
+    if kills != wanted:
+        found.append(f"{kills} kills were made, {wanted} were wanted")
+    if tally.lost:
+        found.append(f"{tally.lost} acknowledged steps were lost")
+    if identical != jobs or not jobs:
+        found.append(f"{identical} of {jobs} jobs ended as the undisturbed run did")
+    return found
+
+
 def make_cases(root: Path) -> list[tuple[Case, float]]:
     """Every mode plain and with rollouts ahead, and the share of the kills that it gets."""
     inputs = (save_policy(root / "policy"), save_reward(root / "reward"), save_prompts(root / "prompts.jsonl"))
@@ -131,11 +146,12 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    tally, start = Tally(), time.monotonic()
+    tally, start, planned = Tally(), time.monotonic(), 0
     with tempfile.TemporaryDirectory() as folder:
         for index, (case, share) in enumerate(make_cases(Path(folder))):
             case.run_undisturbed()
             wanted, made, number = max(1, round(options.kills * share)), 0, 0
+            planned += wanted
             rng = random.Random(1000 * options.seed + index)
             while made < wanted and number < 3 * wanted:
                 try:
@@ -146,8 +162,10 @@ def main() -> None:
                 number += 1
             print(f"{case.name}: {made} kills, {number} jobs, {time.monotonic() - start:.0f} s", flush=True)
     jobs, identical = sum(tally.jobs.values()), sum(tally.identical.values())
+    failures = find_failures(tally, planned)
     summary = {
         "kills": sum(tally.kills.values()),
+        "kills_wanted": planned,
         "jobs": jobs,
         "jobs_identical_to_the_undisturbed_run": identical,
         "acknowledged_steps_lost": tally.lost,
@@ -168,6 +186,8 @@ def main() -> None:
             "hardware": hardware(),
         },
     )
+    if failures:
+        sys.exit("the soak failed: " + "; ".join(failures))
 
 
 if __name__ == "__main__":

@@ -15,16 +15,20 @@ from launch.errors import UserError
 LOSSLESS, LOSSY = (".png", ".bmp", ".tif", ".tiff"), (".jpg", ".jpeg", ".webp")
 SAMPLES_FILE = "samples.npz"
 IDX_IMAGES = b"\x00\x00\x08\x03"  # idx: unsigned bytes in three dimensions
+IDX_LABELS = b"\x00\x00\x08\x01"  # and in one
+NPZ_NAMES = (("images", "labels"), ("arr_0", "arr_1"))
+"""Names of the arrays of images and labels: ours, and those of the reference batches of guided diffusion."""
 
 
 def read_npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     """The images uint8 (N, C, H, W) of an npz file and their labels (N,) where it has some."""
     try:
         with np.load(path, allow_pickle=False) as archive:
-            if "images" not in archive:
+            names = next((names for names in NPZ_NAMES if names[0] in archive), None)
+            if names is None:
                 raise UserError(f"{path}: holds no array 'images' (there are {', '.join(archive.files)}); add it")
-            images = archive["images"]
-            labels = archive.get("labels")
+            images = archive[names[0]]
+            labels = archive.get(names[1])
     except (zipfile.BadZipFile, EOFError, ValueError) as error:
         if isinstance(error, UserError):
             raise
@@ -51,8 +55,11 @@ def _as_nchw(images: np.ndarray, path: Path) -> np.ndarray:
     return np.ascontiguousarray(images)
 
 
-def read_folder(folder: Path) -> tuple[np.ndarray, str]:
-    """The pictures of a folder in name order as uint8 (N, C, H, W), and their compression, `lossy` or `none`."""
+def read_folder(folder: Path) -> tuple[np.ndarray, np.ndarray | None, str]:
+    """The pictures of a folder in name order as uint8 (N, C, H, W), their labels, and their compression, `lossy` or `none`.
+
+    Labels (N,) are the numbers of the subfolders in name order, where all pictures lie in one of two or more.
+    """
     files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in LOSSLESS + LOSSY and not _hidden(p, folder))
     if not files:
         raise UserError(f"{folder}: holds no {SAMPLES_FILE} and no pictures ({', '.join(LOSSLESS + LOSSY)}); add some")
@@ -63,9 +70,17 @@ def read_folder(folder: Path) -> tuple[np.ndarray, str]:
     for path, picture in zip(files, pictures, strict=True):
         if picture.shape != pictures[0].shape:
             raise UserError(
-                f"{path}: {_describe(picture)}, but {files[0].name} is {_describe(pictures[0])}; bring all to one size and mode"
+                f"{path}: {describe(picture)}, but {files[0].name} is {describe(pictures[0])}; bring all to one size and mode"
             )
-    return np.stack(pictures), "lossy" if lossy else "none"
+    return np.stack(pictures), _labels_by_folder(files, folder), "lossy" if lossy else "none"
+
+
+def _labels_by_folder(files: list[Path], root: Path) -> np.ndarray | None:
+    parents = [path.relative_to(root).parts[:-1] for path in files]
+    classes = sorted({parts[0] for parts in parents if parts})
+    if len(classes) < 2 or any(len(parts) != 1 for parts in parents):
+        return None
+    return np.array([classes.index(parts[0]) for parts in parents], dtype=np.int64)
 
 
 def _hidden(path: Path, root: Path) -> bool:
@@ -73,27 +88,29 @@ def _hidden(path: Path, root: Path) -> bool:
 
 
 def _read_picture(path: Path) -> np.ndarray:
-    """One picture as (C, H, W): grey stays grey, a palette becomes RGB, transparency is refused."""
+    """One picture as (C, H, W): see `pixels_of`."""
     try:
         with Image.open(path) as picture:
-            if picture.mode in ("LA", "RGBA", "PA") or "transparency" in picture.info:
-                raise UserError(f"{path}: has transparency; flatten it onto a background first")
-            pixels = np.asarray(picture.convert("L" if picture.mode in ("1", "L") else "RGB"))
+            return pixels_of(picture, str(path))
     except (UnidentifiedImageError, OSError) as error:
         raise UserError(f"{path}: cannot be read as a picture ({error}); replace or remove it") from None
+
+
+def pixels_of(picture: Image.Image, where: str) -> np.ndarray:
+    """A picture as uint8 (C, H, W): grey stays grey, a palette becomes RGB, transparency is refused."""
+    if picture.mode in ("LA", "RGBA", "PA") or "transparency" in picture.info:
+        raise UserError(f"{where}: has transparency; flatten it onto a background first")
+    pixels = np.asarray(picture.convert("L" if picture.mode in ("1", "L") else "RGB"))
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 
-def _describe(picture: np.ndarray) -> str:
+def describe(picture: np.ndarray) -> str:
     return f"{picture.shape[2]}x{picture.shape[1]} {'grey' if picture.shape[0] == 1 else 'RGB'}"
 
 
-def read_idx(path: Path) -> np.ndarray:
-    """The images uint8 (N, H, W) of an idx file (LeCun's MNIST format), gzipped or not."""
-    try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(f"{path}: is not a whole gzip file ({error}); fetch it again") from None
+def read_idx(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """The images uint8 (N, H, W) of an idx file (LeCun's MNIST format), gzipped or not, and the labels (N,) beside it."""
+    content = _read_whole(path)
     if content[:4] != IDX_IMAGES:
         raise UserError(f"{path}: is no idx file of images (it begins with {content[:4].hex()}); fetch it again")
     count, height, width = np.frombuffer(content[4:16], dtype=">i4").tolist()
@@ -101,4 +118,24 @@ def read_idx(path: Path) -> np.ndarray:
         raise UserError(
             f"{path}: has {len(content)} bytes, its header announces {16 + count * height * width}; fetch it again"
         )
-    return np.frombuffer(content[16:], dtype=np.uint8).reshape(count, height, width)
+    images = np.frombuffer(content[16:], dtype=np.uint8).reshape(count, height, width)
+    stem = path.name.removesuffix(".gz").replace("images-idx3", "labels-idx1")
+    places = (path.with_name(stem), path.with_name(f"{stem}.gz")) if "images-idx3" in path.name else ()
+    beside = next((p for p in places if p.is_file()), None)
+    return images, None if beside is None else _read_idx_labels(beside, count)
+
+
+def _read_idx_labels(path: Path, count: int) -> np.ndarray:
+    content = _read_whole(path)
+    if content[:4] != IDX_LABELS or len(content) != 8 + count:
+        raise UserError(
+            f"{path}: is no idx file of {count} labels, as many as there are images; fetch both files again"
+        )
+    return np.frombuffer(content[8:], dtype=np.uint8).astype(np.int64)
+
+
+def _read_whole(path: Path) -> bytes:
+    try:
+        return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(f"{path}: is not a whole gzip file ({error}); fetch it again") from None

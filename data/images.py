@@ -1,4 +1,4 @@
-"""Sets of images: from a sampling stage's folder, npz and idx files, a folder of pictures, or the embedded digits.
+"""Sets of images: from a sampling stage's folder, npz and idx files, pictures, data sets, or the embedded digits.
 
 Any source with `::train` or `::eval` behind it is that half of it, split by content. A distance between two sets of
 images needs many in both, so the halves are equal, where text holds out a tenth.
@@ -14,6 +14,7 @@ import numpy as np
 
 from data.embedded import digits
 from data.image_files import SAMPLES_FILE, read_folder, read_idx, read_npz
+from data.image_tables import is_table, read_table
 from data.named_splits import parse_source
 from launch.errors import UserError
 from launch.seeding import permutation
@@ -70,8 +71,9 @@ def content_fractions(images: np.ndarray, purpose: str) -> np.ndarray:
 def load_images(source: str) -> ImageSet:
     """The images of a source, or of the split that it names.
 
-    A source is a folder (samples.npz, MNIST's training images, or pictures), an npz file, an idx file of MNIST's kind,
-    or `embedded:digits`: scikit-learn's 1,797 handwritten digits, 8x8 grey. UserError names what cannot be used.
+    A source is a folder (samples.npz, MNIST's training images, pictures, or what `datasets` saved), an npz file, an idx
+    file of MNIST's kind, a parquet file, `hub:org/name[:config][@revision][#split]`, or `embedded:digits`: scikit-learn's
+    1,797 handwritten digits, 8x8 grey. UserError names what cannot be used.
     """
     if source.startswith(f"{EMBEDDED}/"):  # how a part was named before there was one syntax for all sources
         part = {"test": "eval"}.get(part := source.removeprefix(f"{EMBEDDED}/"), part)
@@ -93,22 +95,27 @@ def _load_whole(source: str) -> ImageSet:
     if source.startswith("embedded:"):
         if source != EMBEDDED:
             raise UserError(f"{source}: no such embedded images; there are {EMBEDDED}, {EMBEDDED}::train and ::eval")
-        planes, labels = digits()
-        return image_set(planes[:, None], labels, source)
+        planes, digit_labels = digits()
+        return image_set(planes[:, None], digit_labels, source)
     path = Path(source)
+    labels: np.ndarray | None
+    if is_table(source):
+        images, labels, compression = read_table(source)
+        return image_set(images, labels, source, compression)
     idx = next((path / name for name in IDX_TRAIN if (path / name).is_file()), path)
     if (path / SAMPLES_FILE).is_file():
         return image_set(*read_npz(path / SAMPLES_FILE), source)
     if idx.is_file() and "idx3-ubyte" in idx.name:
-        return image_set(read_idx(idx)[:, None], None, source)
+        images, labels = read_idx(idx)
+        return image_set(images[:, None], labels, source)
     if path.is_dir():
-        images, compression = read_folder(path)
-        return image_set(images, None, source, compression)
+        images, labels, compression = read_folder(path)
+        return image_set(images, labels, source, compression)
     if path.suffix == ".npz" and path.is_file():
         return image_set(*read_npz(path), source)
     raise UserError(
-        f"{source}: holds no images; give a folder of `alignkit sample`, a folder of pictures, an .npz or idx file or "
-        f"{EMBEDDED}"
+        f"{source}: holds no images; give a folder of `alignkit sample`, a folder of pictures, an .npz, idx or .parquet "
+        f"file, a folder of `datasets`, hub:org/name or {EMBEDDED}"
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 _EXPORTS = {
     "perplexity": "evaluation.language.perplexity",
+    "score_continuations": "evaluation.shared_prefix",
     "win_rate": "evaluation.statistics",
     "frechet_distance": "evaluation.images.frechet",
     "Leaderboard": "evaluation.report",

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from data.encoding import encode_completions, encode_prompts
 from data.readers import messages_of
 from data.records import Turns
+from evaluation.batches import plan_batches
 from evaluation.options import BATCH_TOKENS
 from launch.errors import UserError
 
@@ -28,26 +29,6 @@ ROWS_PER_SOFTMAX = 1024  # positions whose logits are cast to fp32 at once
 Ids = Sequence[int]
 Beat = Callable[[int], object]
 """Called after each batch with its number of rows: a progress display, a watchdog."""
-
-
-def plan_batches(
-    lengths: Sequence[int], budget: int, costs: Sequence[int] | None = None, cap: int = 0
-) -> list[list[int]]:
-    """Row numbers in batches, longest first, so that memory runs out at once or never.
-
-    A batch's padded size (rows x longest) stays within `budget` and its summed `costs` within `cap`, but every batch
-    has at least one row.
-    """
-    batches: list[list[int]] = []
-    width = cost = 0
-    for row in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        extra = costs[row] if costs else 0
-        if not batches or width * (len(batches[-1]) + 1) > budget or (costs and cost + extra > cap):
-            batches.append([])
-            width, cost = lengths[row], 0
-        batches[-1].append(row)
-        cost += extra
-    return batches
 
 
 def right_pad(sequences: Sequence[Ids], pad_id: int, device: torch.device) -> dict[str, Tensor]:

@@ -117,6 +117,29 @@ class Engine:
         for group, base, factor in zip(self.optimizer.param_groups, self.base_lrs, each, strict=True):
             group["lr"] = base * factor
 
+    def restart_optimizer(self, role: str) -> None:
+        """Forget the optimizer's moments and step counts of the parameter groups of a `role`, as if it were new.
+
+        A step with gradients and rate 0 moves nothing, but it counts: Adam's bias correction would be gone, and the first
+        real steps several times the learning rate. In place, since DeepSpeed keeps references to the tensors.
+        """
+        for parameters in self._flat_parameters(role):
+            state = self.optimizer.state.get(parameters, {})
+            for name, value in state.items():
+                state[name] = value.zero_() if isinstance(value, Tensor) else type(value)(0)
+
+    def _flat_parameters(self, role: str) -> list[Tensor]:
+        """What the optimizer keeps state for, of the groups of a `role`: parameters, or DeepSpeed's flat parts of them.
+
+        Each group has flat parts of its own under every ZeRO stage; ZeRO-3 lists them in the groups only while it steps.
+        """
+        groups = self.optimizer.param_groups
+        if self.runtime.uses_deepspeed and self.zero_stage == 3:
+            inner = self.wrapped.optimizer
+            parts = enumerate(inner.fp32_partitioned_groups_flat)
+            return [part for i, part in parts if groups[inner.sub_group_to_group_id[i]].get("role") == role]
+        return [parameter for group in groups if group.get("role") == role for parameter in group["params"]]
+
     def step(self) -> float:
         """Clip, make the optimizer step and clear the gradients. Returns the gradient norm before clipping."""
         if self.runtime.uses_deepspeed:

@@ -93,7 +93,9 @@ SIDE_FILES = {
     "alarms.jsonl",
     "README.md",
 }
-SIDE_FOLDERS = {"checkpoints", "rollouts", "trackers"}
+SCORED = "scored"
+"""Folder of the samples that an evaluation has scored so far."""
+SIDE_FOLDERS = {"checkpoints", "rollouts", "trackers", SCORED}
 
 
 def sha256_tree(root: str | Path, with_runs: bool = False) -> str:

@@ -7,3 +7,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+from hypothesis import settings
+
+settings.register_profile("alignkit", deadline=None)  # an example may wait for another process: no test is timed
+settings.load_profile("alignkit")
+
+LONGEST = ("test_every_stage", "test_demo", "test_ppo_kills", "test_ppo_distributed", "test_ppo_vllm", "test_readme")
+
+
+def pytest_collection_modifyitems(items):
+    """The files that take longest come first, so that no worker is left alone with one of them at the end."""
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))

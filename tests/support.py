@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -173,10 +174,12 @@ def last_words(process: subprocess.Popen[str], patience_s: float = 100) -> str:
 
 
 def free_port() -> int:
-    """A TCP port that nothing listens on just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port that nothing listens on, below those that Linux gives to connections: none takes it meanwhile."""
+    while True:
+        port = 20_000 + int.from_bytes(os.urandom(2)) % 12_000
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def launch_command(module: str, words: list[str], processes: int, flags: list[str]) -> list[str]:

@@ -19,6 +19,8 @@ from urllib.parse import parse_qs, urlsplit
 
 import torch
 
+from tests.support import free_port
+
 NUMBER = (int, float)
 FIELDS: dict[str, Any] = {
     "model": str,
@@ -56,6 +58,8 @@ FIELDS: dict[str, Any] = {
     "return_weight_versions": bool,
 }
 """Of POST /v1/completions, as far as a client like ours could send them."""
+LOADING = threading.Lock()
+"""Two threads that load models at once can leave transformers unable to tie weights in the whole process (5.23)."""
 GENERATION_CONFIG = {"top_k": 2, "temperature": 0.3, "repetition_penalty": 1.5, "eos_token_id": [1, 5]}
 
 
@@ -73,7 +77,7 @@ class VLLMServer:
         """Changes the choice of an answer."""
         self.before = lambda number: None
         """Called before completion `number` (from 0) is sampled."""
-        self.port, self.delay_s, self._lock = 0, 0.0, threading.Lock()
+        self.port, self.delay_s, self._lock = free_port(), 0.0, threading.Lock()
         self.server: ThreadingHTTPServer | None = None
         self.start()
 
@@ -107,8 +111,7 @@ class VLLMServer:
                 pass
 
         ThreadingHTTPServer.allow_reuse_address = True
-        self.server = bind(self.port, Handler)
-        self.port = self.server.server_port
+        self.server = ThreadingHTTPServer(("127.0.0.1", self.port), Handler)
         threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
     def stop(self) -> None:
@@ -130,7 +133,8 @@ class VLLMServer:
     def _load(self, folder: Path) -> None:
         from transformers import AutoModelForCausalLM
 
-        self.model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).float().eval()
+        with LOADING:
+            self.model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).float().eval()
 
     # ------------------------------------------------------------------------------------ addresses
 
@@ -288,13 +292,3 @@ def check_fields(body: dict[str, Any], context: int, vocab_size: int) -> None:
         raise Problem(400, f"Input length ({len(prompt)}) exceeds model's maximum context length ({context}).")
     if body.get("logprobs") is not None and body["logprobs"] < -1:
         raise Problem(400, "`logprobs` must be a positive value or -1.")
-
-
-def bind(port, handler, tries=100):
-    """A server on the port that it had before: another process may have taken it for a connection meanwhile."""
-    for _ in range(tries - 1):
-        try:
-            return ThreadingHTTPServer(("127.0.0.1", port), handler)
-        except OSError:
-            time.sleep(0.1)
-    return ThreadingHTTPServer(("127.0.0.1", port), handler)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Annotated, Literal
 
 from alignment.lora.config import LoraOptions
@@ -11,6 +11,12 @@ from alignment.reward.sources.config import SourceConfig, named_rewards
 from launch.config import artefact, operational
 from launch.ranges import Count, NotNegative, Positive, PositiveInt, Range, Share
 from launch.stage import StageConfig
+
+CRITIC_OPTIONS = (
+    *("critic", "critic_from", "critic_learning_rate", "critic_warmup"),
+    *("gae_lambda", "value_lambda", "length_alpha", "value_clip", "value_coef"),
+)
+"""What estimators without a critic do not read."""
 
 
 @dataclass(kw_only=True)
@@ -49,6 +55,9 @@ class PPOConfig(StageConfig):
     replay: str | None = artefact(None)
     """Rollouts that another run dumped, to train on instead of sampling and scoring: its folder `rollouts`, or one file
     of it. Neither prompts nor a source of reward are needed then, but for the model that the critic starts from."""
+    replay_from: str | None = artefact(None)
+    """A replay that begins after update 1: the checkpoint of the dumping run from just before, `checkpoints/step-00000002`
+    for update 3. Without it the first replayed update starts from `policy` with a new optimizer: another update."""
 
     # ---------------------------------------------------------------- sizes
     updates: PositiveInt = 100
@@ -185,8 +194,21 @@ class PPOConfig(StageConfig):
         for name in ("policy",) if self.replay else ("policy", "prompts"):
             if not getattr(self, name):
                 raise ValueError(f"{name} is missing; add --{name} PATH")
+        if self.replay_from and not self.replay:
+            raise ValueError("replay_from: is not read without a replay; add --replay PATH, or leave it out")
         sources = self.sources
         self._check_batch()
+        self._check_controller()
+        if self.replay and self.monitors.roll_back:
+            raise ValueError(
+                "monitors: action rollback makes no sense in a replay, whose rollouts are what they are; choose warn or stop"
+            )
+        self._check_unread()
+        if self.critic_warmup >= self.updates:
+            raise ValueError(
+                f"critic_warmup: {self.critic_warmup} of {self.updates} updates leave none in which the policy moves; "
+                "give fewer, or more updates"
+            )
         models = any(source.model for source in sources.values())
         if self.needs_critic and not self.critic and self.critic_from == "reward" and not models:
             raise ValueError(
@@ -198,6 +220,36 @@ class PPOConfig(StageConfig):
                 f"evaluation.gold: the policy is trained against {min(known)}, which is therefore no judge of it; "
                 "give another reward model, or none"
             )
+
+    def _check_controller(self) -> None:
+        """The adaptive weight moves by a factor of 1 - 0.2 * batch_size / kl_horizon at most: that must be above 0, and so the weight."""
+        if self.kl_target is None:
+            return
+        if self.kl_horizon < self.batch_size:
+            raise ValueError(
+                f"kl_horizon: {self.kl_horizon} episodes are fewer than those of one rollout (batch_size {self.batch_size}), so the "
+                "KL weight would jump; give many times batch_size (10000 is usual)"
+            )
+        if self.kl_coef == 0:
+            raise ValueError(
+                "kl_coef: 0 never moves, since kl_target adapts it by factors; give one above 0, or no kl_target"
+            )
+
+    def _check_unread(self) -> None:
+        """ValueError for an option that nothing reads in this configuration, and that is not its default."""
+        unread: list[tuple[bool, str, tuple[str, ...]]] = [
+            (not self.needs_critic, f"estimator {self.estimator}, which has no critic", CRITIC_OPTIONS),
+            (self.estimator in ("grpo", "rloo"), f"estimator {self.estimator}, which does not discount", ("gamma",)),
+            (self.estimator != "grpo", f"estimator {self.estimator}, but by grpo alone", ("group_std",)),
+            (self.length_alpha is not None, "length_alpha, which takes its place", ("gae_lambda",)),
+            (self.kl_target is None, "a fixed KL weight; add --kl_target NATS", ("kl_horizon",)),
+            (not self.ptx_data, "a run without ptx_data; add --ptx_data PATH", ("ptx_coef", "ptx_batch_size")),
+        ]
+        defaults = {item.name: item.default for item in fields(self)}
+        for applies, why, names in unread:
+            for name in names if applies else ():
+                if getattr(self, name) != defaults[name]:
+                    raise ValueError(f"{name}: is not read by {why}{', or' if ';' in why else ';'} leave it out")
 
     def _check_batch(self) -> None:
         from alignment.ppo.estimators import check_samples

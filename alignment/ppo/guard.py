@@ -80,6 +80,7 @@ class Guard:
         monitors.rollbacks, monitors.told = made, told
         self._tell(alarm, "rolled back", to=checkpoint.step, rate_factor=monitors.rate_factor)
         self.store.discard_after(checkpoint.step)
+        trainer.dump.cut_back(checkpoint.step)
         trainer.save(self.store)  # else a kill from here on would lead into the fault again
         self.say(
             f"{alarm.sentence}; rolled back to update {checkpoint.step}, learning rates times {monitors.rate_factor:g}"

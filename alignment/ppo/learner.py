@@ -64,11 +64,15 @@ class Learner:
         config, runtime = self.config, self.runtime
         warming = counter[0] < config.critic_warmup
         self._set_learning_rates(counter[0], warming)
+        if counter == (config.critic_warmup, 0) and not warming:
+            self.engine.restart_optimizer("policy")  # else its first steps would be those of an optimizer long at work
         tokens = rollout.mask_BT[minibatch].sum()
         if hasattr(self.engine.module, "value_reaches_trunk"):
             self.engine.module.value_reaches_trunk = not warming
+        of_ptx = None
         if self.ptx is not None and not warming:
-            _add(sums, self._ptx_pass(self.ptx, counter), tokens)
+            _add(sums, self._ptx_passes(self.ptx, counter), tokens)
+            of_ptx = self._policy_gradients()
         weights_BT = torch.zeros_like(rollout.mask_BT)
         weights_BT[minibatch] = ppo.token_weights(rollout.mask_BT[minibatch], config.loss_mean, config.max_new_tokens)
         parts = plan_parts(minibatch, rollout.lengths, self.room, runtime.world)[runtime.rank]
@@ -83,6 +87,7 @@ class Learner:
                 loss, measured = self._losses(rollout, rows, weights_BT, kl_coef, idle, warming)
                 self.engine.backward(loss, last)
             _add(sums, measured, tokens)
+        _add(sums, self._ptx_norms(of_ptx), tokens)
         return self.engine.step()
 
     def _losses(
@@ -141,21 +146,36 @@ class Learner:
         loss = (weights_N * losses_N).sum()
         return loss, {"step/critic/loss": loss, "critic/clip_fraction": (clipped_N * real_N).sum()}
 
-    def _ptx_pass(self, ptx: PTXData, counter: tuple[int, int]) -> dict[str, Tensor]:
-        """The gradient of the PTX loss, before those of the rollout: mean nats per token of the step's rows.
+    def _ptx_passes(self, ptx: PTXData, counter: tuple[int, int]) -> dict[str, Tensor]:
+        """The gradient of the PTX loss, before those of the rollout: mean nats per token of the step's rows, cut as those are."""
+        episodes, world = ptx.episodes(counter, self.runtime.device), self.runtime.world
+        tokens = sum(map(len, episodes.responses))
+        total = torch.zeros((), device=self.runtime.device)
+        for part in plan_parts(range(len(episodes)), episodes.lengths, self.room, world)[self.runtime.rank]:
+            batch = make_batch(episodes, part or [0], self.pad_id)
+            with self.engine.accumulating(last=False):
+                logprobs_N, _, _ = self.engine(batch.tokens_bS, batch.before_N, batch.targets_N, 1.0, False)
+                loss = -logprobs_N.sum() / tokens * (1.0 if part else 0.0)
+                self.engine.backward(self.config.ptx_coef * loss, last=False)
+            total += loss.detach()
+        return {"step/ptx/loss": total}
 
-        Its norm is known only where gradients are whole on this process: with one process, without DeepSpeed.
-        """
-        batch, tokens = ptx.batch(counter, self.runtime)
-        with self.engine.accumulating(last=False):
-            logprobs_N, _, _ = self.engine(batch.tokens_bS, batch.before_N, batch.targets_N, 1.0, False)
-            loss = -logprobs_N.sum() / tokens
-            self.engine.backward(self.config.ptx_coef * loss, last=False)
-        measured = {"step/ptx/loss": loss}
-        if self.runtime.world == 1 and not self.runtime.uses_deepspeed:
-            norms = [p.grad.norm() for p in self.engine.module.parameters() if p.grad is not None]
-            measured["step/ptx/grad_norm"] = torch.stack(norms).norm()
-        return measured
+    def _policy_gradients(self) -> list[Tensor] | None:
+        """Copies of the policy's gradients so far; None where they are not whole on this process."""
+        if self.runtime.world > 1 or self.runtime.uses_deepspeed:
+            return None
+        groups = self.engine.optimizer.param_groups
+        policy = [p for group in groups if group.get("role") == "policy" for p in group["params"]]
+        return [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in policy]
+
+    def _ptx_norms(self, of_ptx: list[Tensor] | None) -> dict[str, Tensor]:
+        """Norms of the PTX gradient and of the rest of the policy's gradient, once both are made."""
+        both = None if of_ptx is None else self._policy_gradients()
+        if of_ptx is None or both is None:
+            return {}
+        rest = [grad - part for grad, part in zip(both, of_ptx, strict=True)]
+        norms = (torch.stack([grad.norm() for grad in grads]).norm() for grads in (of_ptx, rest))
+        return dict(zip(("step/ptx/grad_norm", "step/ptx/rest_norm"), norms, strict=True))
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
         """Log-probabilities, entropies and values of the response tokens, (N,) each."""
@@ -183,7 +203,8 @@ class Learner:
                 metrics[name.removeprefix("step/")] = value / tokens
         metrics["train/grad_norm"] = sum(norms) / len(norms)
         if "ptx/grad_norm" in metrics:
-            metrics["ptx/grad_norm_ratio"] = metrics.pop("ptx/grad_norm") / metrics["train/grad_norm"]
+            norm, rest = metrics.pop("ptx/grad_norm"), metrics.pop("ptx/rest_norm")
+            metrics["ptx/grad_norm_ratio"] = norm / max(rest, 1e-12)
         metrics["train/lr"] = float(self.engine.optimizer.param_groups[0]["lr"])
         return metrics
 

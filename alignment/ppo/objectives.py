@@ -4,16 +4,13 @@ Shapes: B sequences, T response tokens (right-padded). `mask_BT` is 1 on respons
 the padding after them, whose content never matters, be it NaN. Log-probabilities and KL are in nats.
 
 Losses are given for each token. A loss of the minibatch is sum(token_weights * losses), with the weights of the GLOBAL
-minibatch: then no micro-batch, rank or accumulation step weighs its tokens differently (checklist item 23). Functions
-named `*_sum` return sums over tokens, for the caller to divide by the token count of the global minibatch.
+minibatch: then no micro-batch, rank or accumulation step weighs its tokens differently (checklist item 23).
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-
-from alignment.ppo.controllers import KLController as KLController  # the trainer's name for it
 
 # ---------------------------------------------------------------------------------------------- masked tensors
 
@@ -185,14 +182,6 @@ def policy_losses(
     return torch.where(above_BT, ceiling_BT, losses_BT), clipped_BT | above_BT
 
 
-def policy_loss_sum(
-    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, clip: float
-) -> tuple[Tensor, Tensor]:
-    """`policy_losses` with a symmetric clip, and its count of clipped tokens; both summed over tokens."""
-    losses, clipped = policy_losses(log_ratio(logprobs, old_logprobs, mask), advantages, clip, clip)
-    return on_mask(losses, mask).sum(), (clipped * mask).sum()
-
-
 def value_losses(
     values_BT: Tensor, old_values_BT: Tensor, returns_BT: Tensor, clip: float | None
 ) -> tuple[Tensor, Tensor]:
@@ -208,14 +197,6 @@ def value_losses(
     bounded_BT = (old_values_BT + moved_BT.clamp(-clip, clip) - returns_BT) ** 2
     clipped_BT = (bounded_BT > plain_BT) & (moved_BT.abs() > clip)  # inside the range they differ by rounding
     return 0.5 * torch.maximum(plain_BT, bounded_BT), clipped_BT
-
-
-def value_loss_sum(
-    values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, clip: float | None
-) -> tuple[Tensor, Tensor]:
-    """`value_losses` and its count of clipped tokens; both summed over tokens."""
-    losses, clipped = value_losses(values, old_values, returns, clip)
-    return on_mask(losses, mask).sum(), (clipped * mask).sum()
 
 
 def truncated_importance(

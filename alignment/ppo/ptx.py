@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from alignment.ppo.rollout import Batch, Prompt, Rollout, make_batch
+from alignment.ppo.rollout import Prompt, Rollout
 from alignment.prompts import holds_pairs
 from data import load_documents, load_pairs
 from data.encoding import encode_completions, encode_prompts
 from launch.errors import UserError
-from launch.runtime import Runtime
 from launch.seeding import permutation
 
 
@@ -25,10 +24,11 @@ class PTXData:
     batch_size: int
     seed: int
     steps_per_update: int
-    pad_id: int
+    left_out: int = 0
+    """Rows that are longer than a rollout's longest episode may be, or hold nothing to learn."""
 
-    def batch(self, counter: tuple[int, int], runtime: Runtime) -> tuple[Batch, int]:
-        """This rank's rows of the optimizer step (update, step of it), and the learned tokens of the global batch.
+    def episodes(self, counter: tuple[int, int], device: torch.device) -> Rollout:
+        """The rows of the optimizer step (update, step of it) of all ranks, for `plan_parts` and `make_batch`.
 
         The pass over the rows is shuffled anew in each epoch; a step's rows follow from its number alone.
         """
@@ -36,25 +36,18 @@ class PTXData:
         numbers = range(first, first + self.batch_size)
         orders = {epoch: permutation(n, self.seed, "ppo-ptx", epoch) for epoch in {i // n for i in numbers}}
         chosen = [self.rows[int(orders[i // n][i % n])] for i in numbers]
-        mine = chosen[runtime.rank :: runtime.world]
-        prompts: list[Prompt] = [{"prompt_ids": read} for read, _ in mine]
-        learned = [target for _, target in mine]
-        mask_BT = torch.zeros(len(mine), 1, device=runtime.device)
-        episodes = Rollout(prompts, learned, list(range(len(mine))), mask_BT, mask_BT[:, 0])
-        return make_batch(episodes, range(len(mine)), self.pad_id), sum(len(target) for _, target in chosen)
+        prompts: list[Prompt] = [{"prompt_ids": read} for read, _ in chosen]
+        mask_BT = torch.zeros(len(chosen), 1, device=device)
+        return Rollout(prompts, [learned for _, learned in chosen], list(range(len(chosen))), mask_BT, mask_BT[:, 0])
 
 
-def load_ptx(config: Any, tokenizer: Any, context: int, world: int) -> PTXData | None:
+def load_ptx(config: Any, tokenizer: Any, context: int) -> PTXData | None:
     """The PTX data of a PPO config, or None. Pairs: completions with EOS are learned; text: all but the first token.
 
     Text is cut into rows of the rollout's longest episode, so that PTX needs no more memory than PPO does.
     """
     if not config.ptx_data:
         return None
-    if config.ptx_batch_size % world:
-        raise UserError(
-            f"ptx_batch_size: {config.ptx_batch_size} is not a multiple of {world} processes; choose one that is"
-        )
     rows = (
         _pairs(config.ptx_data, tokenizer)
         if holds_pairs(config.ptx_data)
@@ -63,9 +56,8 @@ def load_ptx(config: Any, tokenizer: Any, context: int, world: int) -> PTXData |
     fitting = [(read, learned) for read, learned in rows if learned and len(read) + len(learned) <= context]
     if not fitting:
         raise UserError(f"ptx_data: {config.ptx_data}: no row of at most {context} tokens; raise max_new_tokens")
-    return PTXData(
-        fitting, config.ptx_batch_size, config.seed, config.epochs * config.minibatches, tokenizer.pad_token_id
-    )
+    steps, left_out = config.epochs * config.minibatches, len(rows) - len(fitting)
+    return PTXData(fitting, config.ptx_batch_size, config.seed, steps, left_out)
 
 
 def _pairs(source: str, tokenizer: Any) -> list[tuple[list[int], list[int]]]:

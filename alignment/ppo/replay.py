@@ -1,6 +1,7 @@
 """PPO from dumped rollouts: nothing is sampled, nothing is scored, no source and no reference model is loaded.
 
-With the config and the start of the run that dumped them, the updates are the same to the bit. With another loss,
+With the config and the start of the run that dumped them, the updates are the same to the bit: from update 1 that start is
+`policy`, from a later one the checkpoint of just before it (`replay_from`). With another loss,
 estimator or learning rate the rollouts are off-policy from the second update on: they are what the dumping run's policy
 did, not this one's, and the ratio's old log-probabilities stay those of the dump.
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,9 @@ from torch import Tensor
 from alignment.ppo.config import PPOConfig
 from alignment.ppo.controllers import KLController, RewardNormaliser
 from alignment.ppo.dump import TOKEN_COLUMNS
+from alignment.ppo.estimators import ESTIMATORS
 from alignment.ppo.rollout import Rollout
+from launch.checkpoint import Checkpoint, verify_folder
 from launch.errors import UserError
 
 NEEDED = (
@@ -57,11 +61,45 @@ class Replay:
             )
         return self.first - 1, min(self.config.updates, max(self.files))
 
+    def start(self) -> Checkpoint | None:
+        """The checkpoint that `replay_from` names. UserError unless it is whole and of the update before the first rollout."""
+        if not self.config.replay_from:
+            return None
+        folder = Path(self.config.replay_from)
+        try:
+            meta = verify_folder(folder)
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"replay_from: {folder}: {error}; give a folder checkpoints/step-... of the run that dumped the rollouts"
+            ) from None
+        if meta.get("step") != self.first - 1:
+            raise UserError(
+                f"replay_from: {folder}: is of update {meta.get('step')}, but the first rollout is that of update "
+                f"{self.first}; give the checkpoint of update {self.first - 1}"
+            )
+        return Checkpoint(self.first - 1, folder, meta)
+
+    @property
+    def warning(self) -> str | None:
+        """Why the first update will not be that of the dumping run, if it will not."""
+        if self.first == 1 or self.config.replay_from:
+            return None
+        return (
+            f"WARNING: the replay begins at update {self.first} with the weights of `policy` and a new optimizer, so its updates "
+            f"are NOT those of the run that dumped it; give --replay_from RUN/checkpoints/step-{self.first - 1:08d} to make them so"
+        )
+
     def rollout(self, done: int) -> Rollout:
         """The scored rollout of the update that comes after `done` updates, whole."""
         rows, path = self._rows(done + 1), self.files[done + 1]
         if len(rows) % self.config.minibatches:
             raise UserError(f"replay: {path}: {len(rows)} episodes; minibatches must divide that")
+        alone = min(Counter(row["group"] for row in rows).values()) < 2
+        if alone and ESTIMATORS[self.config.estimator].needs_groups:
+            raise UserError(
+                f"replay: {path}: holds a prompt with one response, and estimator {self.config.estimator} compares the "
+                "responses of one prompt; choose estimator gae or reinforce++, or dump a run with samples_per_prompt 2 or more"
+            )
         self.rate_factor = rows[0]["rate_factor"]
         lengths = [len(row["response_ids"]) for row in rows]
         mask_BT = torch.zeros(len(rows), max(lengths))

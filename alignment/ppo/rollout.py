@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from evaluation.batches import cut_rows
 from launch.runtime import Runtime
 
 Prompt = dict[str, Any]
@@ -182,10 +183,6 @@ def make_batch(rollout: Rollout, rows: Sequence[int], pad_id: int) -> Batch:
     return Batch(tokens_bS.to(device), torch.tensor(before, device=device), torch.tensor(targets, device=device))
 
 
-PASS_TOKENS = 256
-"""What a forward pass costs besides its tokens, in tokens: as much padding may be saved by one more pass before it pays."""
-
-
 def plan_parts(rows: Sequence[int], lengths: Sequence[int], budget: int, world: int) -> list[list[list[int]]]:
     """For each rank its micro-batches (lists of `rows`), as many for every rank; the last ones may be empty.
 
@@ -198,27 +195,6 @@ def plan_parts(rows: Sequence[int], lengths: Sequence[int], budget: int, world: 
     for number, row in enumerate(ordered):
         turn, seat = divmod(number, world)
         hands[seat if turn % 2 == 0 else world - 1 - seat].append(row)
-    plans = [_cut(hand, lengths, budget) for hand in hands]
+    plans = [cut_rows(hand, lengths, budget) for hand in hands]
     most = max(map(len, plans))
     return [plan + [[] for _ in range(most - len(plan))] for plan in plans]
-
-
-def _cut(ordered: Sequence[int], lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Rows, longest first, in the batches that have the fewest padded tokens and PASS_TOKENS in all; the fewest of equals."""
-    best: list[tuple[int, int, int]] = [(0, 0, 0)]
-    """For the first rows: cost, number of batches, and where the last batch begins."""
-    for stop in range(1, len(ordered) + 1):
-        choices = []
-        for start in range(stop - 1, -1, -1):
-            padded = lengths[ordered[start]] * (stop - start)
-            if padded > budget and start < stop - 1:
-                break
-            choices.append((best[start][0] + padded + PASS_TOKENS, best[start][1] + 1, start))
-        best.append(min(choices))
-    batches: list[list[int]] = []
-    stop = len(ordered)
-    while stop:
-        start = best[stop][2]
-        batches.append(list(ordered[start:stop]))
-        stop = start
-    return batches[::-1]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Any, Protocol
 
+import psutil
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -16,6 +18,7 @@ from alignment.lora.adapted import AdaptedModel
 from alignment.ppo.background import in_background
 from alignment.ppo.export import empty_policy, fill
 from launch.engine import Engine, check_weights
+from launch.errors import UserError
 from launch.zero import plain_weights
 
 
@@ -46,16 +49,54 @@ class WholeCopy:
         self, engine: Engine, policy: PreTrainedModel, weights: Callable[[], Iterator[tuple[str, Tensor]]]
     ) -> None:
         self.engine, self.weights = engine, weights
+        self._gathered = gathered_bytes(policy) if engine.zero_stage == 3 else 0
+        check_memory(engine, 4 * count_weights(policy) + self._gathered)
         with plain_weights():
             copied: Any = type(policy)(copy.deepcopy(policy.config))
         self.model = copied.to(engine.runtime.device).eval().requires_grad_(False)
 
     def sync(self) -> PreTrainedModel:
+        if self._gathered:
+            check_memory(self.engine, self._gathered)
         held = self.model.state_dict()
         with self.engine.gathered(self.engine.module.policy.parameters()):
             for name, value in self.weights():
                 held[name].copy_(value)
         return self.model
+
+
+def count_weights(policy: PreTrainedModel) -> int:
+    """Numbers in a model, also where ZeRO-3 has left this rank a part of each parameter."""
+    return sum(int(getattr(p, "ds_numel", p.numel())) for p in policy.parameters())
+
+
+def gathered_bytes(policy: PreTrainedModel) -> int:
+    """What the parameters of a model take when ZeRO-3 has gathered them all."""
+    return sum(int(getattr(p, "ds_numel", p.numel())) * p.element_size() for p in policy.parameters())
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that this process could still take: of its GPU, its own cache included, or of the machine."""
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + cached
+    return int(psutil.virtual_memory().available)
+
+
+def check_memory(engine: Engine, needed: int) -> None:
+    """UserError on every rank unless each has `needed` bytes free. All ranks call this together.
+
+    In time: a rank that runs out of memory within a collective call leaves the others waiting. The ranks of a machine without
+    GPUs share its memory; all of them look at it before any of them takes some.
+    """
+    runtime = engine.runtime
+    ranks = 1 if runtime.device.type == "cuda" else int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    free = min(runtime.gather_objects(free_bytes(runtime.device) // ranks))
+    if free < needed:
+        raise UserError(
+            f"policy: a whole copy of it to sample from takes {needed / 2**30:.3g} GiB on each rank, and {free / 2**30:.3g} are "
+            "free; start fewer processes on a machine, train adapters (--lora.rank 16), or sample on vLLM servers (--vllm.url)"
+        )
 
 
 class ServedPolicy:

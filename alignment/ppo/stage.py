@@ -26,6 +26,8 @@ from launch.stage import Job, Stopped
 def run(config: PPOConfig, job: Job) -> dict[str, Any]:
     """Train; the artefact is the policy, with the critic in `critic/`, and the best policy in `best/`."""
     trainer, counts = make_trainer(config, job)
+    if ptx := trainer.learner.ptx:
+        job.say(f"ptx_data: {len(ptx.rows)} rows, {ptx.left_out} longer than {trainer.room} tokens (or empty) left out")
     job.settle_precision(trainer.trial_step)
     job.say(f"precision {job.runtime.precision}")
     guard = Guard(trainer, job.checkpoints, job.say)
@@ -110,6 +112,8 @@ def make_trainer(config: PPOConfig, job: Job) -> tuple[PPOTrainer, dict[str, int
     if config.replay:
         trainer = PPOTrainer(config, roles, None, [], job.runtime)
         job.say(f"updates {trainer.update_number + 1} to {trainer.updates} from the rollouts of {config.replay}")
+        if trainer.replay and trainer.replay.warning:
+            job.say(trainer.replay.warning)
         return trainer, {}
     limit = prompt_limit(roles.policy.config, config.max_prompt_tokens, config.max_new_tokens)
     rows, too_long = fitting_prompts(roles.tokenizer, load_prompt_rows(config.prompts), limit)

@@ -78,13 +78,10 @@ class PPOTrainer:
         self.replay = Replay(config, tokenizer, runtime.device) if config.replay else None
         if self.replay is not None:
             self.update_number, self.updates = self.replay.begin(self.kl, self.normaliser)
-        longest = max((len(row["prompt_ids"]) for row in self.prompts), default=0)
-        self.room = self.replay.room if self.replay else longest + config.max_new_tokens
+        self.held_out, self.history = held_out, History()
+        self.room = self.replay.room if self.replay else self._longest_episode(source)
         """Tokens of the longest episode there can be."""
-        asked = [*self.prompts, *(held_out.rows if held_out else [])]
-        if self.replay is None:
-            check_contexts(roles, [source, held_out.gold if held_out else None], asked, config.max_new_tokens)
-        ptx = load_ptx(config, tokenizer, self.room, runtime.world)
+        ptx = load_ptx(config, tokenizer, self.room)
         groups = roles.parameter_groups(config)
         self.learner = Learner(config, roles.module(), groups, runtime, self.sampling.pad_id, self.room, ptx)
         self.engine = self.learner.engine
@@ -95,7 +92,6 @@ class PPOTrainer:
         self.sampler: Any = None if self.replay else self._make_sampler()
         self.scorer = None if source is None else Scorer(source, tokenizer, runtime, config.overlap_scoring)
         self.dump = RolloutDump(config, tokenizer, self.room, runtime)
-        self.held_out, self.history = held_out, History()
         self.evaluation: Evaluation | None = None
         """The newest one that `log` asked for."""
         self.monitors = Monitors(config.monitors)
@@ -109,8 +105,31 @@ class PPOTrainer:
         self.tell: Callable[[str], Any] = lambda text: None
         """Told how far an update has come, for the display; called in threads, too."""
         self.learner.tell = lambda text: self.tell(text)
+        self._load_start()
         self._can_save = False
         """Whether it would while something is sampled: not during an evaluation, nor of rollouts ahead, which it waits for."""
+
+    def _longest_episode(self, source: RewardSource | None) -> int:
+        """Tokens of the longest prompt with its response; refused where a role or a judge cannot read so many."""
+        gold, rows = (self.held_out.gold, self.held_out.rows) if self.held_out else (None, [])
+        check_contexts(self.roles, [source, gold], [*self.prompts, *rows], self.config.max_new_tokens)
+        return max((len(row["prompt_ids"]) for row in self.prompts), default=0) + self.config.max_new_tokens
+
+    def _load_start(self) -> None:
+        """What a replay from the middle of a run starts from: weights, optimizer and monitors of that run's checkpoint."""
+        checkpoint = self.replay.start() if self.replay else None
+        if checkpoint is None:
+            return
+        try:
+            extra = self.engine.load(checkpoint)
+        except UserError:
+            raise
+        except (AssertionError, RuntimeError, ValueError, KeyError) as error:
+            raise UserError(
+                f"replay_from: {checkpoint.folder}: does not fit the models of this run "
+                f"({str(error).splitlines()[0][:200]}); give policy, critic and estimator of the run that dumped the rollouts"
+            ) from None
+        self.monitors.load_state_dict(extra["monitors"])
 
     def _make_sampler(self) -> Sampler:
         sampler: Sampler
@@ -228,8 +247,7 @@ class PPOTrainer:
     def _score_tokens(self, rollout: Rollout) -> None:
         """Log-probabilities of policy and reference, and values, of this rank's response tokens; once each."""
         assert self.reference is not None
-        room = self.config.forward_batch_size * self.room
-        plan = plan_parts(range(len(rollout)), rollout.lengths, room, 1)[0]
+        plan = plan_parts(range(len(rollout)), rollout.lengths, self._scoring_room(), 1)[0]
         passes = max(self.runtime.gather_objects(len(plan)))  # under ZeRO-3 all ranks must make as many
         logprobs_BT, ref_logprobs_BT, values_BT = (torch.zeros_like(rollout.mask_BT) for _ in range(3))
         for number, part in enumerate(plan + [plan[0]] * (passes - len(plan))):
@@ -246,6 +264,17 @@ class PPOTrainer:
                 values_BT[part] = rollout.spread(values_N, part)
         rollout.logprobs_BT, rollout.ref_logprobs_BT = logprobs_BT, ref_logprobs_BT
         rollout.values_BT = values_BT if self.config.needs_critic else None
+
+    def _scoring_room(self) -> int:
+        """Padded tokens of a forward-only pass: as `forward_batch_size` allows.
+
+        But bf16 rounds otherwise in another batch shape, so that the ratio would be off 1 (up to 1.04 on a tiny model): where
+        the first optimizer step has the rows that this process scores, the passes are cut as that step's are, and the ratio
+        is exactly 1. The reference's too: rounding apart would be a KL.
+        """
+        config, runtime = self.config, self.runtime
+        alike = runtime.precision == "bf16" and config.minibatches == runtime.world == 1
+        return (config.micro_batch_size if alike else config.forward_batch_size) * self.room
 
     def _score_episodes(self, rollout: Rollout) -> None:
         """Rewards of this rank's episodes from the source, by component. It may be away for long, see `while_waiting`."""

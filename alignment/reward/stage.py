@@ -32,7 +32,8 @@ from alignment.trl_stage.trainer import settle_precision, train
 from data import plain_text
 from data.completions import load_completions
 from evaluation.adapters import is_adapter, split_adapter, write_head
-from evaluation.scoring import inference, plan_batches, right_pad
+from evaluation.batches import plan_batches
+from evaluation.scoring import inference, right_pad
 from launch.errors import UserError
 from launch.files import sha256_text
 from launch.stage import Job

@@ -1,71 +1,41 @@
-"""Where our metrics meet torch-fidelity: its extractors and loader make the features, and it computes FID and IS too."""
+"""torch-fidelity's own numbers from the same features, in float64: a check on ours that a result carries with it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
 import torch
-from torch import Tensor
-from torch.utils.data import Dataset
+from numpy.typing import ArrayLike
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_isc import isc_features_to_metric
-from torch_fidelity.utils import create_feature_extractor, get_featuresdict_from_dataset
-
-from data.images import ImageSet
-from evaluation.images.extractors import Extractor
+from torch_fidelity.metric_kid import kid_features_to_metric
+from torch_fidelity.metric_prc import prc_features_to_metric
 
 DISAGREEMENT = 1e-6
 """Relative difference between torch-fidelity's number and ours that is reported as a fault."""
 
 
-class UInt8Images(Dataset[Tensor]):
-    """What torch-fidelity reads: uint8 (3, H, W); a grey image is three equal channels."""
-
-    def __init__(self, images: np.ndarray) -> None:
-        self.images = images
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> Tensor:
-        image = torch.from_numpy(self.images[index])
-        return image.expand(3, -1, -1) if len(image) == 1 else image
+def _double(features: ArrayLike) -> torch.Tensor:
+    return torch.as_tensor(features).double()
 
 
-@dataclass(frozen=True)
-class Features:
-    """Features (N, D) and logits (N, C) of a set of images, in its order; float64 from the digits extractor."""
-
-    features: Tensor
-    logits: Tensor
-
-
-def load_extractor(extractor: Extractor, device: torch.device) -> Any:
-    """torch-fidelity's module for an extractor, on a device."""
-    return create_feature_extractor(
-        extractor.registered,
-        [extractor.feature_layer, extractor.logit_layer],
-        cuda=device.type == "cuda",
-        feature_extractor_weights_path=str(extractor.weights),
-        verbose=False,
-    )
-
-
-def extract_features(module: Any, extractor: Extractor, images: ImageSet, batch: int = 64) -> Features:
-    """One pass over the images, in this process (no loader workers), each image once."""
-    cuda = next(module.parameters()).is_cuda
-    found = get_featuresdict_from_dataset(UInt8Images(images.images), module, batch, cuda, True, False)
-    return Features(found[extractor.feature_layer], found[extractor.logit_layer])
-
-
-def fidelity_fid(generated: Tensor, real: Tensor) -> float:
-    """torch-fidelity's FID of two sets of features (N, D)."""
-    statistics = [fid_features_to_statistics(features) for features in (generated, real)]
+def fidelity_fid(generated: ArrayLike, real: ArrayLike) -> float:
+    """torch-fidelity's FID of two sets of features (N, D): 45 s at 2048 dimensions on two cores."""
+    statistics = [fid_features_to_statistics(_double(features)) for features in (generated, real)]
     return float(fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"])
 
 
-def fidelity_isc(logits: Tensor, splits: int) -> float:
+def fidelity_isc(logits: ArrayLike, splits: int) -> float:
     """torch-fidelity's Inception Score of logits (N, C), in the order given."""
-    return float(isc_features_to_metric(logits, splits, shuffle=False)["inception_score_mean"])
+    return float(isc_features_to_metric(_double(logits), splits, shuffle=False)["inception_score_mean"])
+
+
+def fidelity_kid(generated: ArrayLike, real: ArrayLike) -> float:
+    """torch-fidelity's KID of two sets of equal size, one subset of all: then it is the U-statistic over all pairs."""
+    x, y = _double(generated), _double(real)
+    options = {"kid_subsets": 1, "kid_subset_size": len(x), "verbose": False}
+    return float(kid_features_to_metric(x, y, **options)["kernel_inception_distance_mean"])
+
+
+def fidelity_prc(generated: ArrayLike, real: ArrayLike, k: int = 3) -> tuple[float, float]:
+    """torch-fidelity's precision and recall."""
+    found = prc_features_to_metric(_double(generated), _double(real), prc_neighborhood=k, verbose=False)
+    return float(found["precision"]), float(found["recall"])

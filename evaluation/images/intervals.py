@@ -8,17 +8,20 @@ name, and why scores of different N are not compared.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 from numpy.typing import ArrayLike
 
+from evaluation.images.extrapolation import jackknife_extrapolation
 from evaluation.images.frechet import as_features, frechet_distance_from_features
 from evaluation.images.influence import frechet_influence
-from evaluation.images.metrics import inception_score, kernel_distance, shuffled
-from evaluation.statistics import LEVEL, Estimate, combine_variances, jackknife
+from evaluation.images.kernel import KernelDistance, cmmd, kernel_distance, unit_length
+from evaluation.images.manifold import Manifold, jackknife_manifold, precision_recall_density_coverage
+from evaluation.images.score import inception_score, shuffled
+from evaluation.images.sliced import DIRECTIONS, random_directions, sliced_distance
+from evaluation.statistics import LEVEL, Estimate, combine_variances, jackknife, wilson
 from evaluation.statistics.estimate import no_interval, student_interval
 from evaluation.statistics.jackknife import block_ids
+from launch.errors import UserError
 
 BLOCKS = 20
 """Blocks of the jackknife: 20 give 19 degrees of freedom for each set."""
@@ -63,18 +66,6 @@ def _second_order(x: np.ndarray, y: np.ndarray, variance: float, subsets: int, s
     return min(max(excess, 0.0), variance / 2)
 
 
-def _blockwise(
-    statistic: Callable[[np.ndarray], float], rows: np.ndarray, seed: int, level: float, blocks: int
-) -> Estimate:
-    value, n = statistic(rows), len(rows)
-    blocks = min(blocks, n // 2)
-    if blocks < 2:
-        return no_interval(value, n, level)
-    ids = block_ids(n, blocks, seed, "inception_score")
-    left_out = [statistic(rows[ids != block]) for block in range(blocks)]
-    return jackknife(value, n, left_out, level=level, log=True, method=f"jackknife over {blocks} blocks")
-
-
 def inception_estimate(
     logits: ArrayLike, splits: int, seed: int, level: float = LEVEL, blocks: int = BLOCKS
 ) -> Estimate:
@@ -83,12 +74,99 @@ def inception_estimate(
     The spread over splits, which is customary after a +-, is no interval of the mean and is not used.
     """
     rows = as_features(logits, "logits")[shuffled(len(np.asarray(logits)), seed)]
-    return _blockwise(
-        lambda part: float(inception_score(part, min(splits, len(part))).mean()), rows, seed, level, blocks
-    )
+    value, n = _mean_score(rows, splits), len(rows)
+    blocks = min(blocks, n // 2)
+    if blocks < 2:
+        return no_interval(value, n, level)
+    ids = block_ids(n, blocks, seed, "inception_score")
+    left_out = [_mean_score(rows[ids != block], splits) for block in range(blocks)]
+    return jackknife(value, n, left_out, level=level, log=True, method=f"jackknife over {blocks} blocks")
+
+
+def _mean_score(rows: np.ndarray, splits: int) -> float:
+    return float(inception_score(rows, min(splits, len(rows))).mean())
 
 
 def kernel_estimate(generated: ArrayLike, real: ArrayLike, level: float = LEVEL) -> Estimate:
     """The kernel distance of features (N, D) and (M, D); it may be negative and is symmetric in its error."""
-    found, n = kernel_distance(generated, real), len(np.asarray(generated))
-    return student_interval(found.value, found.standard_error, n, level, "delete-one jackknife, normal", np.inf)
+    return _normal(kernel_distance(generated, real), len(np.asarray(generated)), level)
+
+
+def cmmd_estimate(generated: ArrayLike, real: ArrayLike, level: float = LEVEL) -> Estimate:
+    """CMMD of features (N, D) and (M, D), which are scaled to length 1 first."""
+    return _normal(cmmd(unit_length(generated), unit_length(real)), len(np.asarray(generated)), level)
+
+
+def _normal(found: KernelDistance, n: int, level: float) -> Estimate:
+    return student_interval(found.value, found.standard_error, n, level, "variance of the U-statistic, normal", np.inf)
+
+
+# ---------------------------------------------------------------------------------------------- over blocks of both sets
+
+
+def mind_estimate(
+    generated: ArrayLike,
+    real: ArrayLike,
+    seed: int,
+    level: float = LEVEL,
+    blocks: int = BLOCKS,
+    directions: int = DIRECTIONS,
+) -> Estimate:
+    """MIND of features (N, D) and (M, D) along fixed directions; the interval counts the chance in both sets."""
+    x, y = as_features(generated, "the generated set"), as_features(real, "the real set")
+    blocks = min(blocks, len(x) // 2, len(y) // 2)
+    ids = [block_ids(len(rows), max(blocks, 1), seed + index, "mind") for index, rows in enumerate((x, y))]
+    found = sliced_distance(x, y, random_directions(x.shape[1], seed, directions), *ids)
+    if blocks < 2:
+        return no_interval(found.value, len(x), level)
+    left_out = (found.without_generated, found.without_real)
+    return jackknife(found.value, len(x), *left_out, level=level, log=True, method=f"jackknife over {blocks} blocks")
+
+
+def extrapolated_estimate(
+    generated: ArrayLike, real: ArrayLike, seed: int, level: float = LEVEL, blocks: int = BLOCKS // 2
+) -> Estimate:
+    """The Fréchet distance of features (N, D) and (M, D) at infinitely many images; it may be negative."""
+    x, y = as_features(generated, "the generated set"), as_features(real, "the real set")
+    fewest = min(len(x), len(y))
+    blocks = min(blocks, fewest // 4) // 2 * 2
+    if blocks < 4:  # of a half that loses a block, a block of four has to be left
+        raise UserError(f"an extrapolated distance with an interval needs at least 16 images in each set, not {fewest}")
+    value, left_out = jackknife_extrapolation(x, y, blocks, seed)
+    return jackknife(value, len(x), *left_out, level=level, method=f"jackknife over {blocks} blocks")
+
+
+def manifold_estimates(
+    generated: ArrayLike, real: ArrayLike, seed: int, k: int = 3, level: float = LEVEL, blocks: int = BLOCKS
+) -> tuple[Manifold, dict[str, Estimate]]:
+    """Precision, recall, density and coverage of features (N, D) and (M, D), and the outcomes of the single images.
+
+    One real image decides about many generated ones, so the outcomes are no independent trials. For the three shares
+    the jackknife's variance v gives the number of trials that would have it, p (1 - p) / v, but no more than there are
+    images, and Wilson's interval is taken with that: it is honest at 0 and 1, where a jackknife sees no spread at all.
+    """
+    x, y = as_features(generated, "the generated set"), as_features(real, "the real set")
+    outcomes = precision_recall_density_coverage(x, y, k)
+    units = {"precision": len(x), "recall": len(y), "density": len(x), "coverage": len(y)}
+    blocks = min(blocks, len(x) // (k + 1), len(y) // (k + 1))
+    values = {name: float(getattr(outcomes, name).mean()) for name in units}
+    if blocks < 2:
+        return outcomes, {name: no_interval(value, units[name], level) for name, value in values.items()}
+    ids = [block_ids(len(rows), blocks, seed + index, "manifold") for index, rows in enumerate((x, y))]
+    found = jackknife_manifold(x, y, ids[0], ids[1], k)
+    estimates, method = {}, f"jackknife over {blocks} blocks"
+    for column, (name, value) in enumerate(values.items()):
+        left_out = [part[:, column] for part in (found.without_generated, found.without_real)]
+        plain = jackknife(value, units[name], *left_out, level=level, log=name == "density", method=method)
+        estimates[name] = plain if name == "density" else _share(plain, units[name], level, method)
+    return outcomes, estimates
+
+
+def _share(plain: Estimate, n: int, level: float, method: str) -> Estimate:
+    """Wilson's interval with the number of independent trials that a jackknife's variance amounts to, at most n."""
+    p, variance = plain.value, (plain.stderr or 0.0) ** 2
+    # two more of either kind (Agresti & Coull 1998): at 0 and 1 nothing could be said else
+    inner = (p * n + 2) / (n + 4)
+    trials = max(1, int(min(n, inner * (1 - inner) / variance))) if variance > 0 else n
+    limits = wilson(p * trials, trials, level)
+    return Estimate(p, n, limits.stderr, limits.low, limits.high, level, f"wilson, effective n by {method}")

@@ -12,6 +12,7 @@ that reaches it. Perplexities are of the corpus: exp(sum of nats / sum of units)
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -22,10 +23,12 @@ from data.tokenizer import bytes_of_token
 from evaluation.options import BATCH_TOKENS
 from evaluation.schema import Metric, metric
 from evaluation.scoring import Beat, tail_logprobs
-from evaluation.statistics import LEVEL, Estimate, exponential, ratio, scaled
+from evaluation.statistics import LEVEL, Estimate, exponential, mean, ratio, scaled
 from launch.errors import UserError
 
 NOTHING = "no {} is predicted: without BOS the first token of a document is given"
+
+LARGEST = math.log(sys.float_info.max)
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,11 @@ class DocumentScore:
     words: int
     bytes: int
 
+    @property
+    def perplexity(self) -> float | None:
+        """exp(nats / tokens); None where nothing is predicted, or the number would be too large."""
+        return math.exp(self.nats / self.tokens) if self.tokens and self.nats / self.tokens < LARGEST else None
+
 
 @dataclass(frozen=True)
 class Perplexity:
@@ -86,11 +94,25 @@ class Perplexity:
         text = f"exp of the mean negative log-likelihood per {unit} of held-out text{ends}"
         found = self._ratio(f"{unit}s", level)
         note = "" if found else NOTHING.format(unit)
+        if found and (found.value > LARGEST or (found.high or 0.0) > LARGEST):
+            note, found = f"exp of {found.value:.0f} nats per {unit} is more than a number can hold", None
         return metric(name, found and exponential(found), text, higher_is_better=False, note=note)
 
+    def per_document(self, level: float = LEVEL) -> Metric:
+        """The mean of the documents' own perplexities, each exp(nats / tokens): what `evaluate` calls perplexity.
+
+        No perplexity of a corpus: it is never below the geometric mean of the documents, and one bad document rules it.
+        """
+        values = [d.perplexity for d in self.documents if d.perplexity is not None]
+        text = "mean of the perplexities of single documents (as the `evaluate` library reports it)"
+        note = "" if values else NOTHING.format("token")
+        estimate = mean(values, level) if values else None
+        return metric("mean_document_perplexity", estimate, text, higher_is_better=False, note=note)
+
     def metrics(self, level: float = LEVEL) -> list[Metric]:
-        """Bits per byte and the three perplexities."""
-        return [self.bits_per_byte(level), *(self.per(unit, level) for unit in ("token", "word", "byte"))]
+        """Bits per byte, the three perplexities of the corpus, and the mean of the documents'."""
+        corpus = [self.per(unit, level) for unit in ("token", "word", "byte")]
+        return [self.bits_per_byte(level), *corpus, self.per_document(level)]
 
     def _ratio(self, unit: str, level: float) -> Estimate | None:
         """Nats per unit; None when nothing was predicted (documents of one token, without BOS)."""
@@ -122,15 +144,39 @@ def perplexity(
     context, stride = window_sizes(model, context, stride)
     texts = [d if isinstance(d, str) else d.text for d in documents]
     ids = _token_ids(tokenizer, texts)
-    plan = [(n, w) for n, i in enumerate(ids) for w in sliding_windows(len(i) - 1, context, stride)]
-    sequences = [ids[n][w.start : w.stop] for n, w in plan]
-    scored = tail_logprobs(model, sequences, [w.scored for _, w in plan], 1.0, batch_tokens, beat)
+    owners, sequences, counts = _cut(ids, context, stride)
+    scored = tail_logprobs(model, sequences, counts, 1.0, batch_tokens, beat)
     nats = [0.0] * len(texts)
-    for (number, _), values in zip(plan, scored, strict=True):
+    for number, values in zip(owners, scored, strict=True):
         nats[number] -= float(values.double().sum())
     rests = [_predicted_text(tokenizer, i[0], text) for i, text in zip(ids, texts, strict=True)]
     rows = zip(nats, ids, rests, strict=True)
     return Perplexity([DocumentScore(x, len(i) - 1, len(rest.split()), len(rest)) for x, i, rest in rows])
+
+
+def _cut(ids: Sequence[list[int]], context: int, stride: int) -> tuple[list[int], list[list[int]], list[int]]:
+    """The windows of documents: whose each is, its tokens, and how many of the last of them are scored."""
+    plan = [(n, w) for n, i in enumerate(ids) for w in sliding_windows(len(i) - 1, context, stride)]
+    return [n for n, _ in plan], [ids[n][w.start : w.stop] for n, w in plan], [w.scored for _, w in plan]
+
+
+def batch_deviation(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    documents: Sequence[Document | str],
+    context: int,
+    batch_tokens: int = BATCH_TOKENS,
+) -> tuple[float, int]:
+    """Largest |difference| in nats of a token's log-probability scored in a batch and alone, and the tokens compared.
+
+    Of the first window of each document: that is where lengths, and so padding, differ.
+    """
+    texts = [d if isinstance(d, str) else d.text for d in documents]
+    windows = [ids[: context + 1] for ids in _token_ids(tokenizer, texts)]
+    counts = [len(w) - 1 for w in windows]
+    together, alone = (tail_logprobs(model, windows, counts, 1.0, budget) for budget in (batch_tokens, 1))
+    worst = max((float((a - b).abs().max()) for a, b in zip(together, alone, strict=True) if len(a)), default=0.0)
+    return worst, sum(counts)
 
 
 def window_sizes(model: PreTrainedModel, context: int | None, stride: int | None) -> tuple[int, int]:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from data.completions import Completion
+from evaluation.language.self_bleu import self_bleu
 from evaluation.schema import Metric, metric
 from evaluation.statistics import LEVEL, Estimate, clustered_mean, mean, proportion
 from evaluation.statistics.intervals import z_quantile
@@ -105,7 +106,7 @@ def length_metrics(rows: Sequence[Completion], level: float = LEVEL) -> list[Met
 
 
 def quality_metrics(rows: Sequence[Completion], level: float = LEVEL) -> list[Metric]:
-    """Lengths, emptiness, repetition and distinct-1 and -2 of the completions of a file."""
+    """Lengths, emptiness, repetition, self-BLEU and distinct-1 to -3 of the completions of a file."""
     words = [row.text.split() for row in rows]
     prompts = [row.prompt_text for row in rows]
     repeated = clustered_or_plain([repetition(w) for w in words], prompts, level)
@@ -126,7 +127,11 @@ def quality_metrics(rows: Sequence[Completion], level: float = LEVEL) -> list[Me
             unit="share",
         ),
     ]
-    for order in (1, 2):
+    if len(words) > 1:
+        monotony = clustered_or_plain(self_bleu(words), prompts, level)
+        text = "mean BLEU-4 of a completion against all the others; its interval takes them as independent"
+        metrics.append(metric("self_bleu", monotony, text, higher_is_better=False, unit="share"))
+    for order in (1, 2, 3):
         text = f"distinct / all word {order}-grams over all completions"
         estimate = distinct(words, order, level, prompts)
         note = "" if estimate else f"no completion has {order} words"

@@ -6,6 +6,7 @@ import math
 from functools import reduce
 
 import numpy as np
+import torch
 
 from evaluation.images.frechet import (
     FeatureStatistics,
@@ -14,7 +15,14 @@ from evaluation.images.frechet import (
     frechet_distance_from_statistics,
 )
 from evaluation.images.influence import frechet_influence
-from evaluation.images.metrics import inception_score, kernel_distance, precision_recall_density_coverage
+from evaluation.images.metrics import (
+    cmmd,
+    extrapolate_frechet,
+    inception_score,
+    kernel_distance,
+    mind,
+    precision_recall_density_coverage,
+)
 from evaluation.selftest.registry import KnownAnswer
 from launch.seeding import numpy_generator
 
@@ -89,10 +97,62 @@ def _same_kernel() -> float:
     return float(kernel_distance(x, x).value - expected) + float(expected >= 0)
 
 
+def _published_kernel() -> float:
+    """torch.randn(1000, 16) after seed 0, against itself."""
+    x = torch.randn(1000, 16, generator=torch.Generator().manual_seed(0)).double().numpy()
+    return kernel_distance(x, x).value
+
+
+def _points_apart(distance: float) -> float:
+    """CMMD of two points."""
+    return cmmd(np.zeros((6, 3)), np.repeat([[distance, 0.0, 0.0]], 9, axis=0)).value
+
+
+def _cmmd_by_pairs() -> float:
+    """Against the mean kernels over all pairs, the diagonal with them."""
+    x, y = _normal("cmmd", 20, 4), _normal("cmmd real", 15, 4) + 0.5
+
+    def mean_kernel(a: np.ndarray, b: np.ndarray) -> float:
+        return float(np.exp(-((a[:, None] - b[None]) ** 2).sum(axis=2) / 200).mean())
+
+    return cmmd(x, y).value / (1000 * (mean_kernel(x, x) + mean_kernel(y, y) - 2 * mean_kernel(x, y))) - 1
+
+
+def _mind_of_a_shift() -> tuple[float, float]:
+    """In one dimension, where every direction is the axis: 3 mu^2, with as many images in both sets and without."""
+    x = _normal("mind", 30, 1)
+    return mind(x, x + 0.7, 0, 5), mind(np.repeat(x, 2, axis=0), x + 0.7, 0, 5)
+
+
+def _mind_sees_all_moments() -> bool:
+    """Signs have the mean and the covariance of normal numbers: a Fréchet distance sees nothing."""
+    normal, other = _normal("moments", 4000, 16), _normal("other moments", 4000, 16)
+    signs = np.sign(_normal("signs", 4000, 16))
+    blind = frechet_distance_from_features(signs, normal) < 1.5 * frechet_distance_from_features(other, normal)
+    return blind and mind(signs, normal, 0, 100) > 1.8 * mind(other, normal, 0, 100)
+
+
 def _manifold(shift: float) -> tuple[float, ...]:
-    x = _normal("manifold", 60, 4)
+    """On whole numbers, whose distances are exact: the k-th neighbour lies on the edge of a neighbourhood, and counts."""
+    x = np.rint(1000 * _normal("manifold", 60, 4))
     found = precision_recall_density_coverage(x + shift, x)
-    return float(found.precision.mean()), float(found.recall.mean()), float(found.coverage.mean())
+    outcomes = (found.precision, found.recall, found.density, found.coverage)
+    return tuple(float(outcome.mean()) for outcome in outcomes)
+
+
+def _tight_in_wide() -> bool:
+    """A tight cluster inside a wide one is precise and recalls little; swapped, the other way round."""
+    tight, wide = 0.1 * _normal("tight", 200, 16), 3 * _normal("wide", 200, 16)
+    found, swapped = (precision_recall_density_coverage(*pair) for pair in ((tight, wide), (wide, tight)))
+    precise = found.precision.mean() > 0.8 and found.recall.mean() < 0.3
+    return bool(precise and swapped.recall.mean() == found.precision.mean())
+
+
+def _without_bias() -> bool:
+    """Of 12 pairs of equal sets the extrapolated distance is less than a tenth of the plug-in one, in the mean."""
+    sets = _normal("extrapolation", 12, 2, 500, 8)
+    found = [extrapolate_frechet(x, y, number) for number, (x, y) in enumerate(sets)]
+    return abs(sum(f.at_infinity for f in found)) < 0.1 * sum(f.at_n for f in found)
 
 
 ANSWERS = [
@@ -110,7 +170,16 @@ ANSWERS = [
     KnownAnswer("Inception Score", "probability .9, ten classes alike", math.exp(0.9 * math.log(9) + 0.1 * math.log(0.1 / 9 * 10)), lambda: float(inception_score(_spread())[0])),
     KnownAnswer("Inception Score", "sorted by class, ten splits, no shuffle", 1.0, _sorted_splits),
     KnownAnswer("kernel distance", "vectors of 0 and of 1: (1 + 1)^3 - 1", 7.0, lambda: kernel_distance(np.zeros((5, 8)), np.ones((6, 8))).value),
+    KnownAnswer("kernel distance", "vectors of .5 and of 0: 1.25^3 - 1", 0.953125, lambda: kernel_distance(np.full((8, 16), 0.5), np.zeros((5, 16))).value),
     KnownAnswer("kernel distance", "a set against itself: below zero, by the diagonal", 0.0, _same_kernel),
-    KnownAnswer("precision, recall, coverage", "a set against itself", (1.0, 1.0, 1.0), lambda: _manifold(0.0)),
-    KnownAnswer("precision, recall, coverage", "disjoint sets", (0.0, 0.0, 0.0), lambda: _manifold(100.0)),
+    KnownAnswer("kernel distance", "torch.randn(1000, 16) of seed 0 against itself", -0.0154979, _published_kernel, 1e-7),
+    KnownAnswer("CMMD", "points 10 apart: 2000 (1 - exp(-1 / 2))", 2000 * (1 - math.exp(-0.5)), lambda: _points_apart(10.0)),
+    KnownAnswer("CMMD", "means over all pairs, relative", 0.0, _cmmd_by_pairs),
+    KnownAnswer("MIND", "moved by .7 in one dimension: 3 mu^2, and with twice the images", (1.47, 1.47), _mind_of_a_shift),
+    KnownAnswer("MIND", "signs against normal numbers, where a Fréchet distance is blind", True, _mind_sees_all_moments),
+    KnownAnswer("precision, recall, density, coverage", "a set against itself: density (k + 1) / k", (1.0, 1.0, 4 / 3, 1.0), lambda: _manifold(0.0)),
+    KnownAnswer("precision, recall, density, coverage", "disjoint sets", (0.0, 0.0, 0.0, 0.0), lambda: _manifold(1e5)),
+    KnownAnswer("precision, recall", "a tight cluster in a wide one, and swapped", True, _tight_in_wide),
+    KnownAnswer("extrapolated distance", "vectors of 0 and of 1, 3 dimensions", 3.0, lambda: extrapolate_frechet(np.zeros((8, 3)), np.ones((9, 3))).at_infinity),
+    KnownAnswer("extrapolated distance", "equal sets: the bias goes", True, _without_bias),
 ]  # fmt: skip

@@ -1,7 +1,8 @@
 """`alignkit evaluate images`: Fréchet distance, Inception Score and their relatives of generated images.
 
 Every generator, and two baselines (real images held out, and images of independent pixels), is measured at the same
-number of images against the same reference, from one pass of the extractor, which runs through torch-fidelity.
+number of images against the same reference, from one pass of the extractor. Under `accelerate launch` the ranks share
+the images; the numbers do not depend on how many there are.
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated
 
 from data.images import EMBEDDED
+from evaluation.images.extractors.choose import ExtractorConfig
+from launch.config import operational
 from launch.entry import run_module
 from launch.ranges import PositiveInt, Range
 from launch.stage import Stage, StageConfig, run_of
@@ -21,30 +24,32 @@ REAL, PIXELS = "real images (held out)", "independent pixels"
 
 
 @dataclass(kw_only=True)
-class ImagesConfig(StageConfig):
+class ImagesConfig(ExtractorConfig, StageConfig):
     """Scores of image generators against real images."""
 
     generators: dict[str, str] = field(default_factory=dict, metadata={"artefact": True})
-    """Name -> images: a folder of `alignkit sample`, a folder of pictures, or an .npz file. --generators.vae PATH"""
+    """Name -> images (a folder of `alignkit sample`, pictures, .npz, idx, .parquet, a folder of `datasets`, hub:org/name),
+    or a folder of `alignkit train-generative`, which is sampled first. --generators.vae PATH"""
     reference: str = field(default=f"{EMBEDDED}::eval", metadata={"artefact": True})
-    """The real images, best some that no generator was trained on: a folder of pictures, an .npz or idx file, or
-    embedded:digits; `::eval` picks the half that neither the extractor nor, by default, a generator was trained on."""
+    """The real images, best some that no generator was trained on: any such source of images, or embedded:digits;
+    `::eval` picks the half that neither the extractor nor, by default, a generator was trained on."""
     baselines: bool = True
     """Hold half of the reference out and measure it like a generator (the floor), and images of independent pixels
     (the ceiling); without this the whole reference is compared with."""
-    extractor: Literal["digits", "inception"] = "digits"
-    """Where the features come from: a classifier trained on the digits, or torch-fidelity's Inception."""
-    inception_weights: str = field(default="", metadata={"artefact": True})
-    """Path of torch-fidelity's Inception weights; empty for their usual place in TORCH_HOME."""
     max_images: Annotated[int, Range(FEWEST)] = 50_000
     """Use at most so many images of each set, drawn by seed."""
+    sampled_images: Annotated[int, Range(FEWEST)] = 1000
+    """Images to make of a generator that is given as a model."""
     splits: PositiveInt = 1
     """Splits of the Inception Score; the custom of 10 is meant for 50,000 images."""
+    feature_cache: str = operational("")
+    """Folder in which features are kept by the content of images and extractor, for later evaluations; empty for none."""
 
     def check(self) -> None:
         if not self.generators:
             raise ValueError("generators: is empty; name one, as in --generators.vae FOLDER")
         check_names([*self.generators, REAL, PIXELS])
+        self.check_extractor()
 
 
 def folder_name(name: str) -> str:

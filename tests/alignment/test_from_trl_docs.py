@@ -110,6 +110,18 @@ TRL_1_12 += [
     "peft_config",
     "per_device_train_batch_size",
 ]
+# Inherited from transformers' TrainingArguments: those that PPO scripts set.
+TRL_1_12 += [
+    "bf16",
+    "fp16",
+    "gradient_checkpointing",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "warmup_ratio",
+    "weight_decay",
+]
+TRL_1_12 += ["adam_epsilon", "max_grad_norm", "save_steps", "save_strategy", "save_total_limit", "report_to"]
+TRL_1_12 += ["logging_steps", "seed"]
 
 
 def rows(title):

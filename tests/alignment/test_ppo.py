@@ -1,16 +1,18 @@
 """The PPO trainer: invariants of its phases, on tiny random models."""
 
+import json
+
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from alignment.ppo import objectives as ppo
 from alignment.ppo.config import PPOConfig
+from alignment.ppo.controllers import KLController
 from alignment.ppo.models import load_roles
 from alignment.ppo.modules import response_logprobs, response_values
-from alignment.ppo.rollout import PASS_TOKENS, make_batch, make_rollout, plan_parts
+from alignment.ppo.options import KLOptions, MonitorsOptions
+from alignment.ppo.rollout import make_batch, make_rollout, plan_parts
 from alignment.reward.sources.build import build_source
 from launch.config import build
 from launch.errors import UserError
@@ -34,6 +36,18 @@ def test_first_pass_has_ratio_one_and_no_divergence(make):
     assert metrics["policy/effective_samples"] == pytest.approx(1, abs=1e-6)
 
 
+@pytest.mark.parametrize(("precision", "forward"), [("fp32", 4), ("bf16", 4), ("bf16", 64)])
+def test_the_ratio_is_exactly_one_where_the_passes_are_cut_alike(make, runtime, monkeypatch, precision, forward):
+    """In bf16 scoring is cut as the update is, whatever `forward_batch_size` is; and the reference as the policy."""
+    monkeypatch.setattr(runtime, "precision", precision)
+    settings = dict(epochs=1, minibatches=1, batch_size=64, max_new_tokens=24)
+    trainer = make(micro_batch_size=4, forward_batch_size=forward, **settings)
+    rollout = scored(trainer)
+    metrics = trainer.update(rollout)
+    assert (metrics["policy/ratio"], metrics["policy/ratio_max"], metrics["policy/approx_kl"]) == (1, 1, 0)
+    assert torch.equal(rollout.logprobs_BT, rollout.ref_logprobs_BT)
+
+
 def test_kl_stays_zero_without_learning(make):
     history = run_updates(make(learning_rate=0.0))
     assert [abs(m["kl/k1"]) < 1e-5 and m["kl/k3"] < 1e-5 for m in history] == [True] * 3
@@ -48,7 +62,7 @@ def test_results_do_not_depend_on_how_a_batch_is_cut(make, changes):
     history, other = run_updates(reference), run_updates(changed)
     for a, b in zip(history, other, strict=True):
         for name in a:
-            assert b[name] == pytest.approx(a[name], abs=1e-5, rel=1e-4), name
+            assert b[name] == pytest.approx(a[name], abs=1e-5, rel=1e-5), name
     assert torch.allclose(weights(reference), weights(changed), atol=1e-5)
 
 
@@ -181,27 +195,6 @@ def test_minibatches_lose_and_repeat_no_row(rows, world, micro):
     assert max(work) - min(work) <= max(lengths)
 
 
-@given(st.lists(st.integers(1, 400), min_size=1, max_size=8), st.integers(1, 900))
-def test_micro_batches_are_the_cheapest_of_all_cuts(lengths, budget):
-    """Against every way to cut the rows, in order of their length, into batches that fit."""
-    ordered = sorted(lengths, reverse=True)
-
-    def cost(batches):
-        return sum(batch[0] * len(batch) + PASS_TOKENS for batch in batches)
-
-    def cuts(rows):
-        if not rows:
-            yield []
-        for first in range(1, len(rows) + 1):
-            if first == 1 or rows[0] * first <= budget:
-                yield from ([rows[:first], *rest] for rest in cuts(rows[first:]))
-
-    planned = [[lengths[row] for row in part] for part in plan_parts(range(len(lengths)), lengths, budget, 1)[0]]
-    assert [length for part in planned for length in part] == ordered
-    assert all(len(part) == 1 or part[0] * len(part) <= budget for part in planned)
-    assert cost(planned) == min(map(cost, cuts(ordered)))
-
-
 def test_critic_warm_up_holds_the_policy(make):
     trainer = make(critic_warmup=1, updates=2)
     policy = [p.detach().clone() for p in trainer.roles.policy.parameters()]
@@ -264,6 +257,45 @@ def test_bad_configs(make, tmp_path):
         PPOConfig(policy="a", reward="b", prompts="c", estimator="grpo").check()
 
 
+ROLLS_BACK = MonitorsOptions(kl=KLOptions(action="rollback"))
+UNREAD = [
+    ({"estimator": "reinforce++", name: value}, f"{name}: is not read by estimator reinforce.., which has no critic")
+    for name, value in {
+        "critic": "c", "critic_from": "policy", "critic_learning_rate": 1e-3, "critic_warmup": 2, "gae_lambda": 0.9,
+        "value_lambda": 1.0, "length_alpha": 0.05, "value_clip": None, "value_coef": 0.2,
+    }.items()
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        *UNREAD,
+        ({"group_std": False}, "group_std: is not read by estimator gae, but by grpo alone; leave it out"),
+        ({"estimator": "rloo", "samples_per_prompt": 2, "gamma": 0.9}, "gamma: is not read by estimator rloo"),
+        ({"length_alpha": 0.05, "gae_lambda": 0.9}, "gae_lambda: is not read by length_alpha"),
+        ({"ptx_coef": 0.1}, "ptx_coef: is not read by a run without ptx_data; add --ptx_data PATH, or leave it out"),
+        ({"ptx_batch_size": 8}, "ptx_batch_size: is not read"),
+        ({"kl_horizon": 500}, "kl_horizon: is not read by a fixed KL weight; add --kl_target"),
+        ({"critic_warmup": 3, "updates": 3}, "critic_warmup: 3 of 3 updates leave none in which the policy moves"),
+        ({"kl_target": 1.0, "kl_horizon": 63}, "kl_horizon: 63 episodes are fewer than those of one rollout"),
+        ({"kl_target": 1.0, "kl_coef": 0.0}, "kl_coef: 0 never moves"),
+        ({"replay": "r", "monitors": ROLLS_BACK}, "monitors: action rollback makes no sense in a replay"),
+    ],
+)
+def test_options_that_nothing_would_read_or_that_waste_the_run_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        PPOConfig(policy="a", reward="b", prompts="c", **changes).check()
+
+
+def test_the_adaptive_weight_stays_positive_at_the_shortest_horizon():
+    PPOConfig(policy="a", reward="b", prompts="c", kl_target=1.0, kl_horizon=64).check()
+    controller = KLController(0.1, target=1e-3, horizon=64)
+    for _ in range(50):
+        controller.update(-5.0, 64)
+    assert controller.coef == pytest.approx(0.1 * 0.8**50)
+
+
 def test_a_loss_that_is_not_finite_ends_the_run_before_anything_is_saved(make):
     trainer = make(missing_eos="none")
     rollout = trainer.score(trainer.rollout(trainer.next_prompts()))
@@ -298,6 +330,46 @@ def test_ptx_pulls_towards_its_data(make, tmp_path):
         falls.append(history[0]["ptx/loss"] - history[-1]["ptx/loss"])
         assert ("ptx/grad_norm_ratio" in history[0]) and (history[0]["ptx/grad_norm_ratio"] > 0) == (weight > 0)
     assert falls[1] > falls[0] + 0.5
+
+
+@pytest.fixture
+def ptx_rows(tmp_path):
+    """Five pairs, one of them longer than any episode."""
+    path = tmp_path / "rows.jsonl"
+    words = [("the of", "and to in"), ("a is", "that it"), ("the", "in"), ("to " * 40, "it"), ("of a is", "it was on")]
+    path.write_text("".join(json.dumps({"prompt": p, "completion": c}) + "\n" for p, c in words))
+    return str(path)
+
+
+def test_ptx_rows_are_cut_by_room_and_count_the_same(make, ptx_rows):
+    found = {}
+    for rows in (1, 16):
+        trainer = make(
+            ptx_data=ptx_rows, ptx_batch_size=6, ptx_coef=1.0, micro_batch_size=rows, updates=1, forward_batch_size=1
+        )
+        assert (len(trainer.learner.ptx.rows), trainer.learner.ptx.left_out) == (4, 1)
+        widths = []
+        trainer.engine.module.register_forward_pre_hook(lambda _, args, w=widths: w.append(args[0].numel()))
+        run_updates(trainer)
+        found[rows] = weights(trainer), max(widths), trainer.learner.room
+    assert torch.allclose(found[1][0], found[16][0], atol=1e-5)
+    assert found[1][1] <= found[1][2]
+
+
+def test_the_ptx_ratio_is_to_the_policys_gradient_without_it(make, ptx_rows):
+    """Without a critic, the gradient norm of the same step without PTX is the policy's; the PTX loss's is taken by hand."""
+    settings = dict(estimator="reinforce++", epochs=1, minibatches=1, learning_rate=1e-3)
+    plain = make(**settings)
+    rollout = scored(plain)
+    norm = plain.update(rollout)["train/grad_norm"]
+    for weight in (0.5, 2.0):
+        trainer = make(ptx_data=ptx_rows, ptx_batch_size=4, ptx_coef=weight, **settings)
+        policy = list(trainer.roles.policy.parameters())
+        episodes = trainer.learner.ptx.episodes((0, 0), trainer.runtime.device)
+        batch = make_batch(episodes, range(4), 0)
+        loss = -response_logprobs(trainer.roles.policy, *vars(batch).values(), 1.0)[0].mean()
+        alone = torch.stack([g.norm() for g in torch.autograd.grad(loss, policy)]).norm()
+        assert trainer.update(rollout)["ptx/grad_norm_ratio"] == pytest.approx(weight * float(alone) / norm, rel=1e-4)
 
 
 def test_an_update_tells_how_far_it_has_come(make):

@@ -6,7 +6,7 @@ from concurrent.futures import Future
 import pytest
 import torch
 
-from alignment.ppo import background
+from alignment.ppo import background, samplers
 from alignment.ppo import trainer as trainer_module
 from alignment.ppo.ahead import Ahead
 from alignment.ppo.background import in_background, wait_together
@@ -208,3 +208,29 @@ def test_shares_of_the_ranks(make):
     assert [share.prompts for share in shares] == [[prompt] * 2 for prompt in prompts]
     with pytest.raises(ValueError, match="6 episodes cannot be split over 4 processes"):
         share_of(prompts, 2, 0, 4)
+
+
+def test_a_copy_that_the_memory_does_not_hold_is_refused_before_it_is_made(make, monkeypatch):
+    numbers = make().roles.policy.num_parameters()
+    monkeypatch.setattr(samplers, "free_bytes", lambda device: 4 * numbers)
+    trainer = make(rollouts_ahead=1)
+    assert samplers.count_weights(trainer.roles.policy) == numbers
+    assert samplers.gathered_bytes(trainer.roles.policy) == 4 * numbers
+    monkeypatch.setattr(samplers, "free_bytes", lambda device: 4 * numbers - 1)
+    with pytest.raises(UserError, match=r"policy: a whole copy of it to sample from takes .* GiB on each rank"):
+        make(rollouts_ahead=1)
+
+
+def test_the_memory_is_looked_at_before_each_gather(make, monkeypatch):
+    """Under ZeRO-3 the copy is filled from whole parameters: that many bytes more, at every rollout."""
+    trainer = make()
+    policy, engine = trainer.roles.policy, trainer.engine
+    size = samplers.gathered_bytes(policy)
+    monkeypatch.setattr(samplers, "free_bytes", lambda device: 2 * size)
+    monkeypatch.setattr(engine, "zero_stage", 3)
+    copied = samplers.WholeCopy(engine, policy, trainer.roles.policy_weights)
+    monkeypatch.setattr(samplers, "free_bytes", lambda device: size - 1)
+    with pytest.raises(UserError, match="start fewer processes on a machine"):
+        copied.sync()
+    with pytest.raises(UserError, match="start fewer processes on a machine"):
+        samplers.WholeCopy(engine, policy, trainer.roles.policy_weights)

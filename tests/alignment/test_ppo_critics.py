@@ -104,6 +104,24 @@ def test_a_trunk_critic_warms_up_with_its_head_alone(make):
     assert not torch.equal(policy, flat(trainer.roles.policy.parameters()))
 
 
+@pytest.mark.parametrize("origin", ["reward", "trunk"])
+def test_the_first_steps_after_the_warm_up_are_those_of_a_fresh_optimizer(make, origin):
+    """Adam counts steps with zero gradients, too: after a warm-up its bias correction would be gone (2.8 times the rate)."""
+    settings = dict(critic_from=origin, updates=40, epochs=1, minibatches=2, critic_learning_rate=1e-12)
+    warmed, fresh = make(critic_warmup=20, **settings), make(**settings)
+    for _ in range(20):
+        warmed.update(scored(warmed))
+    rollout = scored(warmed)
+    fresh.engine.module.load_state_dict(warmed.engine.module.state_dict())
+    fresh.engine.optimizer.state.clear()
+    before = flat(warmed.roles.policy.parameters())
+    for trainer in (warmed, fresh):
+        trainer.learner.update(rollout, 20, 0.05)
+    moved, expected = (flat(t.roles.policy.parameters()) - before for t in (warmed, fresh))
+    assert expected.abs().max() > 1e-4
+    assert torch.equal(moved, expected)
+
+
 def test_the_head_has_its_own_learning_rate(make):
     groups = make(critic_from="trunk", critic_learning_rate=0.5).engine.optimizer.param_groups
     assert [(group["role"], group["lr"], len(group["params"])) for group in groups][1] == ("critic", 0.5, 1)

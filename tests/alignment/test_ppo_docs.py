@@ -38,7 +38,7 @@ def test_the_python_runs_as_it_stands(tmp_path, monkeypatch):
         {},
         {"kl_in": "loss", "kl_kind": "k3"},
         {"rollouts_ahead": 1},
-        {"estimator": "rloo", "samples_per_prompt": 2, "critic_from": "policy"},
+        {"estimator": "rloo", "samples_per_prompt": 2},
     ],
 )
 def test_every_logged_metric_is_explained(make, changes):

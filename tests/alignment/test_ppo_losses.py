@@ -56,10 +56,11 @@ def test_padding_never_reaches_the_loss_or_its_gradient():
     """Log-probabilities on padding are those of some other token: their difference may overflow exp."""
     logprobs = torch.tensor([[-1.0, 0.0]], requires_grad=True)
     old, mask = torch.tensor([[-1.5, -1e4]]), torch.tensor([[1.0, 0.0]])
-    loss, clipped = ppo.policy_loss_sum(logprobs, old, torch.tensor([[2.0, -1.0]]), mask, 0.2)
+    losses, clipped = ppo.policy_losses(ppo.log_ratio(logprobs, old, mask), torch.tensor([[2.0, -1.0]]), 0.2, 0.2)
+    loss = (ppo.token_weights(mask, "token_mean", 2) * losses).sum()
     loss.backward()
     assert loss.item() == pytest.approx(-2.4)
-    assert (float(clipped), logprobs.grad.tolist()) == (1, [[0.0, 0.0]])
+    assert (clipped.tolist(), logprobs.grad.tolist()) == ([[True, False]], [[0.0, 0.0]])
     kl = ppo.kl_losses(ppo.log_ratio(old.requires_grad_(), logprobs.detach(), mask), "k3")
     kl.sum().backward()
     assert kl.isfinite().all() and old.grad.isfinite().all() and float(old.grad[0, 1]) == 0

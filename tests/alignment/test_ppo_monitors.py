@@ -12,6 +12,7 @@ from alignment.ppo.config import PPOConfig
 from alignment.ppo.evaluation import HeldOut
 from alignment.ppo.monitors import MONITORS, Monitors
 from alignment.ppo.options import EvaluationOptions, MonitorsOptions
+from alignment.ppo.trainer import PPOTrainer
 from alignment.reward.sources.protocol import single
 from launch.checkpoint import CheckpointStore
 from launch.config import build, identity_dict
@@ -375,6 +376,28 @@ def test_rollback_returns_to_before_the_fault_with_a_lower_rate(run, tmp_path, c
         assert capsys.readouterr().err.count("rolled back to") == len(back) - done, name
         assert read_metrics(tmp_path / folder) == rows, name
         assert (tmp_path / folder / "alarms.jsonl").read_text() == (tmp_path / "whole" / "alarms.jsonl").read_text()
+
+
+def test_dumps_of_what_a_rollback_undid_are_gone(run, tmp_path, monkeypatch):
+    """Right after it, and not only once they are written anew: the run may end before that."""
+    seen = []
+
+    def keep(store, step, plain=CheckpointStore.discard_after):
+        plain(store, step)
+        seen.append(step)
+
+    monkeypatch.setattr(CheckpointStore, "discard_after", keep)
+    plain_save = PPOTrainer.save
+
+    def save(trainer, store):
+        if seen:
+            numbers = [int(p.stem.removeprefix("update-")) for p in (tmp_path / "out" / "rollouts").iterdir()]
+            assert max(numbers, default=0) <= trainer.update_number
+        return plain_save(trainer, store)
+
+    monkeypatch.setattr(PPOTrainer, "save", save)
+    run("out", ROLLS, dump_rollouts="jsonl")
+    assert seen
 
 
 def test_rollbacks_come_to_an_end(run, tmp_path):

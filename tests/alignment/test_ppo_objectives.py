@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alignment.ppo import objectives as ppo
+from alignment.ppo.controllers import KLController
 
 
 def random_case(seed, b=3, t=7):
@@ -91,26 +92,23 @@ def test_missing_eos_replace_and_subtract_differ():
     [(1.0, 2.0, -2.0, 0), (1.5, 1.0, -1.2, 1), (1.5, -1.0, 1.5, 0), (0.5, 1.0, -0.5, 0), (0.5, -1.0, 0.8, 1)],
 )
 def test_clipped_surrogate_in_each_region(ratio, advantage, expected, clipped):
-    old, mask = torch.zeros(1, 1), torch.ones(1, 1)
-    loss, count = ppo.policy_loss_sum(
-        torch.full((1, 1), math.log(ratio)), old, torch.full((1, 1), advantage), mask, 0.2
-    )
+    loss, count = ppo.policy_losses(torch.full((1, 1), math.log(ratio)), torch.full((1, 1), advantage), 0.2, 0.2)
     assert float(loss) == pytest.approx(expected, abs=1e-6)
     assert int(count) == clipped
 
 
 def test_policy_gradient_at_ratio_one_is_reinforce():
     logprobs = torch.tensor([[-1.0, -2.0]], requires_grad=True)
-    advantages, mask = torch.tensor([[3.0, -4.0]]), torch.tensor([[1.0, 1.0]])
-    ppo.policy_loss_sum(logprobs, logprobs.detach(), advantages, mask, 0.2)[0].backward()
+    advantages = torch.tensor([[3.0, -4.0]])
+    ppo.policy_losses(logprobs - logprobs.detach(), advantages, 0.2, 0.2)[0].sum().backward()
     assert torch.allclose(logprobs.grad, -advantages)
 
 
 def test_clipped_value_loss():
     one = torch.ones(1, 1)
-    loss, clipped = ppo.value_loss_sum(1.0 * one, 0.0 * one, 0.0 * one, one, 0.2)  # moved away: the plain error counts
+    loss, clipped = ppo.value_losses(1.0 * one, 0.0 * one, 0.0 * one, 0.2)  # moved away: the plain error counts
     assert (float(loss), int(clipped)) == (0.5, 0)
-    loss, clipped = ppo.value_loss_sum(1.0 * one, 0.0 * one, 2.0 * one, one, 0.2)  # moved too far towards: clipped
+    loss, clipped = ppo.value_losses(1.0 * one, 0.0 * one, 2.0 * one, 0.2)  # moved too far towards: clipped
     assert float(loss) == pytest.approx(0.5 * 1.8**2, abs=1e-6)
     assert int(clipped) == 1
 
@@ -123,13 +121,13 @@ def test_explained_variance():
 
 
 def test_kl_controller_follows_ziegler():
-    fixed = ppo.KLController(0.1)
+    fixed = KLController(0.1)
     fixed.update(50.0, 64)
     assert fixed.coef == 0.1
-    adaptive = ppo.KLController(0.1, target=6.0, horizon=10_000)
+    adaptive = KLController(0.1, target=6.0, horizon=10_000)
     adaptive.update(6.6, 64)  # error 0.1, inside the clip
     assert adaptive.coef == pytest.approx(0.1 * (1 + 0.1 * 64 / 10_000))
-    adaptive = ppo.KLController(0.1, target=6.0, horizon=10_000)
+    adaptive = KLController(0.1, target=6.0, horizon=10_000)
     adaptive.update(60.0, 64)  # error clipped to 0.2
     assert adaptive.coef == pytest.approx(0.1 * (1 + 0.2 * 64 / 10_000))
     adaptive.update(0.0, 64)

@@ -10,8 +10,10 @@ import torch
 from alignment.ppo.dump import episode_rows, jsonl_text, parquet_bytes
 from alignment.ppo.replay import find_dumps, read_rows
 from alignment.reward.sources.protocol import Scores
+from launch.checkpoint import CheckpointStore
 from launch.errors import UserError
 from tests.alignment.ppo_support import run_updates, weights
+from tests.forked import run_whole
 from tests.support import word_tokenizer
 
 
@@ -83,17 +85,48 @@ def test_replay_of_what_not_every_run_has(make, dumped, changes):
     assert torch.equal(weights(trainer), end)
 
 
-def test_replay_begins_with_the_state_before_the_first_file(make, dumped, tmp_path):
-    """Update 3 alone, from the weights after update 2: its KL weight, score moments, order and learning rate."""
-    history, end, folder = dumped()
-    first = replay(make, folder, updates=3)
-    first.updates = 2
-    run_updates(first)
-    trainer = replay(make, folder / "update-000003.jsonl")
-    trainer.learner, trainer.engine = first.learner, first.engine
-    assert (trainer.update_number, trainer.updates) == (2, 3)
-    assert without_alarms(run_updates(trainer)) == without_alarms(history[2:])
+def test_replay_of_one_update_from_the_middle_of_a_run(make, dumped, runtime, tmp_path):
+    """Update 3 alone, from the checkpoint of update 2: weights, optimizer, KL weight, score moments, order and rate."""
+    store = CheckpointStore(tmp_path / "checkpoints", runtime)
+
+    def keep(trainer):
+        wake = trainer.update
+        trainer.update = lambda rollout: (trainer.update_number == 2 and trainer.save(store), wake(rollout))[1]
+
+    history, end, folder = dumped(prepare=keep)
+    file = folder / "update-000003.jsonl"
+    start = str(store.folder / "step-00000002")
+    trainer = replay(make, file, replay_from=start)
+    assert (trainer.update_number, trainer.updates, trainer.replay.warning) == (2, 3, None)
+    assert run_updates(trainer) == history[2:]
     assert torch.equal(weights(trainer), end)
+
+    alone = replay(make, file)
+    assert "NOT those of the run" in alone.replay.warning and "--replay_from" in alone.replay.warning
+    run_updates(alone)
+    assert not torch.equal(weights(alone), end)
+
+    with pytest.raises(UserError, match="is of update 2, but the first rollout is that of update 2"):
+        replay(make, folder / "update-000002.jsonl", replay_from=start)
+    with pytest.raises(UserError, match=r"replay_from: .*it has no manifest"):
+        replay(make, file, replay_from=str(folder))
+    with pytest.raises(UserError, match="does not fit the models of this run"):
+        replay(make, file, replay_from=start, estimator="reinforce++")
+    with pytest.raises(ValueError, match="replay_from: is not read without a replay"):
+        make(replay_from=start)
+
+
+def test_the_stage_says_that_a_replay_from_the_middle_is_another_update(folders, common_dump, tmp_path):
+    words = {"policy": folders[0], "reward": folders[1], "replay": common_dump / "update-000003.jsonl", "updates": 3}
+    words |= {"output_dir": tmp_path / "out", "batch_size": 8, "precision": "fp32"}
+    done = run_whole([w for key, value in words.items() for w in (f"--{key}", value)], tmp_path / "logs")
+    assert "the replay begins at update 3" in done.say()
+
+
+def test_a_replay_that_needs_groups_of_a_dump_without(make, common_dump):
+    trainer = replay(make, common_dump, estimator="grpo", samples_per_prompt=2)
+    with pytest.raises(UserError, match=r"update-000001\.jsonl: holds a prompt with one response, and estimator grpo"):
+        run_updates(trainer)
 
 
 def without_alarms(history):
@@ -211,7 +244,7 @@ def edit(path, change):
             {},
             "not of the policy's tok",
         ),
-        (lambda f: None, {"minibatches": 8, "batch_size": 64}, None),
+        (lambda f: None, {"minibatches": 8, "batch_size": 64, "kl_horizon": 64}, None),
         (lambda f: edit(f / "update-000001.jsonl", lambda r: r.pop()), {}, "7 episodes; minibatches must divide that"),
         (
             lambda f: [edit(p, lambda r: [x.update(values=None) for x in r]) for p in f.iterdir()],

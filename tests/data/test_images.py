@@ -1,5 +1,7 @@
 """Reading images: every accepted form, and one sentence for every fault."""
 
+import gzip
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -130,3 +132,82 @@ def test_faulty_pictures_are_named(tmp_path):
     Image.fromarray(noise(8, 8, 4)).save(folder / "b.png")
     with pytest.raises(UserError, match="transparency"):
         load_images(str(folder))
+
+
+def test_folders_by_class_are_labels(tmp_path):
+    images = noise(4, 1, 5, 4)
+    for index, (image, label) in enumerate(zip(images, ("dog", "cat", "dog", "cat"), strict=True)):
+        (tmp_path / label).mkdir(exist_ok=True)
+        Image.fromarray(image[0]).save(tmp_path / label / f"{index}.png")
+    found = load_images(str(tmp_path))
+    assert found.labels.tolist() == [0, 0, 1, 1] and np.array_equal(found.images, images[[1, 3, 0, 2]])
+    Image.fromarray(images[0][0]).save(tmp_path / "loose.png")
+    assert load_images(str(tmp_path)).labels is None  # one picture has no class
+
+
+def test_reference_batches_of_guided_diffusion(tmp_path):
+    images = noise(5, 6, 7, 3)
+    np.savez(tmp_path / "batch.npz", images, np.arange(5))  # arr_0, arr_1
+    found = load_images(str(tmp_path / "batch.npz"))
+    assert np.array_equal(found.images, images.transpose(0, 3, 1, 2)) and found.labels.tolist() == [0, 1, 2, 3, 4]
+
+
+def idx(path, values):
+    kind = bytes([0, 0, 8, values.ndim])
+    content = kind + b"".join(size.to_bytes(4, "big") for size in values.shape) + values.astype(np.uint8).tobytes()
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_idx_images_have_the_labels_beside_them(tmp_path, suffix):
+    images = noise(6, 5, 4)
+    idx(tmp_path / f"train-images-idx3-ubyte{suffix}", images)
+    assert load_images(str(tmp_path)).labels is None
+    idx(tmp_path / "train-labels-idx1-ubyte.gz", np.arange(6))
+    found = load_images(str(tmp_path))
+    assert np.array_equal(found.images[:, 0], images) and found.labels.tolist() == list(range(6))
+    idx(tmp_path / "train-labels-idx1-ubyte.gz", np.arange(5))
+    with pytest.raises(UserError, match="no idx file of 6 labels"):
+        load_images(str(tmp_path))
+
+
+def test_data_sets_of_datasets(tmp_path):
+    import datasets
+
+    images = noise(6, 8, 8)
+    columns = {"image": [Image.fromarray(i) for i in images], "label": [2, 1, 0, 2, 1, 0]}
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(3)})
+    table = datasets.Dataset.from_dict(columns, features=features)
+    table.save_to_disk(tmp_path / "saved")
+    datasets.DatasetDict({"train": table, "test": table}).save_to_disk(tmp_path / "parts")
+    table.to_parquet(tmp_path / "table.parquet")
+    for source in ("saved", "parts/test", "table.parquet"):
+        found = load_images(str(tmp_path / source))
+        assert np.array_equal(found.images[:, 0], images) and found.labels.tolist() == columns["label"]
+        assert found.compression == "none"
+    with pytest.raises(UserError, match=r"parts: holds 2 data sets \(test, train\); name one, as in .*parts/test"):
+        load_images(str(tmp_path / "parts"))
+
+
+def test_data_sets_that_cannot_be_used_are_named(tmp_path, monkeypatch):
+    import datasets
+
+    def saved(name, rows, **features):
+        table = datasets.Dataset.from_list(rows)
+        for column in features:
+            table = table.cast_column(column, features[column])
+        table.save_to_disk(tmp_path / name)
+        return str(tmp_path / name)
+
+    small, large = (Image.fromarray(noise(size, size)) for size in (4, 5))
+    with pytest.raises(UserError, match=r"text: has no column of pictures \(text: str\)"):
+        load_images(saved("text", [{"text": "a"}]))
+    with pytest.raises(UserError, match="sizes: row 2: 5x5 grey, but the first is 4x4 grey"):
+        load_images(saved("sizes", [{"image": small}, {"image": large}]))
+    with pytest.raises(UserError, match="two: has several columns of pictures"):
+        load_images(saved("two", [{"a": small, "b": small}]))
+    with pytest.raises(UserError, match="hub:someone/pictures: could not be loaded"):
+        load_images("hub:someone/pictures")  # HF_HUB_OFFLINE
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1nothing")
+    with pytest.raises(UserError, match=r"bad.parquet: could not be read as a data set"):
+        load_images(str(tmp_path / "bad.parquet"))

@@ -57,8 +57,8 @@ def save_inputs(root: Path) -> Path:
     save_policy(root / "other", seed=2)
     save_reward(root / "reward")
     save_prompts(root / "prompts.jsonl")
-    save_pairs(root / "pairs.jsonl", 24)
-    save_preferences(root / "preferences.jsonl", 24)
+    save_pairs(root / "pairs.jsonl", 14)
+    save_preferences(root / "preferences.jsonl", 14)
     rows = [{"text": f"Item {i}: " + "the word of " * (1 + i % 5)} for i in range(80)]
     (root / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return root
@@ -67,13 +67,13 @@ def save_inputs(root: Path) -> Path:
 def stages(root: Path, made: Path) -> dict[str, tuple[str, dict]]:
     """name -> (command, settings); what a stage reads of another lies in `made`."""
     policy, reward, preferences = root / "policy", root / "reward", root / "preferences.jsonl"
-    batch = {"batch_size": 4, "micro_batch_size": 1, "epochs": 2, "learning_rate": 1e-3, "checkpoint_steps": 6}
+    batch = {"batch_size": 4, "micro_batch_size": 1, "epochs": 2, "learning_rate": 1e-3, "checkpoint_steps": 2}
     items = {"data": root / "items.jsonl", "heldout": "hash:0.2", "batch_tokens": 128, "micro_batch_tokens": 32}
     roles = {"policy": policy, "reward": reward, "prompts": root / "prompts.jsonl"}
     adapters = {"policy": made / "sft-lora", "reward": made / "reward-lora"}
     update = {"updates": 4, "batch_size": 6, "minibatches": 2, "epochs": 1, "micro_batch_size": 1, "max_new_tokens": 6}
     update |= {"learning_rate": 1e-3, "checkpoint_steps": 2}
-    image = {"steps": 10, "batch_size": 16, "learning_rate": 2e-3, "width": 8, "log_steps": 1, "checkpoint_steps": 5}
+    image = {"steps": 6, "batch_size": 16, "learning_rate": 2e-3, "width": 8, "log_steps": 1, "checkpoint_steps": 3}
     small = {"vae.latent_dim": 4, "gan.latent_dim": 4, "diffusion.noise_steps": 20}
     draw = {"prompts": root / "pairs.jsonl", "limit": 9, "samples": 2, "batch_size": 4, "max_new_tokens": 5}
     drawn = {f"generators.{kind}": made / f"{kind}-samples" for kind in KINDS}

@@ -124,6 +124,7 @@ def test_a_stop_during_rollouts_ahead_is_not_held_up(inputs, server, tmp_path):
     settings = {"rollouts_ahead": 1, "checkpoint_steps": 1}
     job = ForkedJob(command(inputs, out, server, **settings), tmp_path / "logs", world=2)
     assert job.wait_for(lambda: "step-00000001" in str(list((out / "checkpoints").glob("step-*")))), job.say()
+    assert job.wait_for(lambda: server.server is None), job.say()
     job.signal(signal.SIGTERM, 0)
     assert job.wait(60) == [75, 75], job.say() + job.say(1)
     server.before = lambda number: None

@@ -15,16 +15,6 @@ def manual_logprobs(model, prompt, completion, temperature=1.0):
     return picked.detach().float()
 
 
-def test_batches_cover_every_row_once_within_the_budget():
-    lengths = [3, 40, 8, 1, 4, 60, 2]
-    batches = scoring.plan_batches(lengths, 64)
-    assert sorted(i for b in batches for i in b) == list(range(7))
-    assert all(len(b) == 1 or max(lengths[i] for i in b) * len(b) <= 64 for b in batches)
-    assert batches[0] == [5]
-    capped = scoring.plan_batches([4] * 6, 1000, costs=[3] * 6, cap=6)
-    assert [len(b) for b in capped] == [2, 2, 2]
-
-
 @pytest.mark.parametrize("batch_tokens", [1, 100, 10_000])
 def test_rewards_do_not_depend_on_the_batch(batch_tokens):
     model = tiny.reward_model()

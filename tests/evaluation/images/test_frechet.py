@@ -4,11 +4,14 @@ import numpy as np
 import pytest
 import scipy.linalg
 
+from evaluation.images import frechet
 from evaluation.images.frechet import (
     FeatureStatistics,
+    Gaussian,
     frechet_distance,
     frechet_distance_from_features,
     frechet_distance_from_statistics,
+    trace_term,
 )
 from launch.errors import UserError
 
@@ -66,11 +69,55 @@ def test_features_agree_with_the_matrix_square_root(samples, dimensions):
     assert by_statistics == pytest.approx(frechet_distance_from_features(a, b), rel=1e-6, abs=1e-6)
 
 
-def test_the_sample_that_turns_eigenvalues_negative():
-    state = np.random.RandomState(1)  # torch-fidelity's regression: numpy's eigenvalues of S1 S2 go below zero here
-    a, b = state.randn(4, 4), state.randn(4, 4)
+@pytest.mark.parametrize("samples", [2, 4, 16, 128, 512])
+@pytest.mark.parametrize("dimensions", [2, 4, 16, 128])
+def test_the_grid_on_which_eigenvalues_turn_negative(samples, dimensions):
+    state = np.random.RandomState(1)  # torch-fidelity's regression: numpy's eigenvalues of S1 S2 go below zero at 4 x 4
+    a, b = state.randn(samples, dimensions), state.randn(samples, dimensions)
     value = frechet_distance_from_features(a, b)
-    assert np.isfinite(value) and value > 0
+    assert isinstance(value, float) and np.isfinite(value) and value > 0
+
+
+def gaussians(ranks, decay, dimensions=24):
+    """Two distributions, of full rank (None: by covariance) or of a lower one (by factor), and the two factors."""
+    found = []
+    for seed, rank in enumerate(ranks):
+        directions = np.linalg.qr(rng(seed).standard_normal((dimensions, dimensions)))[0]
+        factor = directions[:, : rank or dimensions] * 10.0 ** -np.linspace(0, decay, rank or dimensions)
+        mean = np.zeros(dimensions)
+        by_factor = Gaussian(mean, factor=factor)
+        found.append((by_factor if rank else Gaussian(mean, factor @ factor.T), factor))
+    return found
+
+
+@pytest.mark.parametrize("ranks", [(None, None), (5, None), (None, 5), (5, 9), (9, 5)])
+@pytest.mark.parametrize("decay", [0.0, 1.0, 3.0])  # orders of magnitude between the deviations
+def test_trace_term_is_the_sum_of_singular_values(ranks, decay):
+    (first, f1), (second, f2) = gaussians(ranks, decay)
+    expected = np.linalg.svd(f1.T @ f2, compute_uv=False).sum()
+    assert trace_term(first, second) == pytest.approx(expected, rel=1e-9)
+    assert first.total_variance == pytest.approx((f1**2).sum())
+
+
+@pytest.mark.parametrize("samples", [2, 3, 20])
+def test_few_samples_are_turned_into_one_vector_less(samples, monkeypatch):
+    rows = rng().standard_normal((samples, 30))
+    factor = Gaussian.of_features(rows).factor
+    assert factor.shape == (30, samples - 1) and np.allclose(factor @ factor.T, np.cov(rows, rowvar=False))
+    monkeypatch.setattr(frechet.np.linalg, "svd", None)  # so that squaring is good enough
+    assert frechet_distance_from_features(rows, rows + 1) == pytest.approx(30.0, rel=1e-9)
+
+
+def test_squaring_is_left_where_it_would_cost_digits(monkeypatch):
+    calls = []
+    plain = np.linalg.svd
+    monkeypatch.setattr(frechet.np.linalg, "svd", lambda *a, **k: calls.append(1) or plain(*a, **k))
+    (first, _), (second, _) = gaussians((None, None), 1.0)
+    trace_term(first, second)
+    assert not calls
+    (first, f1), (second, f2) = gaussians((20, 20), 6.0)  # the square has eigenvalues down to 1e-24, below its rounding
+    assert trace_term(first, second) == pytest.approx(plain(f1.T @ f2, compute_uv=False).sum(), rel=1e-12)
+    assert calls
 
 
 def test_constant_dimensions_do_no_harm():
@@ -116,6 +163,8 @@ def test_bad_input_is_named():
         frechet_distance_from_features(good[:1], good)
     with pytest.raises(UserError, match="3 and 2 dimensions"):
         frechet_distance_from_features(good, good[:, :2])
+    with pytest.raises(UserError, match="must be a matrix"):
+        frechet_distance_from_features(good[0], good)
     with pytest.raises(UserError, match="no samples"):
         FeatureStatistics.of(np.zeros((0, 3)))
     with pytest.raises(UserError, match="covariance2 has shape"):

@@ -6,23 +6,27 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from data.images import load_images
-from evaluation.images.extractors import TRAINED_ON, count_seen
+from evaluation.images.extractors.classifier import TRAINED_ON
 from evaluation.images.grid import image_grid
 from evaluation.schema import load, read_samples
 from evaluation.suites.images import PIXELS, REAL, STAGE, ImagesConfig, folder_name
-from evaluation.suites.images_run import independent_pixels, load_sets
+from evaluation.suites.images_sets import independent_pixels, is_model, load_sets
 from generative.train import TrainConfig
 from launch.config import build
 from launch.errors import UserError
+from tests.evaluation.images.conftest import one_rank
+from tests.forked import run_forked
+from tests.generative.tiny import train
 
 
 def job(folder):
-    runtime = SimpleNamespace(is_main=True, device=torch.device("cpu"))
-    return SimpleNamespace(output_dir=Path(folder), runtime=runtime, say=lambda text: None, beat=lambda step: None)
+    beats = []
+    return SimpleNamespace(
+        output_dir=Path(folder), runtime=one_rank(), say=lambda text: None, beat=beats.append, beats=beats
+    )
 
 
 def save(folder, images):
@@ -35,7 +39,7 @@ def save(folder, images):
 def trained_once(digits_extractor):
     """The stage trains its extractor anew each time, always to the same weights: the tests share one."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("evaluation.suites.images_run.prepare_digits", lambda folder: digits_extractor)
+        patch.setattr("evaluation.suites.images_run.prepare_extractor", lambda *arguments: digits_extractor)
         yield
 
 
@@ -65,7 +69,6 @@ def test_no_digit_has_two_roles(tmp_path):
 
 
 def test_a_reference_that_the_extractor_was_trained_on_is_refused(tmp_path):
-    assert count_seen(load_images("embedded:digits")) == 872 and count_seen(load_images("embedded:digits::eval")) == 0
     source = save(tmp_path / "generated", load_images("embedded:digits::eval").images)
     config = ImagesConfig(output_dir=str(tmp_path), generators={"g": source}, reference="embedded:digits")
     with pytest.raises(UserError, match=r"trained on 872 of the 1797 images .* --reference embedded:digits::eval"):
@@ -120,6 +123,93 @@ def test_duplicates_are_noted(tmp_path):
     assert result.protocol.n_items == 925 and result.protocol.split == "whole"
 
 
+def test_every_metric_carries_extractor_and_n(evaluated):
+    result = load(evaluated[0] / "noisy-70")
+    names = ["fd", "is", "kd", "md", "cmmd", "extrapolated_fd", "precision", "recall", "density", "coverage"]
+    assert [m.name for m in result.metrics] == [f"{name}_digits@400" for name in names]
+    assert all(m.ci_low <= m.value <= m.ci_high and m.ci_method for m in result.metrics)
+    values = {m.name.split("_digits")[0]: m.value for m in result.metrics}
+    assert 0 < values["extrapolated_fd"] < values["fd"]
+
+
+def test_labelled_generators_get_a_classification_accuracy(tmp_path):
+    digits = load_images("embedded:digits::train")
+    folder = tmp_path / "labelled"
+    folder.mkdir()
+    np.savez(folder / "samples.npz", images=digits.images[:200], labels=digits.labels[:200])
+    config = ImagesConfig(output_dir=str(tmp_path / "out"), generators={"g": str(folder)})
+    STAGE.run(config, job(tmp_path / "out"))
+    entry = load(tmp_path / "out" / "g").metric("classification_accuracy@200")
+    assert 0.8 < entry.ci_low < entry.value < entry.ci_high <= 1 and entry.n == 456
+    assert load(tmp_path / "out" / "real-images-held-out").metric("classification_accuracy@200").value > 0.8
+    names = [m.name for m in load(tmp_path / "out" / "independent-pixels").metrics]
+    assert "classification_accuracy@200" not in names
+
+
+def test_features_of_the_reference_are_taken_once(tmp_path):
+    source = save(tmp_path / "generated", load_images("embedded:digits::eval").images[:60])
+    settings = dict(generators={"g": source}, baselines=False, feature_cache=str(tmp_path / "cache"))
+    first, second = job(tmp_path / "one"), job(tmp_path / "two")
+    for made in (first, second):
+        STAGE.run(ImagesConfig(output_dir=str(made.output_dir), **settings), made)
+    assert max(first.beats) == 925 + 60 and max(second.beats) == 0
+    one, two = (load(tmp_path / name / "g") for name in ("one", "two"))
+    assert [m.value for m in one.metrics] == [m.value for m in two.metrics]
+
+
+@pytest.mark.distributed
+def test_two_ranks_give_the_numbers_of_one(tmp_path):
+    source = save(tmp_path / "generated", load_images("embedded:digits::eval").images[:61])
+    words = ["--generators.g", source, "--max_images", "61"]  # odd: a padding sampler would use one twice
+    for world in (1, 2):
+        out = tmp_path / f"out{world}"
+        ended = run_forked(
+            [*words, "--output_dir", out], tmp_path / f"log{world}", world, module="evaluation.suites.images"
+        )
+        assert [r.exitcode for r in ended.ranks] == [0] * world, ended.say()
+    for name in ("g", "real-images-held-out", "independent-pixels"):
+        one, two = (load(tmp_path / f"out{world}" / name) for world in (1, 2))
+        assert [m.name for m in one.metrics] == [m.name for m in two.metrics]
+        for a, b in zip(one.metrics, two.metrics, strict=True):
+            assert (b.value, b.ci_low, b.ci_high) == pytest.approx((a.value, a.ci_low, a.ci_high), rel=1e-9), a.name
+
+
+@pytest.mark.distributed
+def test_a_saved_generator_is_sampled_first(tmp_path):
+    train(tmp_path / "model", "vae", steps=2)
+    assert is_model(str(tmp_path / "model")) and not is_model(str(tmp_path))
+    config = ImagesConfig(
+        output_dir=str(tmp_path / "out"),
+        generators={"vae": str(tmp_path / "model")},
+        sampled_images=24,
+        baselines=False,
+    )
+    STAGE.run(config, job(tmp_path / "out"))
+    result = load(tmp_path / "out" / "vae")
+    assert result.metrics[0].name == "fd_digits@24" and result.subject.path == str(tmp_path / "model")
+    assert (tmp_path / "out" / "vae" / "samples" / "provenance.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "sentence"),
+    [
+        (
+            2,
+            "loading\nalignkit: error: model: m: is damaged; make it again",
+            r"\(model: m: is damaged; make it again\)$",
+        ),
+        (1, "Traceback ...\nKeyError: 'x'", r"\(exit code 1: KeyError: 'x'\)$"),
+    ],
+)
+def test_a_generator_that_cannot_be_sampled_is_named(tmp_path, monkeypatch, code, said, sentence):
+    (tmp_path / "model_index.json").write_text("{}")
+    failed = SimpleNamespace(returncode=code, stderr=said)
+    monkeypatch.setattr("evaluation.suites.images_sets.subprocess.run", lambda *words, **options: failed)
+    config = ImagesConfig(output_dir=str(tmp_path / "out"), generators={"g": str(tmp_path)})
+    with pytest.raises(UserError, match=rf"^generators.g: .* could not be sampled {sentence}"):
+        STAGE.run(config, job(tmp_path / "out"))
+
+
 def test_faults_are_named(tmp_path):
     with pytest.raises(UserError, match="generators: is empty"):
         build(ImagesConfig, {}, "recipe")
@@ -131,6 +221,32 @@ def test_faults_are_named(tmp_path):
         config = ImagesConfig(output_dir=str(tmp_path / "out"), generators={name: source})
         with pytest.raises(UserError, match=message):
             STAGE.run(config, job(tmp_path / "out"))
+    blank = save(tmp_path / "blank", np.zeros((40, 1, 8, 8), np.uint8))
+    digits = save(tmp_path / "digits", load_images("embedded:digits").images[:40])
+    one = save(tmp_path / "one", np.zeros((1, 1, 8, 8), np.uint8))
+    for generated, reference, message in (
+        (digits, blank, "reference: all 40 images of .*blank are the same picture"),
+        (one, "embedded:digits::eval", "g: has 1 images; a score needs at least 20"),
+        (digits, few, "reference: all 5 images"),
+    ):
+        config = ImagesConfig(
+            output_dir=str(tmp_path / "out"), generators={"g": generated}, reference=reference, baselines=False
+        )
+        with pytest.raises(UserError, match=message):
+            STAGE.run(config, job(tmp_path / "out"))
+    np.savez(tmp_path / "blank.npz", images=np.zeros((0, 1, 8, 8), np.uint8))
+    with pytest.raises(UserError, match=r"blank.npz: images have shape"):
+        load_sets(ImagesConfig(output_dir=str(tmp_path), generators={"g": str(tmp_path / "blank.npz")}))
+
+
+def test_a_generator_that_makes_one_picture_is_measured_and_said_so(tmp_path):
+    source = save(tmp_path / "blank", np.zeros((40, 1, 8, 8), np.uint8))
+    config = ImagesConfig(output_dir=str(tmp_path / "out"), generators={"g": source}, baselines=False)
+    STAGE.run(config, job(tmp_path / "out"))
+    result = load(tmp_path / "out" / "g")
+    assert any("All 40 images are the same picture" in note for note in result.notes)
+    assert all(np.isfinite([m.value, m.ci_low, m.ci_high]).all() for m in result.metrics)
+    assert result.metric("is_digits@40").value == pytest.approx(1.0)
 
 
 def test_independent_pixels_keep_the_margins():

@@ -3,7 +3,16 @@
 import numpy as np
 import pytest
 
-from evaluation.images.intervals import frechet_estimate, inception_estimate, kernel_estimate
+from evaluation.images.intervals import (
+    cmmd_estimate,
+    extrapolated_estimate,
+    frechet_estimate,
+    inception_estimate,
+    kernel_estimate,
+    manifold_estimates,
+    mind_estimate,
+)
+from launch.errors import UserError
 from launch.seeding import numpy_generator
 
 
@@ -28,6 +37,13 @@ def test_few_images_have_no_interval_and_say_so():
     assert lone.low is None and lone.method == "none (n = 5)" and lone.value > 0
     assert frechet_estimate(draw("nine", 9, 2), draw("few real", 30, 2), 0).low is not None
     assert inception_estimate(draw("few", 3, 4), 1, 0).method == "none (n = 3)"
+    x, y = draw("six", 6, 2), draw("six real", 6, 2)
+    assert manifold_estimates(x, y, 0)[1]["precision"].method == "none (n = 6)"
+    assert mind_estimate(x[:3], y, 0, directions=5).method == "none (n = 3)"
+    with pytest.raises(UserError, match="at least 16 images in each set, not 6"):
+        extrapolated_estimate(x, y, 0)
+    some = extrapolated_estimate(draw("twenty", 20, 2), draw("few real", 30, 2), 0)
+    assert some.method == "jackknife over 4 blocks" and some.low < some.value < some.high
 
 
 def test_equal_and_constant_sets_say_why_they_have_no_interval():
@@ -38,6 +54,44 @@ def test_equal_and_constant_sets_say_why_they_have_no_interval():
     assert still.value == pytest.approx(3.0) and "same features" in still.method
 
 
-def test_blocks_of_the_score_are_named():
-    assert inception_estimate(draw("score", 100, 4), 1, 0).method == "jackknife over 20 blocks, log scale"
-    assert kernel_estimate(draw("a", 30, 4), draw("b", 30, 4)).method == "delete-one jackknife, normal"
+def test_methods_are_named():
+    x, y = draw("a", 100, 4), draw("b", 80, 4) + 0.3
+    assert inception_estimate(x, 1, 0).method == "jackknife over 20 blocks, log scale"
+    for estimate in (kernel_estimate(x, y), cmmd_estimate(x, y)):
+        assert estimate.method == "variance of the U-statistic, normal" and estimate.n == 100
+    assert mind_estimate(x, y, 0, directions=5).method == "jackknife over 20 blocks, log scale"
+    assert extrapolated_estimate(x, y, 0).method == "jackknife over 10 blocks"
+    found = manifold_estimates(x, y, 0)[1]
+    assert {e.method for name, e in found.items() if name != "density"} == {
+        "wilson, effective n by jackknife over 20 blocks"
+    }
+    assert found["density"].method == "jackknife over 20 blocks, log scale"
+
+
+def test_features_of_any_length_give_one_cmmd():
+    x, y = draw("length", 30, 4), draw("length real", 40, 4) + 0.5
+    one, other = cmmd_estimate(x, y), cmmd_estimate(3 * x, y / 7)
+    assert (one.value, one.low, one.high) == pytest.approx((other.value, other.low, other.high))
+
+
+@pytest.mark.parametrize("name", ["precision", "recall", "density", "coverage"])
+def test_the_stated_error_of_a_share_is_its_scatter(name):
+    found = [manifold_of_draw(k)[name] for k in range(120)]
+    spread = np.std([e.value for e in found])
+    assert 0.8 * spread < np.mean([e.stderr for e in found]) < 1.6 * spread
+
+
+def manifold_of_draw(number, known={}):
+    if number not in known:
+        x, y = draw(f"manifold {number}", 150, 3) + 0.8, draw(f"manifold real {number}", 150, 3)
+        known[number] = manifold_estimates(x, y, 0)[1]
+    return known[number]
+
+
+def test_shares_at_the_ends_keep_a_width():
+    x = draw("ends", 100, 4)
+    far = manifold_estimates(x, draw("ends real", 80, 4) + 50, 0)[1]
+    assert far["precision"].value == 0 and 0.02 < far["precision"].high < 0.06  # Wilson's 0 of 100: up to 3.7%
+    assert far["recall"].value == 0 and far["recall"].n == 80
+    same = manifold_estimates(x, x, 0)[1]
+    assert same["coverage"].value == 1 and 0.94 < same["coverage"].low < 0.98 and same["coverage"].high == 1

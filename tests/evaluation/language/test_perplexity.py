@@ -6,7 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data import train_tokenizer
-from evaluation.language.perplexity import DocumentScore, Perplexity, conditioning, perplexity, sliding_windows
+from evaluation.language.perplexity import (
+    DocumentScore,
+    Perplexity,
+    batch_deviation,
+    conditioning,
+    perplexity,
+    sliding_windows,
+)
 from launch.errors import UserError
 from tests.evaluation import tiny
 
@@ -135,6 +142,8 @@ def test_stride_matters_for_a_model_that_looks_back():
 def test_corpus_perplexity_weighs_tokens_not_documents():
     two_and_eight = Perplexity([DocumentScore(10 * math.log(2), 10, 1, 10), DocumentScore(10 * math.log(8), 10, 1, 10)])
     assert two_and_eight.per("token").value == pytest.approx(4.0)
+    mean = two_and_eight.per_document()
+    assert (mean.name, mean.value, mean.n) == ("mean_document_perplexity", pytest.approx(5.0), 2)
     unequal = Perplexity([DocumentScore(30 * math.log(2), 30, 1, 10), DocumentScore(10 * math.log(32), 10, 1, 10)])
     assert unequal.per("token").value == pytest.approx(4.0)
 
@@ -145,7 +154,8 @@ def test_units_are_consistent_by_identity():
     assert bpb == pytest.approx(nats / math.log(2) / 106)
     assert scores.per("byte").value == pytest.approx(2**bpb)
     assert scores.per("word").value == pytest.approx(math.exp(nats / 15))
-    assert [m.name for m in scores.metrics()] == ["bits_per_byte", "perplexity", "word_perplexity", "byte_perplexity"]
+    names = ["bits_per_byte", "perplexity", "word_perplexity", "byte_perplexity", "mean_document_perplexity"]
+    assert [m.name for m in scores.metrics()] == names
     for entry in scores.metrics():
         assert entry.n == 3 and entry.ci_low < entry.value < entry.ci_high and entry.higher_is_better is False
 
@@ -170,3 +180,48 @@ def test_window_sizes_that_do_not_fit(kwargs, words):
 def test_a_blank_document_is_named():
     with pytest.raises(UserError, match="document 2 has no tokens"):
         perplexity(tiny.language_model(), tiny.tokenizer(), ["a", ""])
+
+
+def test_a_document_without_tokens_to_predict_has_no_perplexity_of_its_own():
+    scores = Perplexity([DocumentScore(0.0, 0, 0, 0), DocumentScore(math.log(9) * 2, 2, 1, 2)])
+    assert scores.per_document().value == pytest.approx(9.0) and scores.per_document().n == 1
+
+
+def test_every_unit_tells_the_same_nats():
+    """bits/byte = log2 of the byte perplexity, and perplexities of words and tokens to the power of their counts agree."""
+    scores = perplexity(tiny.language_model(), tiny.tokenizer(), TEXTS)
+    tokens, words, size = (sum(getattr(d, u) for d in scores.documents) for u in ("tokens", "words", "bytes"))
+    assert scores.per("byte").value == pytest.approx(2 ** scores.bits_per_byte().value)
+    total = tokens * math.log(scores.per("token").value)
+    assert words * math.log(scores.per("word").value) == pytest.approx(total)
+    assert size * math.log(scores.per("byte").value) == pytest.approx(total)
+
+
+def test_the_change_by_batching_is_measured_and_small_in_fp32():
+    model, tok = tiny.language_model(), tiny.tokenizer()
+    worst, n = batch_deviation(model, tok, TEXTS, 64)
+    assert n == 10 + 0 + 64 + 11 and worst < 1e-4
+    with torch.autocast("cpu", torch.bfloat16):
+        rough, _ = batch_deviation(model, tok, TEXTS, 64)
+    assert 0 <= rough < 1.0
+
+
+def test_a_model_whose_numbers_depend_on_the_batch_is_found_out():
+    model, tok = tiny.language_model(), tiny.tokenizer()
+    forward = model.forward
+
+    def leaky(input_ids, **named):
+        out = forward(input_ids, **named)
+        out.logits[..., 0] += len(input_ids)  # as if neighbours were read
+        return out
+
+    model.forward = leaky
+    assert batch_deviation(model, tok, TEXTS, 64)[0] > 0.1
+
+
+def test_a_perplexity_beyond_all_numbers_is_said_to_be_so():
+    scores = Perplexity([DocumentScore(3000.0, 500, 1, 500)])  # one word of 500 letters
+    words = scores.per("word")
+    assert words.value is None and words.note == "exp of 3000 nats per word is more than a number can hold"
+    assert scores.per("token").value == pytest.approx(math.exp(6))
+    assert DocumentScore(3000.0, 2, 1, 2).perplexity is None

@@ -14,7 +14,8 @@ from launch.files import read_json
 from tests.support import ROOT
 
 RUNS = 400
-FID_RUNS = 120
+FEWER_RUNS = 120
+COSTLY = ("FID", "CMMD", "MIND", "extrapolated FID")
 SLOW = ("Inception Score", "24 dimensions, skewed, 400 and 600")
 """Left to the benchmark, for their time."""
 
@@ -23,15 +24,15 @@ SLOW = ("Inception Score", "24 dimensions, skewed, 400 and 600")
 def fewer_draws_for_a_truth(monkeypatch):
     monkeypatch.setattr(coverage_cases, "TRUTH_DRAWS", 1500)
     yield
-    for cached in (coverage_cases.expected_frechet, coverage_cases.expected_inception):
-        cached.cache_clear()
+    for name in ("frechet", "inception", "at_n"):
+        getattr(coverage_cases, f"expected_{name}").cache_clear()
 
 
 @pytest.mark.parametrize(
     "case", [c for c in CASES if not {c.quantity, c.name} & set(SLOW)], ids=lambda c: f"{c.quantity}, {c.name}"
 )
 def test_interval_covers(case):
-    runs = FID_RUNS if case.quantity == "FID" else RUNS
+    runs = FEWER_RUNS if case.quantity in COSTLY else RUNS
     found, chance = measure(case, runs, seed=5), 1.5 * (0.95 * 0.05 / runs) ** 0.5
     assert 0.93 - chance <= found.covered <= 0.97 + chance, found
 

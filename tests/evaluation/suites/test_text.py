@@ -82,6 +82,8 @@ def test_max_documents_chooses_by_content(models, documents, tmp_path):
         ({"documents": "d"}, "model is missing"),
         ({"model": "m"}, "documents is missing"),
         ({"model": "m", "documents": "d", "stride": 0}, "stride: 0 is below 1"),
+        ({"model": "m", "documents": "d", "num_fewshot": 0}, "num_fewshot is for tasks"),
+        ({"model": "m", "documents": "d", "features": "f"}, "features is for the completions"),
     ],
 )
 def test_config_checks(values, words):
@@ -95,3 +97,59 @@ def test_a_folder_that_is_no_model(documents, tmp_path):
     with pytest.raises(UserError, match=r"model: .*empty: could not be loaded as a (tokenizer|causal language model)"):
         run_suite(STAGE, tmp_path / "out", model=tmp_path / "empty", documents=documents)
     assert not (tmp_path / "out" / "results.json").exists()
+
+
+def test_batching_is_checked_and_reported(models, documents, tmp_path):
+    result = run_suite(STAGE, tmp_path / "out", model=models / "policy", documents=documents)
+    found = result.metric("batch_deviation")
+    assert found.value < 1e-4 and found.n == 18 + 64 and found.ci_low is None and not result.notes
+    assert result.metric("mean_document_perplexity").n == 2  # "x" has nothing to predict
+    rough = run_suite(STAGE, tmp_path / "bf16", model=models / "policy", documents=documents, precision="bf16")
+    assert 0 <= rough.metric("batch_deviation").value < 1 and rough.protocol.settings["precision"] == "bf16"
+
+
+def test_documents_longer_than_the_context_are_scored_whole(models, tmp_path):
+    (tmp_path / "long.txt").write_text("0123456789" * 50)
+    result = run_suite(STAGE, tmp_path / "out", model=models / "policy", documents=tmp_path / "long.txt", stride=7)
+    row = read_samples(tmp_path / "out", result.samples)[0]
+    assert row["tokens"] == 499 and row["perplexity"] == pytest.approx(result.metric("perplexity").value)
+
+
+def test_a_model_without_pad_token(models, documents, tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model, tok = (a.from_pretrained(models / "policy") for a in (AutoModelForCausalLM, AutoTokenizer))
+    model.config.pad_token_id = tok.pad_token = None
+    for part in (model, tok):
+        part.save_pretrained(tmp_path / "padless")
+    result = run_suite(STAGE, tmp_path / "out", model=tmp_path / "padless", documents=documents)
+    other = run_suite(STAGE, tmp_path / "other", model=models / "policy", documents=documents)
+    assert result.metric("perplexity").value == pytest.approx(other.metric("perplexity").value)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('{"text": "whole"}\n{"text": "cu', "line 2"),
+        ("", "empty"),
+        ('{"text": " "}\n', "holds no text"),
+    ],
+)
+def test_files_that_are_cut_or_empty(models, tmp_path, content, words):
+    (tmp_path / "bad.jsonl").write_text(content)
+    with pytest.raises(UserError, match=words):
+        run_suite(STAGE, tmp_path / "out", model=models / "policy", documents=tmp_path / "bad.jsonl")
+
+
+def test_mauve_compares_completions_with_references(models, tmp_path):
+    texts = ["one two three", "a b c d e", "words of another kind", "yes"]
+    rows = [{"prompt": f"p{n} ", "completion": texts[n % 4], "reference": texts[(n + 1) % 4]} for n in range(24)]
+    path = write_completions(tmp_path / "completions.jsonl", rows)
+    arguments = dict(model=models / "policy", completions=path)
+    result = run_suite(STAGE, tmp_path / "out", features=models / "reference", **arguments)
+    found = result.metric("mauve")
+    assert 0 < found.value <= 1 and found.n == 24 and found.ci_low < found.ci_high
+    assert result.metric("mauve_ceiling").n == 12 and "features of reference" in found.description
+    bare = write_completions(tmp_path / "bare.jsonl", rows[:5])
+    with pytest.raises(UserError, match="has 5 with both; give at least 20"):
+        run_suite(STAGE, tmp_path / "b", model=models / "policy", completions=bare, features=models / "reference")

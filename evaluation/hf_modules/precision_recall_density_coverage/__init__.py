@@ -1,0 +1,1 @@
+"""The `evaluate` module precision_recall_density_coverage."""

@@ -1,0 +1,132 @@
+"""What lm-evaluation-harness found, as metrics with our intervals and rows of samples. Pure: dicts in, records out.
+
+Intervals come from the per-document values, as those of every other suite do; lm-eval's own standard error stands
+beside them. For perplexities of documents lm-eval has none at all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from evaluation.schema import Metric, metric
+from evaluation.statistics import LEVEL, Estimate, exponential, mean, proportion, ratio, scaled
+from evaluation.statistics.intervals import z_quantile
+from launch.files import sha256_text
+
+RATIOS = {"word_perplexity": math.e, "byte_perplexity": math.e, "bits_per_byte": None}
+"""lm-eval's metrics of (log-likelihood, units) pairs -> base of the exponential; bits have none."""
+
+
+def task_metrics(results: dict[str, Any], level: float = LEVEL) -> list[Metric]:
+    """One metric `task/metric` (`task/metric,filter` for filters other than none) for each number of each task and group."""
+    found = []
+    for task, numbers in results["results"].items():
+        for key, value in numbers.items():
+            name, comma, chosen = key.partition(",")
+            if not comma or name.endswith("_stderr") or not isinstance(value, int | float):
+                continue
+            found.append(_metric(results, task, name, chosen, float(value), level))
+    return found
+
+
+def _metric(results: dict[str, Any], task: str, name: str, chosen: str, value: float, level: float) -> Metric:
+    stderr = results["results"][task].get(f"{name}_stderr,{chosen}")
+    own = float(stderr) if isinstance(stderr, int | float) and math.isfinite(stderr) else None
+    samples = [s for s in results.get("samples", {}).get(task, []) if s["filter"] == chosen and name in s]
+    count = int(results["results"][task].get("sample_len", len(samples)) or len(samples))
+    entry = metric(
+        f"{task}/{name}" if chosen == "none" else f"{task}/{name},{chosen}",
+        estimate(name, [s[name] for s in samples], value, own, count, level) if math.isfinite(value) else None,
+        f"{name} of lm-evaluation-harness's task {task}",
+        higher_is_better=results.get("higher_is_better", {}).get(task, {}).get(name),
+        note="" if math.isfinite(value) else f"lm-eval gives {value}",
+    )
+    extra = {
+        "dataset": f"lm-eval:{task}",
+        "lm_eval_stderr": own,
+        "version": results.get("versions", {}).get(task),
+        "num_fewshot": results.get("n-shot", {}).get(task),
+    }
+    return replace(entry, extra=extra)
+
+
+def estimate(
+    name: str, values: Sequence[Any], value: float, stderr: float | None, count: int, level: float = LEVEL
+) -> Estimate:
+    """lm-eval's `value` with an interval: of the documents' values where they explain it, else of its own `stderr`."""
+    from_values = _from_values(name, values, level)
+    if from_values is not None and math.isclose(from_values.value, value, rel_tol=1e-6, abs_tol=1e-9):
+        return replace(from_values, value=value)
+    if stderr is None:
+        return Estimate(value, count, None, None, None, level, "none: lm-eval gives no standard error")
+    half = z_quantile(level) * stderr
+    return Estimate(value, count, stderr, value - half, value + half, level, "normal, lm-eval's stderr")
+
+
+def _from_values(name: str, values: Sequence[Any], level: float) -> Estimate | None:
+    """The estimate that one value for each document gives: a rate, a mean, a perplexity or a ratio; None for others."""
+    if not values:
+        return None
+    if name in RATIOS:
+        nats, units = [-float(v[0]) for v in values], [float(v[1]) for v in values]
+        found = ratio(nats, units, level)
+        return scaled(found, 1 / math.log(2)) if RATIOS[name] is None else exponential(found)
+    if not all(isinstance(v, int | float | np.number | bool) for v in values):
+        return None
+    numbers = [float(v) for v in values]
+    if name == "perplexity":
+        return exponential(mean([-v for v in numbers], level))
+    return proportion(numbers, None, level) if set(numbers) <= {0.0, 1.0} else mean(numbers, level)
+
+
+def task_rows(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """One row for each document and filter of each task, for samples.jsonl."""
+    return [_row(task, sample) for task, samples in results.get("samples", {}).items() for sample in samples]
+
+
+def _row(task: str, sample: dict[str, Any]) -> dict[str, Any]:
+    arguments = [list(a) for a in sample["arguments"]]
+    choices = [a[1] for a in arguments if len(a) > 1 and isinstance(a[1], str)]
+    return {
+        "kind": "task",
+        "task": task,
+        "filter": sample["filter"],
+        "doc_id": sample["doc_id"],
+        "prompt": arguments[0][0],
+        "choices": choices,
+        "target": _plain(sample["target"]),
+        "responses": _plain(sample["filtered_resps"]),
+        "metrics": {name: _plain(sample[name]) for name in sample["metrics"]},
+        **{key: sample[key] for key in ("doc_hash", "prompt_hash", "target_hash")},
+    }
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON: numbers of NumPy as Python's, NaN and infinity and what JSON has no word for as text."""
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def task_settings(results: dict[str, Any]) -> dict[str, Any]:
+    """Task -> what defines its numbers: version, examples in the prompt, and a hash of its documents, prompts and targets."""
+    return {
+        task: {
+            "version": results.get("versions", {}).get(task),
+            "num_fewshot": results.get("n-shot", {}).get(task),
+            "n": len(samples),
+            "hash": sha256_text("".join(s["doc_hash"] + s["prompt_hash"] + s["target_hash"] for s in samples)),
+        }
+        for task, samples in results.get("samples", {}).items()
+    }

@@ -1,0 +1,126 @@
+"""Samples that are written as they are scored, so that a killed evaluation goes on where it was, to the same result.
+
+`score_samples` is all that a suite calls. It divides samples into units by size, in one way whatever was done before
+and however many processes there are; a unit's rows are appended to `scored/NAME.rank-K.jsonl` when it is done. A row is
+keyed by the hash of its sample's content and of the settings, so that no row can answer for another sample or protocol.
+What a kill cut is scored again in the same units, that is in the same batches: the result is equal to the bit.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from evaluation.artefacts import beating
+from launch.files import SCORED, canonical_json, sha256_text
+from launch.stage import Job
+
+T = TypeVar("T")
+Row = Any
+"""What JSON can hold: floats come back as they were, to the bit."""
+UNIT_SAMPLES = 1024
+"""Samples of a unit, at most: what a kill can lose, and how often the log is written."""
+
+
+def plan_units(sizes: Sequence[int], budget: int) -> list[list[int]]:
+    """Numbers of samples in units, largest first: each of at most `budget` in sum and UNIT_SAMPLES samples, or one."""
+    units: list[list[int]] = []
+    total = 0
+    for number in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
+        if not units or total + sizes[number] > budget or len(units[-1]) == UNIT_SAMPLES:
+            units.append([])
+            total = 0
+        units[-1].append(number)
+        total += sizes[number]
+    return units
+
+
+def score_samples(
+    job: Job,
+    name: str,
+    samples: Sequence[T],
+    compute: Callable[[list[T]], Sequence[Row]],
+    *,
+    content: Callable[[T], Any],
+    size: Callable[[T], int],
+    budget: int,
+    settings: dict[str, Any],
+) -> list[Row]:
+    """The row of each sample, in their order, on every rank; each is computed once, over all ranks and sessions.
+
+    `compute` gives the rows of some samples. `content` is what a row depends on besides `settings` (the model's hash, the
+    context length, ...), both as JSON; samples of equal content share a row. `size` and `budget` (tokens, as a rule)
+    decide how many samples `compute` gets at once. A request to stop is followed after a unit.
+    """
+    keys = [sha256_text(canonical_json([name, settings, content(sample)])) for sample in samples]
+    first = {key: number for number, key in reversed(list(enumerate(keys)))}
+    unique = sorted(first.values())
+    units = [[unique[i] for i in unit] for unit in plan_units([size(samples[n]) for n in unique], budget)]
+    known = _read_logs(job, name)
+    pending = [unit for unit in units if not all(keys[n] in known for n in unit)]
+    if len(pending) < len(units):
+        job.say(f"{len(units) - len(pending)} of {len(units)} units of {name} were scored before")
+    rank, world = job.runtime.rank, job.runtime.world
+    new: dict[str, Row] = {}
+    with beating(job, len(pending), f"score {name}") as beat, _AppendedFile(_log(job, name, rank)) as log:
+        for start in range(0, len(pending), world):
+            for unit in pending[start + rank : start + rank + 1]:
+                rows = compute([samples[n] for n in unit])
+                for number, row in zip(unit, rows, strict=True):
+                    new[keys[number]] = row
+                    log.append({"key": keys[number], "row": row})
+            beat(len(pending[start : start + world]))
+            job.stop_if_requested(min(start + world, len(pending)))
+    for part in job.runtime.gather_objects(new):
+        known |= part
+    return [known[key] for key in keys]
+
+
+def clear_samples(job: Job) -> None:
+    """Remove the logs. When the result is written; it holds the samples."""
+    job.runtime.barrier()
+    if job.runtime.is_main:
+        shutil.rmtree(job.output_dir / SCORED, ignore_errors=True)
+
+
+def _log(job: Job, name: str, rank: int) -> Path:
+    return job.output_dir / SCORED / f"{name}.rank-{rank}.jsonl"
+
+
+def _read_logs(job: Job, name: str) -> dict[str, Row]:
+    """Key -> row of all ranks of earlier sessions; the same on every rank, since none writes until all have read."""
+    known: dict[str, Row] = {}
+    for path in sorted((job.output_dir / SCORED).glob(f"{name}.rank-*.jsonl")):
+        for line in path.read_bytes().split(b"\n")[:-1]:
+            try:
+                entry = json.loads(line)
+                known[entry["key"]] = entry["row"]
+            except (ValueError, TypeError, KeyError):
+                continue  # a machine that lost its power may leave anything; what cannot be read is scored again
+    job.runtime.barrier()
+    return known
+
+
+class _AppendedFile:
+    """A JSONL file that whole lines are appended to, each at once. A last line that a kill cut is cut off first."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.stream = open(path, "a+b", buffering=0)  # noqa: SIM115 - closed in __exit__
+        self.stream.seek(0)
+        self.stream.truncate(self.stream.read().rfind(b"\n") + 1)
+
+    def append(self, entry: dict[str, Any]) -> None:
+        """Write one line. ValueError for NaN and infinity."""
+        self.stream.write(json.dumps(entry, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+
+    def __enter__(self) -> _AppendedFile:
+        return self
+
+    def __exit__(self, *reason: object) -> None:
+        os.fsync(self.stream.fileno())
+        self.stream.close()

@@ -1,0 +1,44 @@
+"""The PPO benchmarks can fail, and count the tokens that there were."""
+
+from collections import Counter
+
+import pytest
+import torch
+
+from benchmarks.ppo import describe
+from benchmarks.ppo_case import EOS, PAD, Case, mean_length
+from benchmarks.soak import Tally, find_failures
+
+
+def tally(**changes):
+    good = dict(kills=Counter(clock=3, phase=2), jobs=Counter(a=2, b=1), identical=Counter(a=2, b=1))
+    return Tally(**{**good, **changes})
+
+
+def test_a_soak_that_found_nothing_wrong():
+    assert find_failures(tally(), 5) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted", "message"),
+    [
+        ({}, 6, "5 kills were made, 6 were wanted"),
+        ({"lost": 1}, 5, "1 acknowledged steps were lost"),
+        ({"faults": ["job 3: torn"]}, 5, "a fault: job 3: torn"),
+        ({"identical": Counter(a=2)}, 5, "2 of 3 jobs ended as the undisturbed run did"),
+        ({"jobs": Counter(), "identical": Counter()}, 5, "0 of 0 jobs"),
+    ],
+)
+def test_a_soak_that_did(changes, wanted, message):
+    assert [message in found for found in find_failures(tally(**changes), wanted)] == [True]
+
+
+def test_a_response_is_as_long_as_its_first_eos():
+    rows = torch.tensor([[5, EOS, PAD, PAD], [5, 6, 7, 8], [EOS, 9, EOS, 9]])
+    assert mean_length(rows) == pytest.approx((2 + 4 + 1) / 3)
+
+
+def test_tokens_per_second_are_of_the_tokens_that_there_were():
+    update = {"seconds": 2.0, "generate": 1.0, "score": 0.5, "update": 0.5, "length": 10.0}
+    run = {"updates": [update, {**update, "length": 20.0}], "peak_mib": 2.0, "imports_mib": 1.0}
+    assert describe(run, Case(1024, True, batch=4))["response_tokens_per_second"] == pytest.approx(4 * 15 / 2)

@@ -1,0 +1,77 @@
+"""lm-eval's results as metrics; needs no lm-eval."""
+
+import math
+
+import pytest
+
+from evaluation.language.harness_results import estimate, task_metrics, task_rows, task_settings
+
+
+def results(metric, values, value, stderr="N/A", filter_key="none"):
+    sample = lambda n, v: {  # noqa: E731
+        "doc_id": n,
+        "target": n,
+        "arguments": [("p", " a"), ("p", " b")],
+        "filtered_resps": [(-1.0, False), (float("-inf"), True)],
+        "filter": filter_key,
+        "metrics": [metric],
+        "doc_hash": f"d{n}",
+        "prompt_hash": "p",
+        "target_hash": "t",
+        metric: v,
+    }
+    numbers = {"alias": "t", "sample_len": len(values), f"{metric},{filter_key}": value}
+    return {
+        "results": {"t": numbers | {f"{metric}_stderr,{filter_key}": stderr}},
+        "samples": {"t": [sample(n, v) for n, v in enumerate(values)]},
+        "higher_is_better": {"t": {metric: True}},
+        "versions": {"t": 2.0},
+        "n-shot": {"t": 5},
+    }
+
+
+def test_rates_get_wilsons_interval_and_keep_lm_evals_stderr():
+    entry = task_metrics(results("acc", [1.0, 0.0, 1.0, 1.0], 0.75, 0.25))[0]
+    assert (entry.name, entry.value, entry.n, entry.ci_method) == ("t/acc", 0.75, 4, "wilson")
+    assert entry.extra == {"dataset": "lm-eval:t", "lm_eval_stderr": 0.25, "version": 2.0, "num_fewshot": 5}
+    assert entry.higher_is_better is True
+
+
+def test_filters_are_part_of_the_name():
+    assert task_metrics(results("exact_match", [1.0, 0.0], 0.5, filter_key="strict"))[0].name == "t/exact_match,strict"
+
+
+def test_perplexities_of_texts_have_the_delta_interval_that_lm_eval_lacks():
+    pairs = [(-10.0, 4), (-30.0, 9), (-12.0, 5)]
+    value = math.exp(52 / 18)
+    entry = task_metrics(results("word_perplexity", pairs, value))[0]
+    assert entry.value == value and entry.stderr > 0 and entry.ci_method == "delta, exponentiated"
+    bits = 52 / 18 / math.log(2)
+    assert task_metrics(results("bits_per_byte", pairs, bits))[0].ci_method == "delta"
+    cloze = [-1.0, -3.0, -2.0]  # one value for each document
+    assert task_metrics(results("perplexity", cloze, math.exp(2.0), 0.4))[0].ci_method == "student-t, exponentiated"
+
+
+def test_values_that_documents_do_not_explain_keep_lm_evals_own_error():
+    found = estimate("f1", [1.0, 0.0, 0.0], 0.6, 0.1, 3)
+    assert (found.value, found.stderr, found.method) == (0.6, 0.1, "normal, lm-eval's stderr")
+    assert found.high == pytest.approx(0.6 + 1.959964 * 0.1)
+    bare = estimate("bleu", [("a", "b")], 12.0, None, 7)
+    assert bare.low is None and bare.n == 7 and "no standard error" in bare.method
+
+
+def test_a_value_that_is_not_finite_is_said_to_be_so():
+    entry = task_metrics(results("perplexity", [-800.0], math.inf))[0]
+    assert entry.value is None and entry.note == "lm-eval gives inf"
+
+
+def test_rows_are_json_and_the_hash_knows_the_prompts():
+    found = results("acc", [1.0, 0.0], 0.5)
+    row = task_rows(found)[0]
+    assert (
+        row["prompt"] == "p" and row["choices"] == [" a", " b"] and row["responses"] == [[-1.0, False], ["-inf", True]]
+    )
+    before = task_settings(found)["t"]
+    found["samples"]["t"][1]["prompt_hash"] = "other"
+    after = task_settings(found)["t"]
+    assert before["hash"] != after["hash"] and before["n"] == 2 and before["num_fewshot"] == 5

@@ -1,0 +1,64 @@
+"""`alignkit evaluate text --tasks`: lm-eval's tasks in our result, resumed where they were killed."""
+
+import math
+
+import pytest
+
+from evaluation.schema import read_samples
+from evaluation.suites.text import STAGE
+from tests.evaluation.language.harness_tasks import KINDS, QUESTIONS
+from tests.evaluation.suites.conftest import run_suite
+
+
+def test_the_suite_reports_tasks_with_intervals(task_folder, models, tmp_path):
+    out = tmp_path / "out"
+    result = run_suite(
+        STAGE, out, model=models / "policy", tasks=",".join(KINDS), include_path=task_folder, num_fewshot=3
+    )
+    acc = result.metric("local_choice/acc")
+    assert acc.n == 12 and acc.ci_method == "wilson" and acc.ci_low < acc.value < acc.ci_high
+    assert acc.extra["lm_eval_stderr"] == pytest.approx(acc.stderr * math.sqrt(12 / 11), rel=1e-6)
+    bits, words = result.metric("local_rolling/bits_per_byte"), result.metric("local_rolling/word_perplexity")
+    assert bits.ci_method == "delta" and bits.stderr > 0 and words.ci_low < words.value < words.ci_high
+    assert result.metric("local_cloze/perplexity").stderr > 0
+    assert result.protocol.dataset == "lm-eval:" + ",".join(KINDS)
+    assert result.protocol.settings["tasks"]["local_choice"]["num_fewshot"] == 3
+    assert any("lost their beginning" in note for note in result.notes)  # the context is 64 tokens
+    rows = read_samples(out, result.samples)
+    assert len(rows) == 12 + 4 + 3 + 3
+    first = rows[0]
+    assert first["choices"] == [f" {c}" for c in QUESTIONS[0]["choices"]] and first["prompt"].endswith(
+        "\n\nWhat follows 0?\nAnswer:"
+    )
+    assert len(first["responses"]) == 4 and first["metrics"]["acc"] in (0.0, 1.0)
+
+
+def test_answers_that_were_given_before_are_not_asked_again(task_folder, models, tmp_path, monkeypatch):
+    from evaluation.language.harness_model import SharedPrefixLM
+    from launch.stopping import Stopped
+
+    arguments = dict(
+        model=models / "policy",
+        tasks="local_choice,local_rolling",
+        include_path=task_folder,
+        batch_tokens=64,
+        num_fewshot=0,
+    )
+    whole = run_suite(STAGE, tmp_path / "whole", **arguments)
+    score_texts = SharedPrefixLM._score_texts
+
+    def stop(self, texts):
+        raise Stopped(75)
+
+    monkeypatch.setattr(SharedPrefixLM, "_score_texts", stop)
+    with pytest.raises(Stopped):
+        run_suite(STAGE, tmp_path / "stopped", **arguments)
+    assert (tmp_path / "stopped" / "scored" / "loglikelihood.rank-0.jsonl").read_text().count("\n") == 12
+
+    def never(self, samples):
+        raise AssertionError("was scored before")
+
+    monkeypatch.setattr(SharedPrefixLM, "_score_texts", score_texts)
+    monkeypatch.setattr(SharedPrefixLM, "_score_groups", never)
+    again = run_suite(STAGE, tmp_path / "stopped", **arguments)
+    assert again.metrics == whole.metrics and again.samples == whole.samples

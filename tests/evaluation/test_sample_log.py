@@ -1,0 +1,134 @@
+"""The log of scored samples, with a job that only counts. Real kills: tests/evaluation/suites/test_resume.py."""
+
+import contextlib
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from evaluation.sample_log import clear_samples, plan_units, score_samples
+from launch.stopping import Stopped
+
+
+class CountingJob:
+    """As much of a Job as the log needs, on one rank; may be told to stop after a unit."""
+
+    def __init__(self, folder, stop_after=None):
+        self.output_dir, self.said, self.stop_after = folder, [], stop_after
+        self.runtime = SimpleNamespace(
+            rank=0, world=1, is_main=True, barrier=lambda: None, gather_objects=lambda value: [value]
+        )
+
+    def say(self, text):
+        self.said.append(text)
+
+    def beat(self, step):
+        pass
+
+    def progress(self, total, description):
+        return contextlib.nullcontext(SimpleNamespace(advance=lambda n: None))
+
+    def stop_if_requested(self, step):
+        if step == self.stop_after:
+            raise Stopped(1)
+
+
+def score(job, samples, calls, settings=None, budget=4):
+    def compute(part):
+        calls.append(list(part))
+        return [{"value": len(s) / 3} for s in part]
+
+    return score_samples(
+        job, "texts", samples, compute, content=str, size=len, budget=budget, settings=settings or {"model": "m"}
+    )
+
+
+SAMPLES = ["a", "bbbb", "cc", "a", "dd"]
+
+
+def test_rows_come_in_the_order_of_the_samples_and_equal_samples_are_scored_once(tmp_path):
+    calls = []
+    rows = score(CountingJob(tmp_path), SAMPLES, calls)
+    assert [row["value"] * 3 for row in rows] == [1, 4, 2, 1, 2]
+    assert calls == [["bbbb"], ["cc", "dd"], ["a"]]
+
+
+def test_what_was_scored_before_is_not_scored_again(tmp_path):
+    calls = []
+    with pytest.raises(Stopped):
+        score(CountingJob(tmp_path, stop_after=2), SAMPLES, calls)
+    assert calls == [["bbbb"], ["cc", "dd"]]
+    job = CountingJob(tmp_path)
+    rows = score(job, SAMPLES, calls)
+    assert calls[2:] == [["a"]] and job.said == ["2 of 3 units of texts were scored before"]
+    assert rows == score(CountingJob(tmp_path / "other"), SAMPLES, [])
+
+
+def test_a_unit_that_was_cut_is_scored_again_as_a_whole(tmp_path):
+    """So that the batches, and with them the last bits, are those of a run that was not killed."""
+    score(CountingJob(tmp_path), SAMPLES, [])
+    log = tmp_path / "scored" / "texts.rank-0.jsonl"
+    lines = log.read_bytes().split(b"\n")
+    log.write_bytes(lines[0] + b"\n" + lines[1] + b"\n" + lines[2][:10])  # "dd" is cut, "a" is gone
+    calls = []
+    score(CountingJob(tmp_path), SAMPLES, calls)
+    assert calls == [["cc", "dd"], ["a"]]
+
+
+def test_a_line_that_was_cut_does_not_swallow_the_next(tmp_path):
+    score(CountingJob(tmp_path), SAMPLES, [])
+    log = tmp_path / "scored" / "texts.rank-0.jsonl"
+    lines = log.read_bytes().split(b"\n")
+    log.write_bytes(lines[0] + b"\n" + lines[1][:10])
+    for expected in ([["cc", "dd"], ["a"]], []):
+        calls = []
+        score(CountingJob(tmp_path), SAMPLES, calls)
+        assert calls == expected
+
+
+def test_rows_answer_for_their_settings_and_content_alone(tmp_path):
+    score(CountingJob(tmp_path), SAMPLES, [])
+    calls = []
+    score(CountingJob(tmp_path), SAMPLES, calls, settings={"model": "other"})
+    assert len(calls) == 3
+    calls = []
+    score(CountingJob(tmp_path), ["new", *SAMPLES], calls)
+    assert ["new"] in calls
+
+
+def test_noise_in_the_log_costs_a_sample_and_no_more(tmp_path):
+    score(CountingJob(tmp_path), SAMPLES, [])
+    log = tmp_path / "scored" / "texts.rank-0.jsonl"
+    log.write_bytes(b'\x00\xff\n{"key": 3}\n[1]\n' + log.read_bytes())
+    calls = []
+    score(CountingJob(tmp_path), SAMPLES, calls)
+    assert calls == []
+
+
+def test_nan_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        score_samples(
+            CountingJob(tmp_path),
+            "x",
+            ["a"],
+            lambda part: [float("nan")],
+            content=str,
+            size=len,
+            budget=1,
+            settings={},
+        )
+
+
+def test_the_log_goes_when_the_result_is_there(tmp_path):
+    job = CountingJob(tmp_path)
+    score(job, SAMPLES, [])
+    clear_samples(job)
+    assert not (tmp_path / "scored").exists()
+
+
+@given(st.lists(st.integers(1, 20), max_size=40), st.integers(1, 30))
+def test_units_hold_every_sample_once_within_the_budget(sizes, budget):
+    units = plan_units(sizes, budget)
+    assert sorted(n for unit in units for n in unit) == list(range(len(sizes)))
+    assert all(len(unit) == 1 or sum(sizes[n] for n in unit) <= budget for unit in units)
