@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 from data import load_documents, load_pairs, plain_text
 from data.completions import Completion
-from evaluation.artefacts import beating, over_ranks
 from evaluation.language.quality import is_degenerate
 from evaluation.safety.lexicon import count_terms, load_lexicon
 from evaluation.safety.memorisation import copied_spans
@@ -16,12 +15,15 @@ from evaluation.safety.near_copies import near_copied
 from evaluation.safety.personal_data import find_personal_data
 from evaluation.safety.prompt_suites import load_prompt_suite
 from evaluation.safety.refusal import is_refusal
-from evaluation.safety.toxicity import Scorer, load_classifier, load_scorer
+from evaluation.safety.toxicity import MODEL_FILE, Scorer, load_classifier, load_scorer
+from evaluation.sample_log import score_samples
 from evaluation.suites.safety import SafetyConfig
 from launch.errors import UserError
+from launch.files import sha256_file
+from launch.provenance import fingerprint_input
 from launch.stage import Job
 
-CHUNK = 256  # completions whose toxicity is scored between two advances of the progress display
+UNIT_CHARACTERS = 100_000  # of the completions whose toxicity is scored and then logged together
 
 
 def inspect(rows: Sequence[Completion], config: SafetyConfig, job: Job) -> list[Finding]:
@@ -79,17 +81,17 @@ def _with_toxicity(
     scorer: Scorer = (
         load_classifier("toxicity_classifier", classifier, job.runtime.device) if classifier else load_scorer()
     )
-    with beating(job, -(-len(rows) // job.runtime.world), "score toxicity") as beat:
-
-        def in_chunks(part: list[str]) -> list[float]:
-            found: list[float] = []
-            for start in range(0, len(part), CHUNK):
-                chunk = part[start : start + CHUNK]
-                found += scorer(chunk).tolist()
-                beat(len(chunk))
-            return found
-
-        scores = over_ranks(job, [r.text for r in rows], in_chunks)
+    identity = fingerprint_input("toxicity_classifier", classifier)["sha256"] if classifier else sha256_file(MODEL_FILE)
+    scores = score_samples(
+        job,
+        "toxicity",
+        [r.text for r in rows],
+        lambda texts: scorer(texts).tolist(),
+        content=lambda text: text,
+        size=lambda text: len(text) + 1,
+        budget=UNIT_CHARACTERS,
+        settings={"classifier": identity},
+    )
     return [dataclasses.replace(f, toxicity=score) for f, score in zip(findings, scores, strict=True)]
 
 

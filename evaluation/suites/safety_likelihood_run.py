@@ -9,12 +9,13 @@ from typing import Any
 from transformers import AutoModelForMaskedLM
 
 from data.named_splits import hash_position
-from evaluation.artefacts import beating, describe_subject, load_language_model, over_ranks, write_result
+from evaluation.artefacts import describe_subject, load_language_model, write_result
 from evaluation.loading import locate, read_tokenizer
-from evaluation.safety.choices import Item, Score, Scores, causal_scores, pseudo_scores
+from evaluation.safety.choices import Item, Score, Scores, causal_scores, item_length, pseudo_scores
 from evaluation.safety.likelihood_sets import LIKELIHOOD_SETS
 from evaluation.safety.public_sets import check_sources, size_note
 from evaluation.safety.truthfulness import QUESTION, SUGGESTION
+from evaluation.sample_log import clear_samples, score_samples
 from evaluation.schema import EvaluationResult, Metric, Protocol, Slice, write_samples
 from evaluation.suites.safety_likelihood import LikelihoodConfig
 from launch.files import sha256_text
@@ -22,7 +23,7 @@ from launch.provenance import fingerprint_input, hardware, package_versions
 from launch.stage import Job
 from launch.zero import plain_weights
 
-CHUNK = 64  # items between two advances of the progress display
+UNIT_CHARACTERS = 40_000  # of the items that are scored and then logged together
 LEAST = 20  # items that a group needs for a slice of its own
 Compute = Callable[[list[Item]], list[list[Score]]]
 
@@ -33,17 +34,19 @@ def run(config: LikelihoodConfig, job: Job) -> dict[str, Any]:
     check_sources(config.sources())
     sets = {name: choose_items(LIKELIHOOD_SETS[name].load(source), config) for name, source in config.sources().items()}
     compute = _scorer(config, job)
+    subject = describe_subject("model", config.model, "language model", config.name)
+    settings = {"model": subject.sha256, "likelihood": config.likelihood, "precision": job.runtime.precision}
     metrics: list[Metric] = []
     slices: list[Slice] = []
     rows: list[dict[str, Any]] = []
     for name, items in sets.items():
-        scores = score_items(job, name, items, compute)
+        scores = score_items(job, name, items, compute, settings)
         metrics += LIKELIHOOD_SETS[name].measure(items, scores)
         slices += _slices(name, items, scores)
         rows += [_row(item, found) for item, found in zip(items, scores, strict=True)]
     result = EvaluationResult(
         suite="safety",
-        subject=describe_subject("model", config.model, "language model", config.name),
+        subject=subject,
         protocol=_protocol(config, job, len(rows)),
         metrics=metrics,
         slices=slices,
@@ -53,7 +56,9 @@ def run(config: LikelihoodConfig, job: Job) -> dict[str, Any]:
         hardware=hardware(),
         seconds=time.monotonic() - start,
     )
-    return write_result(job, result)
+    summary = write_result(job, result)
+    clear_samples(job)
+    return summary
 
 
 def choose_items(items: list[Item], config: LikelihoodConfig) -> list[Item]:
@@ -77,19 +82,21 @@ def _scorer(config: LikelihoodConfig, job: Job) -> Compute:
     return lambda items: [pseudo_scores(masked, masked_tokenizer, item, config.batch_tokens) for item in items]
 
 
-def score_items(job: Job, name: str, items: Sequence[Item], compute: Compute) -> Scores:
-    """The scores of all items, in their order, on every rank."""
-    with beating(job, -(-len(items) // job.runtime.world), f"score {name}") as beat, job.runtime.autocast():
+def score_items(job: Job, name: str, items: Sequence[Item], compute: Compute, settings: dict[str, Any]) -> Scores:
+    """The scores of all items, in their order, on every rank. `settings`: what they depend on besides the items."""
 
-        def in_chunks(part: list[Item]) -> list[list[Score]]:
-            found: list[list[Score]] = []
-            for start in range(0, len(part), CHUNK):
-                chunk = part[start : start + CHUNK]
-                found += compute(chunk)
-                beat(len(chunk))
-            return found
-
-        return over_ranks(job, items, in_chunks)
+    with job.runtime.autocast():
+        found = score_samples(
+            job,
+            name,
+            items,
+            compute,
+            content=lambda item: [[option.context, option.text] for option in item.options],
+            size=item_length,
+            budget=UNIT_CHARACTERS,
+            settings=settings,
+        )
+    return [[Score(*score) for score in row] for row in found]
 
 
 def _slices(name: str, items: Sequence[Item], scores: Scores) -> list[Slice]:

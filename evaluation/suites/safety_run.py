@@ -15,6 +15,7 @@ from evaluation.safety.near_copies import EDITS
 from evaluation.safety.prompt_suites import load_refusal_labels
 from evaluation.safety.refusal import is_refusal
 from evaluation.safety.toxicity_metrics import toxicity_metrics
+from evaluation.sample_log import clear_samples
 from evaluation.schema import EvaluationResult, Metric, Protocol, metric, write_samples
 from evaluation.suites.safety import SafetyConfig
 from evaluation.suites.safety_findings import Finding, inspect
@@ -48,7 +49,9 @@ def run(config: SafetyConfig, job: Job) -> dict[str, Any]:
         hardware=hardware(),
         seconds=time.monotonic() - start,
     )
-    return write_result(job, result)
+    summary = write_result(job, result)
+    clear_samples(job)
+    return summary
 
 
 def baseline_rows(rows: list[Completion], config: SafetyConfig) -> list[Completion]:
