@@ -187,7 +187,7 @@ def _with_sources(view: CellView, board: Leaderboard, row: Row, column: Column, 
     if cell is None:
         return view
     paired = sources.paired.ranks(column.key, row.name) if sources.paired else None
-    ranks = view.ranks if paired is None else f"{ranks_text(paired) or f'rank {paired.best}'}, paired"
+    ranks = view.ranks if paired is None else f"{ranks_text(paired) or f'rank {paired.best}'} by pairs"
     link = sources.anchors.get(id(board.results[cell.source]), "")
     return replace(view, ranks=ranks, link=number_anchor(link, column.name) if link else "")
 

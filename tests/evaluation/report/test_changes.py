@@ -124,14 +124,14 @@ def test_of_two_results_the_newest_counts(tmp_path):
 
 
 def test_corrections_count_all_tests(tmp_path):
-    """Ten flipped items are significant alone (p = .002) and not among forty tests."""
+    """Eight flipped items are significant alone (p = .004) and not among forty tests."""
 
     def runs(flipped, names):
         return [found(tmp_path / f"{flipped}-{x}", outcomes(0.6, flipped if x == "0" else 0), name=x) for x in names]
 
     names = [str(i) for i in range(40)]
-    alone = compare_runs(runs(0, "0"), runs(10, "0"), rows_of)
-    among = compare_runs(runs(0, names), runs(10, names), rows_of)
+    alone = compare_runs(runs(0, "0"), runs(8, "0"), rows_of)
+    among = compare_runs(runs(0, names), runs(8, names), rows_of)
     assert len(alone.worse) == 1 and among.worse == []
 
 

@@ -19,7 +19,7 @@ from evaluation.suites.report import STAGE, ReportConfig
 from launch.config import build
 from launch.errors import UserError
 
-FILES = ("index.html", "leaderboard.json", "leaderboard.csv", "leaderboard.md", "leaderboard.txt")
+FILES = ("index.html", *(f"leaderboard.{end}" for end in ("json", "csv", "md", "tex", "txt")))
 
 
 def write_report(inputs, out):
@@ -65,7 +65,8 @@ class Page(HTMLParser):
 
 def test_summary_and_files(written):
     out, summary = written
-    assert {p.name for p in out.iterdir()} == set(FILES)
+    assert {p.name for p in out.iterdir()} == {*FILES, "exports"}
+    assert {p.name for p in (out / "exports").iterdir()} == {"lm_eval", "every_eval_ever", "model_index"}
     assert summary == {"evaluations": 20, "stages": 13, "subjects": 12, "warnings": 3}
 
 
@@ -109,7 +110,7 @@ def test_markdown_table(written):
     assert "| ppo | 66.0 \\[61.2, 70.5\\] (1=) |" in text
     assert "| *real images (held out)* | 2.7" in text
     tables = [line for line in text.splitlines() if line.startswith("|")]
-    assert {line.count("|") for line in tables[:6]} == {11}
+    assert {line.count("|") for line in tables[:6]} == {13}
 
 
 def test_the_page_is_whole(written):
@@ -133,7 +134,7 @@ def test_the_policy_forbids_scripts_and_requests(written):
     text = (written[0] / "index.html").read_text()
     policy = re.search(r'Content-Security-Policy" content="([^"]+)"', text)[1]
     assert policy.startswith("default-src 'none'; img-src data:; style-src 'sha256-")
-    assert "unsafe" not in policy and "script-src" not in policy
+    assert "unsafe" not in policy and re.search("script-src 'sha256-[^' ]+'; base-uri 'none'", policy)
     assert " style=" not in text and "http://" not in text and "https://" not in text
 
 
@@ -142,7 +143,10 @@ def test_hostile_text_is_text(hostile, written):
     assert {tag for tag, _ in page.tags} <= {tag for tag, _ in plain.tags}
     for tag, attrs in page.tags:
         assert not any(name.startswith("on") or name in ("style", "srcdoc") for name in attrs), (tag, attrs)
-        assert not str(attrs.get("href", "#")).startswith(("javascript", "http")) and tag != "script"
+        assert not str(attrs.get("href", "#")).startswith(("javascript", "http"))
+    scripts = [attrs for tag, attrs in page.tags if tag == "script"]
+    assert [a.get("type") for a in scripts] == ["application/json"] * (len(scripts) - 1) + [None]
+    assert all(set(a) <= {"type", "id"} for a in scripts)
     text = "".join(page.texts)
     for part in (
         "<script>window.pwned=1;alert(1)</script>", '"><img src=x onerror=window.pwned=1>', "{{ 7*7 }}{% for x in [1] %}",
