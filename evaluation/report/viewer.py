@@ -72,7 +72,7 @@ WRONG = {
 
 
 def sample_sets(found: Sequence[FoundResult], rows_of: Callable[[FoundResult], Sequence[Row]]) -> list[SampleSet]:
-    """The sets of all results whose samples have something to read, in the order of the results."""
+    """The sets of all results whose samples have something to read; those where right and wrong are known come first."""
     sets: dict[tuple[str, str], SampleSet] = {}
     named = distinct_names([entry.result for entry in found])
     for entry, result in zip(found, named, strict=True):
@@ -82,7 +82,11 @@ def sample_sets(found: Sequence[FoundResult], rows_of: Callable[[FoundResult], S
             title = f"{result.suite}, {short_source(result.protocol.dataset)}"
             group = sets.setdefault(key, SampleSet(title, _score_field(rows), WRONG.get(result.suite, "wrong")))
             _add(group, result.subject.name, result.protocol.baseline, rows)
-    return list(sets.values())
+    return sorted(sets.values(), key=lambda group: not _is_judged(group))
+
+
+def _is_judged(group: SampleSet) -> bool:
+    return any(said.wrong is not None for item in group.items.values() for said in item.said.values())
 
 
 def _readable(row: Row) -> bool:
@@ -142,7 +146,11 @@ def is_wrong(row: Row) -> bool | None:
 
 
 def _figures(row: Row) -> str:
-    parts = [f"{name} {format_number(v, 2)}" for name in SCORE_FIELDS if (v := _score(row, name)) is not None]
+    parts = [
+        f"{name.replace('_', ' ')} {format_number(v, 2)}"
+        for name in SCORE_FIELDS
+        if (v := _score(row, name)) is not None
+    ]
     parts += [f"{row['tokens']} tokens"] if isinstance(row.get("tokens"), int) else []
     parts += [name.replace("_", " ") for name in FLAGS if row.get(name)]
     return ", ".join(parts)

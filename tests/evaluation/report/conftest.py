@@ -245,8 +245,9 @@ def text_result(root, name, bits, length, seed):
 def safety_result(root, name, copied, seed):
     folder = root / f"safety-{name}"
     folder.mkdir(parents=True)
+    draw, hard = np.random.default_rng(seed), np.random.default_rng(97).uniform(0, 1, 400)
     findings = [
-        Finding(str(i), f"prompt {i}", i < 3, (i * 7 + seed) % (9 if i % 2 else 3) == 0, {}, copied=i < copied,
+        Finding(str(i), f"prompt {i}", i < 3, bool((0.14 * seed if i % 2 else 0.75 + 0.06 * seed) > 0.7 * hard[i] + 0.3 * draw.uniform()), {}, copied=i < copied,
                 prompt_safe=bool(i % 2), prompt_type=("homonyms", "privacy", "figurative language")[i % 3])
         for i in range(400)
     ]  # fmt: skip
