@@ -147,7 +147,7 @@ class EvaluationView:
 
 def evaluation_view(result: EvaluationResult, fragment: str = "", origin: Origin | None = None) -> EvaluationView:
     """All metrics, those of slices too, the protocol in full, and the command; `fragment` is what links to it."""
-    rows = [replace(number_row(entry), anchor=number_anchor(fragment, entry.name)) for entry in result.metrics]
+    rows = [replace(number_row(m), anchor=number_anchor(fragment, i)) for i, m in enumerate(result.metrics)]
     rows += [number_row(m, f"{part.group} {part.name}: ") for part in result.slices for m in part.metrics]
     subject, record = result.subject, to_dict(result.protocol)
     pairs = [("subject", f"{subject.kind}; {subject.path}"), ("subject sha256", subject.sha256)]

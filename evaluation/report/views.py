@@ -188,13 +188,15 @@ def _with_sources(view: CellView, board: Leaderboard, row: Row, column: Column, 
         return view
     paired = sources.paired.ranks(column.key, row.name) if sources.paired else None
     ranks = view.ranks if paired is None else f"{ranks_text(paired) or f'rank {paired.best}'} by pairs"
-    link = sources.anchors.get(id(board.results[cell.source]), "")
-    return replace(view, ranks=ranks, link=number_anchor(link, column.name) if link else "")
+    result = board.results[cell.source]
+    link = sources.anchors.get(id(result), "")
+    place = [entry.name for entry in result.metrics].index(cell.metric.name)
+    return replace(view, ranks=ranks, link=number_anchor(link, place) if link else "")
 
 
-def number_anchor(entry: str, name: str) -> str:
+def number_anchor(entry: str, place: int) -> str:
     """The fragment of one number inside the entry of its evaluation."""
-    return f"{entry}-{anchor(name)}"
+    return f"{entry}-{place}"
 
 
 def interval_text(entry: Metric, scale: int, decimals: int) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from launch.config import artefact, load_config, operational
 from launch.entry import run_module, run_stage_command
@@ -24,7 +24,8 @@ from launch.stage import Stage, StageConfig, run_of
 
 CHANGES_FILE = "changes.json"
 EXIT_WORSE = 1
-EXPORTS = ("lm-eval", "every-eval-ever", "hub", "model-index")
+Export = Literal["lm-eval", "every-eval-ever", "hub", "model-index"]
+EXPORTS: tuple[Export, ...] = get_args(Export)
 
 
 @dataclass(kw_only=True)
@@ -40,9 +41,7 @@ class ReportConfig(StageConfig):
     """Exit with code 1, and say which, when a metric is significantly worse than in `against`."""
     baseline: str = ""
     """Name of the entry that paired differences are shown from at first; the page lets its reader choose another."""
-    exports: list[Literal["lm-eval", "every-eval-ever", "hub", "model-index"]] = field(
-        default_factory=lambda: list(EXPORTS)
-    )
+    exports: list[Export] = field(default_factory=lambda: list(EXPORTS))
     """Formats of other tools to write under exports/; an empty list writes none."""
     title: str = "Evaluation report"
     """Title of the page."""

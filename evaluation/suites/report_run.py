@@ -69,7 +69,7 @@ def page_parts(
     """What the page shows from samples: paired differences, the viewer, chosen samples; and the changes."""
     leader = next((row.name for board in boards for row in board.rows), "")
     return PageParts(
-        samples=sample_section(found.results, leader),
+        samples=sample_section(found.results, leader, rows_of),
         paired=[compare_pairs(board, board_items(board, rows_of, found.results)) for board in boards],
         baseline=config.baseline,
         sets=sample_sets(found.results, rows_of),
