@@ -28,7 +28,27 @@ from launch.files import write_json
 from launch.provenance import hardware, package_versions
 from launch.seeding import numpy_generator
 
-WORDS = "the model returns a list of items that match given name and raises an error when none is found".split()
+WORDS = [
+    "the",
+    "model",
+    "returns",
+    "a",
+    "list",
+    "of",
+    "items",
+    "that",
+    "match",
+    "given",
+    "name",
+    "and",
+    "raises",
+    "an",
+    "error",
+    "when",
+    "none",
+    "is",
+    "found",
+]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), "chromium")
 PAINTED = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
 ACTIONS = {

@@ -140,11 +140,12 @@ def changes_sentence(found: Changes) -> str:
 def describe(change: Change) -> str:
     """`ppo, Win rate: 66.0 to 58.0 (-8.0 points [-11.9, -4.1], p < .001 after Holm)`."""
     row = _change_row(change)
+    text = visible(f"{row.name}, {row.metric}: {row.before} to {row.now}")
     if row.row is None:
-        return f"{row.name}, {row.metric}: {row.before} to {row.now}"
+        return text
     p = row.row.holm if row.row.holm.startswith("<") else f"= {row.row.holm}"
     inside = " ".join(filter(None, (row.row.difference, row.row.interval)))
-    return f"{row.name}, {row.metric}: {row.before} to {row.now} ({inside}, p {p} after Holm)"
+    return f"{text} ({inside}, p {p} after Holm)"
 
 
 def _change_row(change: Change) -> ChangeRow:

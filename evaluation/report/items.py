@@ -11,6 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -169,13 +170,12 @@ class SampleReader:
     """The rows of results, each file read once."""
 
     def __init__(self) -> None:
-        self._rows: dict[int, list[Row]] = {}
+        self._rows: dict[Path, list[Row]] = {}
 
     def __call__(self, found: FoundResult) -> list[Row]:
         """The rows of a result; none where it has no samples."""
         if found.result.samples is None:
             return []
-        key = id(found)
-        if key not in self._rows:
-            self._rows[key] = read_samples(found.folder, found.result.samples)
-        return self._rows[key]
+        if found.folder not in self._rows:
+            self._rows[found.folder] = read_samples(found.folder, found.result.samples)
+        return self._rows[found.folder]

@@ -80,9 +80,12 @@ def fail_if_worse(config: ReportConfig) -> None:
     """Leave with exit code 1, naming them, when the report that was just written found worse metrics and the user asked."""
     if not config.fail_if_worse:
         return
+    from evaluation.report.text import visible  # not above: `--help` needs no numpy
+
     worse = read_json(Path(config.output_dir) / CHANGES_FILE)["worse"]
     if worse:
-        print(f"alignkit: significantly worse than {', '.join(config.against)}: {'; '.join(worse)}", file=sys.stderr)
+        named = visible("; ".join(worse))
+        print(f"alignkit: significantly worse than {', '.join(config.against)}: {named}", file=sys.stderr)
         raise SystemExit(EXIT_WORSE)
 
 

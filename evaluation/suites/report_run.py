@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from evaluation.report.changes import Changes, compare_runs, to_record
 from evaluation.report.collect import Collection, collect
 from evaluation.report.differences import changes_sentence, changes_view
-from evaluation.report.export import to_csv, to_json, to_markdown
+from evaluation.report.export import encodable, to_csv, to_json, to_markdown
 from evaluation.report.formats import write_exports
 from evaluation.report.formats.latex import to_latex
 from evaluation.report.items import SampleReader, board_items
@@ -18,15 +19,16 @@ from evaluation.report.page import PageParts, render_page
 from evaluation.report.paired import compare_pairs
 from evaluation.report.samples import sample_section
 from evaluation.report.terminal import print_leaderboard, to_text
+from evaluation.report.text import visible
 from evaluation.report.viewer import sample_sets
 from evaluation.suites.report import CHANGES_FILE, ReportConfig
-from launch.errors import UserError
+from launch.errors import UserError, nearest
 from launch.files import write_atomic, write_json
 from launch.stage import Job
 
 
 def run(config: ReportConfig, job: Job) -> dict[str, Any]:
-    """Write the five files; the summary counts what is in them."""
+    """Write the report's files; the summary counts what is in them."""
     if not job.runtime.is_main:
         return {}
     found = collect(config.inputs, leave_out=job.output_dir)
@@ -34,19 +36,13 @@ def run(config: ReportConfig, job: Job) -> dict[str, Any]:
     warnings = all_warnings(found, boards)
     rows_of = SampleReader()
     changes = changes_since(config, found, rows_of)
-    page = render_page(found, boards, warnings, page_parts(config, found, boards, rows_of, changes), config.title)
-    write_atomic(job.output_dir / "index.html", page.encode("utf-8"))
-    write_json(job.output_dir / "leaderboard.json", to_json(boards, warnings))
-    write_atomic(job.output_dir / "leaderboard.csv", to_csv(boards))
-    write_atomic(job.output_dir / "leaderboard.md", to_markdown(boards, warnings, config.title))
-    write_atomic(job.output_dir / "leaderboard.tex", to_latex(boards, config.title))
-    write_atomic(job.output_dir / "leaderboard.txt", to_text(boards, warnings, config.width))
+    parts = page_parts(config, found, boards, rows_of, changes)
+    write_files(job.output_dir, config, found, boards, warnings, parts)
     write_exports(job.output_dir / "exports", found, config.exports, rows_of)
     if changes:
-        write_json(job.output_dir / CHANGES_FILE, to_record(changes))
-        job.say(changes_sentence(changes))
-        for line in changes.refused:
-            job.say(line)
+        write_json(job.output_dir / CHANGES_FILE, encodable(to_record(changes)))
+        for line in [changes_sentence(changes), *changes.refused]:
+            job.say(visible(line))
     if config.show:
         print_leaderboard(boards, warnings)
     job.say(f"report: {(job.output_dir / 'index.html').resolve()}")
@@ -59,6 +55,24 @@ def run(config: ReportConfig, job: Job) -> dict[str, Any]:
     }
 
 
+def write_files(
+    folder: Path,
+    config: ReportConfig,
+    found: Collection,
+    boards: Sequence[Leaderboard],
+    warnings: Sequence[str],
+    parts: PageParts,
+) -> None:
+    """The page and the leaderboards in the formats that need no other tool."""
+    page = render_page(found, boards, warnings, parts, config.title)
+    write_atomic(folder / "index.html", page.encode("utf-8"))
+    write_json(folder / "leaderboard.json", to_json(boards, warnings, parts.paired))
+    write_atomic(folder / "leaderboard.csv", to_csv(boards))
+    write_atomic(folder / "leaderboard.md", to_markdown(boards, warnings, config.title))
+    write_atomic(folder / "leaderboard.tex", to_latex(boards, config.title))
+    write_atomic(folder / "leaderboard.txt", to_text(boards, warnings, config.width))
+
+
 def page_parts(
     config: ReportConfig,
     found: Collection,
@@ -68,9 +82,15 @@ def page_parts(
 ) -> PageParts:
     """What the page shows from samples: paired differences, the viewer, chosen samples; and the changes."""
     leader = next((row.name for board in boards for row in board.rows), "")
+    paired = [compare_pairs(board, board_items(board, rows_of, found.results)) for board in boards]
+    names = [name for board in paired for name in board.names]
+    if config.baseline and config.baseline not in names:
+        raise UserError(
+            f"baseline: no entry '{config.baseline}' can be compared in pairs{nearest(config.baseline, names)}"
+        )
     return PageParts(
         samples=sample_section(found.results, leader, rows_of),
-        paired=[compare_pairs(board, board_items(board, rows_of, found.results)) for board in boards],
+        paired=paired,
         baseline=config.baseline,
         sets=sample_sets(found.results, rows_of),
         changes=changes_view(changes, ", ".join(config.against)) if changes else None,

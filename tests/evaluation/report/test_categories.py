@@ -13,7 +13,9 @@ PROTOCOL = Protocol(dataset="prompts", dataset_sha256="a" * 64, n_items=100)
 
 
 def share(name, value, spread=0.05, n=100):
-    return Metric(name, value, n, value - spread, value + spread, ci_method="wilson", higher_is_better=True, unit="share")
+    return Metric(
+        name, value, n, value - spread, value + spread, ci_method="wilson", higher_is_better=True, unit="share"
+    )
 
 
 def result(name, metrics, slices=(), protocol=PROTOCOL, created="2026-01-01"):
@@ -48,7 +50,9 @@ def test_what_makes_no_picture():
 
 
 def test_many_categories_are_folded_away():
-    board = Leaderboard([result("a", [share("accuracy", 0.6)], parts("topic", **{f"t{i:02d}": 0.5 for i in range(30)}))])
+    board = Leaderboard(
+        [result("a", [share("accuracy", 0.6)], parts("topic", **{f"t{i:02d}": 0.5 for i in range(30)}))]
+    )
     (view,) = category_views(board, {"a": 0})
     assert len(view.main) == 12 and len(view.more) == 18
 
@@ -78,7 +82,9 @@ def test_rates_of_other_prompts_do_not_meet():
     assert [p.name for p in safety_plane(boards, {"a": 0, "b": 1, "c": 2}).points] == ["a", "b"]
 
 
-@pytest.mark.parametrize(("x", "y", "place"), [(0.0, 0.0, (2.0, 98.0)), (1.0, 1.0, (98.0, 2.0)), (0.5, 0.0, (50.0, 98.0))])
+@pytest.mark.parametrize(
+    ("x", "y", "place"), [(0.0, 0.0, (2.0, 98.0)), (1.0, 1.0, (98.0, 2.0)), (0.5, 0.0, (50.0, 98.0))]
+)
 def test_the_origin_is_at_the_lower_left(x, y, place):
     svg = str(plane([((x, None, None), (y, None, None), 0)], Scale(0, 1), Scale(0, 1)))
     found = re.search(r'class="dot c0" x1="([\d.]+)" y1="([\d.]+)"', svg)

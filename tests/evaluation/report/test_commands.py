@@ -15,7 +15,13 @@ CONFIG = {"output_dir": "out dir", "seed": 3, "model": "runs/ppo", "generators":
 
 
 def stage(name, parents, folder="/runs"):
-    record = {"stage": "evaluate text", "config": {"model": name}, "inputs": {}, "seconds": 1.0, "content_sha256": "c" * 64}
+    record = {
+        "stage": "evaluate text",
+        "config": {"model": name},
+        "inputs": {},
+        "seconds": 1.0,
+        "content_sha256": "c" * 64,
+    }
     return FoundStage(name, Path(folder) / name, record, [], parents)
 
 

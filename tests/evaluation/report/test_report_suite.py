@@ -83,6 +83,21 @@ def test_same_input_gives_the_same_bytes(written, lifecycle, tmp_path):
         assert (tmp_path / name).read_bytes() == (written[0] / name).read_bytes()
 
 
+def test_a_baseline_that_cannot_be_one(lifecycle, tmp_path):
+    job = SimpleNamespace(runtime=SimpleNamespace(is_main=True), output_dir=tmp_path, say=lambda text: None)
+    config = ReportConfig(output_dir=str(tmp_path), inputs=[str(lifecycle)], baseline="stf", show=False)
+    with pytest.raises(UserError, match="baseline: no entry 'stf' can be compared in pairs; did you mean 'sft'"):
+        STAGE.run(config, job)
+
+
+def test_json_holds_paired_differences_once(written):
+    content = json.loads((written[0] / "leaderboard.json").read_text())
+    (win,) = [d for d in content["paired"]["Language models"] if d["column"].startswith("win-rate/win_rate#")]
+    assert (win["ours"], win["theirs"], win["value"]) == ("ppo", "dpo", pytest.approx(0.08)) and win[
+        "low"
+    ] < 0.08 < win["high"]
+
+
 def test_json_holds_raw_numbers_and_ranks(written):
     content = json.loads((written[0] / "leaderboard.json").read_text())
     models, rewards, images, detectors = content["leaderboards"]
