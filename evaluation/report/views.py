@@ -132,7 +132,7 @@ def board_view(board: Leaderboard, colors: dict[str, int], sources: Sources = NO
     return BoardView(
         title=board.title,
         anchor=anchor(board.title),
-        sentence=sentence(board),
+        sentence=f"{sentence(board)} {first_by_pairs(board, sources.paired)}".strip(),
         table=table_view(board, "", columns, colors, sources),
         tables=[table_view(board, caption, part, colors, sources) for caption, part in parts if part],
         figures=[figure for column in columns if (figure := figure_of(board, column, colors))],
@@ -270,6 +270,17 @@ def sentence(board: Leaderboard) -> str:
             + "."
         )
     return ""
+
+
+def first_by_pairs(board: Leaderboard, paired: PairedBoard | None) -> str:
+    """Which of several entries that are tied by their intervals is first by tests on the same items; often none."""
+    column = board.primary
+    if column is None or paired is None:
+        return ""
+    cells = [(row.name, row.cells[column.key]) for row in board.rows if column.key in row.cells]
+    tied = [name for name, cell in cells if cell.rank == 1 and cell.tied]
+    first = [name for name in tied if (ranks := paired.ranks(column.key, name)) and ranks.worst == 1]
+    return f"Paired tests on the same items put {first[0]} first." if first else ""
 
 
 def listed(parts: Sequence[str]) -> str:

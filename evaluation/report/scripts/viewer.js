@@ -29,12 +29,12 @@ function chooseSet() {
   if (models.length < 2) byId("viewer-b").value = "-1";
   refill(byId("viewer-category"), [[-1, "all"], ...categories.map((name, i) => [i, name || "none"])], 0);
   byId("viewer-category").parentElement.hidden = categories.length < 2;
-  const judged = wrong && items.some(item => item[4].some(said => said && said[2] !== null));
-  byId("viewer-only").parentElement.hidden = !judged;
+  const judged = wrong ? models.filter((_, model) => items.some(item => wrongOf(item, model) !== null)) : [];
+  byId("viewer-only").parentElement.hidden = !judged.length;
   byId("viewer-only").value = "all";
   byId("viewer-order").parentElement.hidden = !score;
   byId("viewer-order").value = "given";
-  byId("viewer-wrong").textContent = judged ? `Wrong means here: ${wrong}.` : "";
+  byId("viewer-wrong").textContent = judged.length ? `Wrong means here: ${wrong}. Known of ${judged.join(", ")}.` : "";
   search();
 }
 

@@ -8,6 +8,7 @@ import pytest
 from evaluation.report.items import Items
 from evaluation.report.leaderboard import Leaderboard
 from evaluation.report.paired import against, compare_pairs, default_baseline
+from evaluation.report.views import first_by_pairs
 from evaluation.schema import EvaluationResult, Metric, Protocol, Subject
 from evaluation.statistics import better_by_items, mean, paired_difference, rank_intervals
 
@@ -98,3 +99,12 @@ def test_which_baseline_comes_first():
     assert default_baseline(paired, "c", known) == "c"
     assert default_baseline(paired, "absent", known) == "b"
     assert default_baseline(paired, "", []) == "c"
+
+
+def test_the_sentence_says_who_is_first_by_pairs():
+    board, items = board_of(close_models())
+    paired = compare_pairs(board, items)
+    assert first_by_pairs(board, paired) == "Paired tests on the same items put a first."
+    values = np.random.default_rng(1).normal(size=50)
+    equal, items = board_of({"a": values, "b": values})
+    assert first_by_pairs(equal, compare_pairs(equal, items)) == "" == first_by_pairs(board, None)
