@@ -39,6 +39,8 @@ def test_one_picture_for_each_category_on_one_scale():
     assert [[m.name for m in f.marks] for f in view.main] == [["b"], ["a", "b"], ["a", "b"]]
     assert [m.value for m in view.main[1].marks] == ["90.0", "60.0"]
     assert len({(f.low, f.high) for f in view.main}) == 1
+    places = [float(x) for f in view.main for m in f.marks for x in re.findall(r'x[12]="(-?[\d.]+)"', str(m.svg))]
+    assert 0 <= min(places) < 10 and 90 < max(places) <= 100
 
 
 def test_what_makes_no_picture():

@@ -10,7 +10,7 @@ from evaluation.report.leaderboard import Leaderboard
 from evaluation.report.paired import against, compare_pairs, default_baseline
 from evaluation.report.views import first_by_pairs
 from evaluation.schema import EvaluationResult, Metric, Protocol, Subject
-from evaluation.statistics import better_by_items, mean, paired_difference, rank_intervals
+from evaluation.statistics import better_by_items, holm, mean, paired_difference, rank_intervals
 
 PROTOCOL = Protocol(dataset="prompts", dataset_sha256="a" * 64, n_items=200)
 
@@ -61,10 +61,21 @@ def test_differences_from_a_baseline(better):
         direct = paired_difference(scores[name], scores["b"])
         assert row.difference.estimate.value == pytest.approx(direct.estimate.value, abs=1e-12)
         assert row.difference.estimate.low == pytest.approx(direct.estimate.low, abs=1e-12)
-        assert row.corrected == pytest.approx(min(1.0, direct.p_value * 2), rel=1e-9)  # both are smallest of two
     assert rows["a"].verdict == ("better" if better else "worse") and rows["c"].verdict == (
         "worse" if better else "better"
     )
+
+
+def test_p_values_are_corrected_over_the_table():
+    draw = np.random.default_rng(4)
+    base = draw.normal(size=60)
+    scores = {"base": base} | {n: base + draw.normal(s, 0.5, 60) for n, s in (("a", 0.16), ("b", 0.13), ("c", 0.0))}
+    board, items = board_of(scores)
+    raw = {n: paired_difference(scores[n], base).p_value for n in "abc"}
+    found = {r.name: r.corrected for r in against(compare_pairs(board, items), "base")}
+    assert min(raw.values()) > 1e-6
+    assert found == dict(zip("abc", holm(list(raw.values()))))
+    assert all(found[n] > raw[n] or found[n] == 1 or n == max(raw, key=raw.get) for n in "abc")
 
 
 def test_every_pair_is_mirrored():
