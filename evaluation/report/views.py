@@ -279,8 +279,9 @@ def first_by_pairs(board: Leaderboard, paired: PairedBoard | None) -> str:
         return ""
     cells = [(row.name, row.cells[column.key]) for row in board.rows if column.key in row.cells]
     tied = [name for name, cell in cells if cell.rank == 1 and cell.tied]
-    first = [name for name in tied if (ranks := paired.ranks(column.key, name)) and ranks.worst == 1]
-    return f"Paired tests on the same items put {first[0]} first." if first else ""
+    ranks = {name: found for name in tied if (found := paired.ranks(column.key, name))}
+    first = [name for name, found in ranks.items() if found.worst == 1]
+    return f"Paired tests on the same items put {first[0]} first." if first and len(ranks) == len(tied) else ""
 
 
 def listed(parts: Sequence[str]) -> str:
