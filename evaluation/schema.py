@@ -291,10 +291,15 @@ def load(path: str | Path) -> EvaluationResult:
     content = read_json(path, remedy="run the evaluation that writes it again")
     if not isinstance(content, dict) or "schema_version" not in content:
         raise UserError(f"{path}: schema_version is missing, so this is no evaluation result; give a results.json")
-    if content["schema_version"] != SCHEMA_VERSION:
-        raise UserError(
-            f"{path}: schema_version {content['schema_version']!r} is not {SCHEMA_VERSION}; run the evaluation again with this alignkit"
+    version = content["schema_version"]
+    if version != SCHEMA_VERSION:
+        newer = isinstance(version, int) and version > SCHEMA_VERSION
+        remedy = (
+            "it was written by a newer alignkit; upgrade this one"
+            if newer
+            else "run the evaluation again with this alignkit"
         )
+        raise UserError(f"{path}: schema_version {version!r} is not {SCHEMA_VERSION}; {remedy}")
     return build(EvaluationResult, content, str(path))
 
 
@@ -312,7 +317,10 @@ def read_samples(results: str | Path, samples: Samples) -> list[dict[str, Any]]:
     path = folder / samples.file
     if not path.is_file():
         raise UserError(f"{path}: no such file; restore it beside its results.json or run the evaluation again")
-    if sha256_file(path) != samples.sha256:
-        raise UserError(f"{path}: has changed since its results.json was written; run the evaluation again")
     # not splitlines(): it also cuts at U+2028 and U+0085, which JSON allows inside a string
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    text = path.read_text(encoding="utf-8", errors="replace")
+    if sha256_file(path) != samples.sha256:
+        whole = text.count("\n")
+        what = f"is truncated, with {whole} of its {samples.rows} rows whole" if whole < samples.rows else "has changed"
+        raise UserError(f"{path}: {what} since its results.json was written; run the evaluation again")
+    return [json.loads(line) for line in text.split("\n") if line]

@@ -167,6 +167,27 @@ def scatter(points: Sequence[Point], line: Sequence[tuple[float, float]], color:
     return Scatter(_svg(60, Markup("").join(parts), "curve"), across.low, across.high, up.low, up.high)
 
 
+Ends = tuple[float, float | None, float | None]
+"""A value with the ends of its interval, if it has one."""
+
+
+def plane(points: Sequence[tuple[Ends, Ends, int]], across: Scale, up: Scale) -> Markup:
+    """Points with whiskers both ways: (horizontal, vertical, colour) of each. View box 100 by 100, origin at the lower left."""
+
+    def place(scale: Scale, value: float) -> float:
+        return round(2 + 0.96 * scale.place(min(value, scale.high)), 2)
+
+    parts = [_line(2, y, 98, y, "rule") for y in (2, 50, 98)] + [_line(x, 2, x, 98, "rule") for x in (2, 50, 98)]
+    for (x, x_low, x_high), (y, y_low, y_high), color in points:
+        column, row = place(across, x), 100 - place(up, y)
+        if x_low is not None and x_high is not None:
+            parts.append(_line(place(across, x_low), row, place(across, x_high), row, f"span c{color}"))
+        if y_low is not None and y_high is not None:
+            parts.append(_line(column, 100 - place(up, y_low), column, 100 - place(up, y_high), f"span c{color}"))
+        parts.append(_line(column, row, column, row, f"dot c{color}"))
+    return _svg(100, Markup("").join(parts), "plane")
+
+
 # ---------------------------------------------------------------------------------------------- lineage
 
 BOX_WIDTH, BOX_HEIGHT, GAP_X, GAP_Y = 168, 44, 40, 14

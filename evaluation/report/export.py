@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from evaluation.report.leaderboard import Leaderboard
+from evaluation.report.paired import PairedBoard
 from evaluation.report.text import csv_text, markdown_text
 from evaluation.report.views import board_view, unit_of
+from launch.config import to_dict
 
 JSON_VERSION = 1
 CSV_FIELDS = [
@@ -19,12 +21,15 @@ CSV_FIELDS = [
 ]  # fmt: skip
 
 
-def to_json(boards: Sequence[Leaderboard], warnings: Sequence[str]) -> dict[str, Any]:
-    """Everything in the leaderboards as JSON-able values, raw and unrounded."""
-    return _encodable(
+def to_json(
+    boards: Sequence[Leaderboard], warnings: Sequence[str], paired: Sequence[PairedBoard] = ()
+) -> dict[str, Any]:
+    """Everything in the leaderboards as JSON-able values, raw and unrounded; with the paired differences, where given."""
+    return encodable(
         {
             "schema_version": JSON_VERSION,
             "warnings": list(warnings),
+            "paired": {found.title: _paired_record(found) for found in paired},
             "leaderboards": [
                 {
                     "title": board.title,
@@ -36,7 +41,12 @@ def to_json(boards: Sequence[Leaderboard], warnings: Sequence[str]) -> dict[str,
                             "kind": row.kind,
                             "reference": row.reference,
                             "cells": {
-                                key: {"rank": cell.rank, "tied": cell.tied, **dataclasses.asdict(cell.metric)}
+                                key: {
+                                    "rank": cell.rank,
+                                    "tied": cell.tied,
+                                    "ranks": [cell.ranks.best, cell.ranks.worst] if cell.ranks else None,
+                                    **dataclasses.asdict(cell.metric),
+                                }
                                 for key, cell in row.cells.items()
                             },
                         }
@@ -49,13 +59,23 @@ def to_json(boards: Sequence[Leaderboard], warnings: Sequence[str]) -> dict[str,
     )
 
 
-def _encodable(value: Any) -> Any:
+def _paired_record(paired: PairedBoard) -> list[dict[str, Any]]:
+    """The difference of each pair of entries, once."""
+    return [
+        {"column": c.column.key, "ours": a, "theirs": b, "test": d.test, "p_value": d.p_value, **to_dict(d.estimate)}
+        for c in paired.columns
+        for (a, b), d in c.differences.items()
+        if c.names.index(a) < c.names.index(b)
+    ]
+
+
+def encodable(value: Any) -> Any:
     """Lone surrogates, which UTF-8 cannot hold, as U+FFFD."""
     if isinstance(value, str):
         return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if isinstance(value, dict):
-        return {_encodable(key): _encodable(item) for key, item in value.items()}
-    return [_encodable(item) for item in value] if isinstance(value, (list, tuple)) else value
+        return {encodable(key): encodable(item) for key, item in value.items()}
+    return [encodable(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def to_csv(boards: Sequence[Leaderboard]) -> str:

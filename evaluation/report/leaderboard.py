@@ -10,11 +10,12 @@ import hashlib
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from evaluation.report.names import is_headline, primary_rank, short_source, title_of
 from evaluation.report.text import decimals_for
 from evaluation.schema import EvaluationResult, Metric, Protocol
-from evaluation.statistics import significance_groups
+from evaluation.statistics import RankInterval, better_by_intervals, rank_intervals, significance_groups
 from launch.config import to_dict
 from launch.files import canonical_json
 
@@ -58,6 +59,11 @@ class Column:
         """The direction of better: up, down, or nothing."""
         return {True: "↑", False: "↓", None: ""}[self.higher_is_better]
 
+    @property
+    def orders(self) -> tuple[str, str]:
+        """How the two orders of the column are called, the one that a first click gives first."""
+        return ("highest first", "lowest first") if self.higher_is_better is None else ("best first", "worst first")
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -66,6 +72,10 @@ class Cell:
     metric: Metric
     rank: int | None = None
     tied: bool = False
+    ranks: RankInterval | None = None
+    """The ranks that it may truly have, from intervals that do not overlap."""
+    source: int = 0
+    """The place of its result among those that the leaderboard was made of."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +88,12 @@ class Row:
     cells: dict[str, Cell] = field(default_factory=dict)
 
 
+Place = tuple[str, str]
+"""Subject and column key."""
+Measured = tuple[EvaluationResult, Metric, int]
+"""A metric, its result, and the place of that result among those given."""
+
+
 class Leaderboard:
     """The results of one family of subjects as a table.
 
@@ -87,6 +103,7 @@ class Leaderboard:
 
     def __init__(self, results: Sequence[EvaluationResult], title: str = "Leaderboard") -> None:
         self.title = title
+        self.results = list(results)
         self.warnings: list[str] = []
         newest = self._newest(distinct_names(results))
         self.columns = self._columns(newest)
@@ -113,10 +130,11 @@ class Leaderboard:
 
     # ------------------------------------------------------------------------------------------ building
 
-    def _newest(self, results: Sequence[EvaluationResult]) -> dict[tuple[str, str], tuple[EvaluationResult, Metric]]:
-        """(subject, column key) -> the newest metric; a warning names what an older one was dropped for."""
-        newest: dict[tuple[str, str], tuple[EvaluationResult, Metric]] = {}
-        for result in sorted(results, key=lambda r: r.created):
+    def _newest(self, results: Sequence[EvaluationResult]) -> dict[Place, Measured]:
+        """The newest metric of each place; a warning names what an older one was dropped for."""
+        newest: dict[Place, Measured] = {}
+        for source in sorted(range(len(results)), key=lambda i: results[i].created):
+            result = results[source]
             for entry in result.metrics:
                 place = (result.subject.name, column_key(result, entry))
                 before = newest.get(place)
@@ -125,13 +143,13 @@ class Leaderboard:
                         f"{result.subject.name}: {entry.name} was measured twice under one protocol; the newer counts "
                         f"({result.created})."
                     )
-                newest[place] = (result, entry)
+                newest[place] = (result, entry, source)
         return newest
 
-    def _columns(self, newest: dict[tuple[str, str], tuple[EvaluationResult, Metric]]) -> list[Column]:
+    def _columns(self, newest: dict[Place, Measured]) -> list[Column]:
         found: dict[str, list[tuple[EvaluationResult, Metric]]] = {}
-        for (_, key), pair in newest.items():
-            found.setdefault(key, []).append(pair)
+        for (_, key), (result, entry, _) in newest.items():
+            found.setdefault(key, []).append((result, entry))
         columns = [_column(key, pairs) for key, pairs in found.items()]
         titles = [column.title for column in columns]
         columns = [replace(c, where=short_source(c.dataset)) if titles.count(c.title) > 1 else c for c in columns]
@@ -141,12 +159,12 @@ class Leaderboard:
         directed = [c for c in self.columns if c.higher_is_better is not None]
         return directed[0] if directed else None
 
-    def _rows(self, newest: dict[tuple[str, str], tuple[EvaluationResult, Metric]]) -> list[Row]:
+    def _rows(self, newest: dict[Place, Measured]) -> list[Row]:
         rows: dict[str, Row] = {}
-        for (name, key), (result, entry) in newest.items():
+        for (name, key), (result, entry, source) in newest.items():
             kind = result.subject.kind
             row = rows.setdefault(name, Row(name, kind, kind in REFERENCE_KINDS))
-            row.cells[key] = Cell(entry)
+            row.cells[key] = Cell(entry, source=source)
         for column in self.columns:
             _rank(column, [row for row in rows.values() if not row.reference])
         return list(rows.values())
@@ -183,14 +201,38 @@ def column_key(result: EvaluationResult, entry: Metric) -> str:
 
 
 def protocol_hash(protocol: Protocol) -> str:
-    """Twelve hex digits that are equal for comparable protocols.
+    """Twelve hex digits that are equal for comparable protocols."""
+    return hashlib.sha256(canonical_json(_comparable_record(protocol)).encode()).hexdigest()[:12]
+
+
+def differing_fields(protocols: Sequence[Protocol]) -> list[str]:
+    """The names of the fields in which protocols differ, `settings.ties` for those inside of a mapping."""
+    records = [_comparable_record(p) for p in protocols]
+    names: list[str] = []
+    for key in dict.fromkeys(k for record in records for k in record):
+        values = [record.get(key) for record in records]
+        if all(isinstance(value, dict) for value in values):
+            inner = dict.fromkeys(k for value in values if isinstance(value, dict) for k in value)
+            parts = [k for k in inner if not _equal([v.get(k) for v in values if isinstance(v, dict)])]
+            names += [f"{key}.{part}" for part in parts]
+        elif not _equal(values):
+            names.append(key)
+    return names
+
+
+def _equal(values: Sequence[object]) -> bool:
+    return all(value == values[0] for value in values)
+
+
+def _comparable_record(protocol: Protocol) -> dict[str, Any]:
+    """What two results must share to be compared.
 
     Left out is what each subject has of its own: the seeds of its samples and the hash of its completions.
     """
     record = to_dict(protocol)
     record.pop("seeds")
     record["settings"].pop("completions_sha256", None)
-    return hashlib.sha256(canonical_json(record).encode()).hexdigest()[:12]
+    return record
 
 
 def _column(key: str, pairs: list[tuple[EvaluationResult, Metric]]) -> Column:
@@ -227,8 +269,9 @@ def _rank(column: Column, rows: list[Row]) -> None:
     lows = [m.ci_low for m in metrics if m.ci_low is not None]
     highs = [m.ci_high for m in metrics if m.ci_high is not None]
     groups = significance_groups(lows, highs, column.higher_is_better)
-    for row, rank in zip(ranked, groups, strict=True):
-        row.cells[column.key] = replace(row.cells[column.key], rank=rank, tied=groups.count(rank) > 1)
+    possible = rank_intervals(better_by_intervals(lows, highs, column.higher_is_better))
+    for row, rank, ranks in zip(ranked, groups, possible, strict=True):
+        row.cells[column.key] = replace(row.cells[column.key], rank=rank, tied=groups.count(rank) > 1, ranks=ranks)
 
 
 def leaderboards(results: Sequence[EvaluationResult]) -> list[Leaderboard]:
@@ -274,11 +317,16 @@ def _small_samples(board: Leaderboard) -> list[str]:
 
 
 def _protocols(board: Leaderboard) -> list[str]:
-    names = [(column.suite, column.name) for column in board.columns]
+    """One name under several protocols: never merged; the sentence says in what the protocols differ."""
+    protocols: dict[tuple[str, str], dict[str, Protocol]] = {}
+    for row in board.rows:
+        for key, cell in row.cells.items():
+            column = board.column(key)
+            protocols.setdefault((column.suite, column.name), {})[key] = board.results[cell.source].protocol
     several = [
-        f"{name} ({names.count((suite, name))})"
-        for suite, name in dict.fromkeys(names)
-        if names.count((suite, name)) > 1
+        f"{name} ({len(found)}, which differ in {', '.join(differing_fields(list(found.values())))})"
+        for (_, name), found in protocols.items()
+        if len(found) > 1
     ]
     return (
         [f"Measured under several protocols, so in separate columns and not compared: {', '.join(several)}."]

@@ -1,69 +1,122 @@
-"""The page: one self-contained HTML file. No script, no request, everything escaped."""
+"""The page: one self-contained HTML file. No request, everything escaped; its own script only, allowed by its hash."""
 
 from __future__ import annotations
 
 import base64
 import datetime
 import hashlib
+import json
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
+from evaluation.report.categories import category_views, safety_plane
 from evaluation.report.charts import POINTS
 from evaluation.report.collect import Collection, FoundResult
+from evaluation.report.commands import origin_of
+from evaluation.report.differences import ChangesView, baseline_view
 from evaluation.report.leaderboard import Leaderboard
 from evaluation.report.media import curves_of, pictures_of
 from evaluation.report.names import short_source
 from evaluation.report.overoptimisation import overoptimisation_of
+from evaluation.report.paired import PairedBoard
 from evaluation.report.samples import SampleSection
 from evaluation.report.stages import code_of, graph_of, stage_view
 from evaluation.report.tables import comparison_rows, evaluation_view, has_matrix, matrix_of
 from evaluation.report.text import decimals_for, format_number, format_seconds, shorten, visible
-from evaluation.report.views import COLORS, BoardView, board_view, unit_of
+from evaluation.report.viewer import SampleSet, viewer_data
+from evaluation.report.views import COLORS, BoardView, Sources, board_view, unit_of
 
 HERE = Path(__file__).parent
+SCRIPTS = ("dom", "boards", "differences", "viewer", "start")
+
+
+@dataclass(frozen=True)
+class PageParts:
+    """What a page has beside its leaderboards; all of it may be absent."""
+
+    samples: SampleSection | None = None
+    paired: Sequence[PairedBoard] = ()
+    """One for each leaderboard, in their order."""
+    baseline: str = ""
+    """The entry that differences are shown from at first."""
+    sets: Sequence[SampleSet] = ()
+    changes: ChangesView | None = None
 
 
 def render_page(
-    collection: Collection,
-    boards: Sequence[Leaderboard],
-    warnings: Sequence[str],
-    samples: SampleSection | None,
-    title: str,
+    collection: Collection, boards: Sequence[Leaderboard], warnings: Sequence[str], parts: PageParts, title: str
 ) -> str:
     """The whole page as HTML text."""
-    style = Markup((HERE / "style.css").read_text(encoding="utf-8"))
+    style, script = (Markup(text) for text in (_read("style.css"), page_script()))
     colors = assign_colors(boards)
+    anchors = {id(found.result): f"evaluation-{i}" for i, found in enumerate(collection.results)}
+    paired = list(parts.paired) or [PairedBoard(board.title) for board in boards]
     matrices = [matrix_of(found.result) for found in collection.results if has_matrix(found.result)]
     detectors = {found.result.subject.name for found in collection.results if has_matrix(found.result)}
-    shown = [board for board in boards if {row.name for row in board.rows} != detectors]  # the matrix says more
-    views = [board_view(board, colors) for board in shown]
+    pairs = zip(boards, paired, strict=True)
+    shown = [(b, p) for b, p in pairs if {row.name for row in b.rows} != detectors]  # the matrix says more
+    views = [board_view(board, colors, Sources(found, anchors)) for board, found in shown]
     colored = [(stage, colors.get(stage.name, (i + len(colors)) % COLORS)) for i, stage in enumerate(collection.stages)]
     context = {
         "title": title,
         "style": style,
-        "style_hash": f"sha256-{base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()}",
+        "style_hash": policy_hash(style),
+        "script": script,
+        "script_hash": policy_hash(script),
         "lede": [view.sentence for view in views if view.sentence],
         "facts": facts(collection),
         "warnings": list(dict.fromkeys(warnings)),
         "boards": views,
         "level": level_of(collection.results),
         "comparisons": comparison_rows(boards),
+        "differences": [v for b, p in shown if (v := baseline_view(b, p, parts.baseline))],
+        "changes": parts.changes,
+        "safety": safety_plane(boards, colors),
+        "categories": [view for board, _ in shown for view in category_views(board, colors)],
         "pictures": pictures_of(collection.results),
         "matrices": matrices,
-        "samples": samples,
+        "samples": parts.samples,
+        "viewer": viewer_data(parts.sets) if parts.sets else None,
         "curves": [c for stage, color in colored if (c := curves_of(stage, color))],
         "overoptimisation": [o for stage, color in colored if (o := overoptimisation_of(stage, color))],
         "points": POINTS,
         "stages": [stage_view(i, stage, collection.stages) for i, stage in enumerate(collection.stages)],
         "graph": graph_of(collection.stages),
-        "evaluations": [evaluation_view(found.result) for found in collection.results],
+        "evaluations": [
+            evaluation_view(found.result, anchors[id(found.result)], origin_of(found, collection.stages))
+            for found in collection.results
+        ],
     }
     context["contents"] = contents(context, views)
     return environment().get_template("page.html").render(context)
+
+
+def _read(name: str) -> str:
+    return (HERE / name).read_text(encoding="utf-8")
+
+
+def page_script() -> str:
+    """The page's script: its parts one after the other, in a scope of their own."""
+    parts = "\n".join(_read(f"scripts/{name}.js") for name in SCRIPTS)
+    return f'(() => {{\n"use strict";\n{parts}}})();'
+
+
+def policy_hash(text: str) -> str:
+    """The hash by which a content security policy allows this text and no other."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
+
+
+def embedded_json(value: Any) -> Markup:
+    """JSON for a script element: no character in it can end the element or begin markup. Texts are made visible before."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)
 
 
 def environment() -> jinja2.Environment:
@@ -82,6 +135,7 @@ def environment() -> jinja2.Environment:
         "unit": unit_of,
         "source": short_source,
         "breakable": breakable,
+        "json": embedded_json,
         "oneline": lambda text: " ".join(text.split())[:160],
     }
     return found
@@ -101,12 +155,16 @@ def assign_colors(boards: Iterable[Leaderboard]) -> dict[str, int]:
 def contents(context: dict[str, Any], views: Sequence[BoardView]) -> list[tuple[str, str]]:
     """(fragment, name) of every section that the page has."""
     entries = [("warnings", "Read this first")] if context["warnings"] else []
+    entries += [("changes", "Changes")] if context["changes"] else []
     entries += [(view.anchor, view.title) for view in views]
+    entries += [("safety", "Safety")] if context["safety"] else []
+    entries += [("categories", "By category")] if context["categories"] else []
     entries += [("pictures", "Generated images")] if context["pictures"] else []
     entries += [(m.anchor, m.title) for m in context["matrices"]]
-    entries += [("comparisons", "Paired comparisons")] if context["comparisons"] else []
+    compared = context["comparisons"] or context["differences"]
+    entries += [("comparisons", "Paired comparisons")] if compared else []
+    entries += [("samples", "Samples")] if context["samples"] or context["viewer"] else []
     for key, name in (
-        ("samples", "Samples"),
         ("curves", "Training"),
         ("stages", "Lineage"),
         ("evaluations", "Every number"),

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from evaluation.report.collect import FoundResult
+from evaluation.report.items import Row, SampleReader
 from evaluation.report.text import format_number
-from evaluation.schema import read_samples
 
 IN_GROUP = 5
 SHOWN_DECIMALS = 2
@@ -49,16 +48,16 @@ class SampleSection:
     groups: list[SampleGroup]
 
 
-Row = dict[str, Any]
-
-
-def sample_section(found: Sequence[FoundResult], leader: str) -> SampleSection | None:
+def sample_section(
+    found: Sequence[FoundResult], leader: str, rows_of: Callable[[FoundResult], list[Row]] | None = None
+) -> SampleSection | None:
     """Samples of the policy that leads (or of the first one) beside those of the others on the same prompts.
 
     From the rows of `evaluate reward`: mode win-rate for policies, mode accuracy for reward models' worst mistakes.
     None when there are no such rows.
     """
-    duels = {f.result.subject.name: (f, _rows(f)) for f in found if f.result.suite == "win-rate"}
+    read = rows_of or SampleReader()
+    duels = {f.result.subject.name: (f, r) for f in found if f.result.suite == "win-rate" and (r := _duels(read(f)))}
     groups: list[SampleGroup] = []
     text = ""
     if duels:
@@ -71,12 +70,13 @@ def sample_section(found: Sequence[FoundResult], leader: str) -> SampleSection |
         text = f"Answers of {name} beside those of {baseline}"
         text += f" and of {', '.join(others)}" if others else ""
         text += f", on the same prompts. Rewards are those of the judge{f' ({judge.path})' if judge else ''}."
-    groups += [g for f in found if f.result.suite == "reward" and (g := _mistakes(f))]
+    groups += [g for f in found if f.result.suite == "reward" and (g := _mistakes(f, read(f)))]
     return SampleSection(text, groups) if groups else None
 
 
-def _rows(found: FoundResult) -> list[Row]:
-    return read_samples(found.folder, found.result.samples) if found.result.samples else []
+def _duels(rows: Sequence[Row]) -> list[Row]:
+    """The rows that a judge rewarded on both sides."""
+    return [row for row in rows if "reward" in row and "baseline_reward" in row]
 
 
 def _by_prompt(rows: Sequence[Row]) -> dict[str, Row]:
@@ -131,9 +131,9 @@ def _answer(model: str, text: str, reward: float | None, tokens: int | None) -> 
     return Answer(model, text, ", ".join(figures))
 
 
-def _mistakes(found: FoundResult) -> SampleGroup | None:
+def _mistakes(found: FoundResult, rows: Sequence[Row]) -> SampleGroup | None:
     """The pairs that a reward model orders most firmly against people."""
-    wrong = sorted((row for row in _rows(found) if row.get("margin", 0) < 0), key=lambda row: row["margin"])
+    wrong = sorted((row for row in rows if row.get("margin", 0) < 0), key=lambda row: row["margin"])
     samples = [
         Sample(
             row["prompt"],

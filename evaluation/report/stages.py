@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from evaluation.report.charts import lineage
 from evaluation.report.collect import FoundStage
+from evaluation.report.commands import command_of
 from evaluation.report.text import format_seconds, visible
 
 NOT_DRAWN = ("evaluate", "report")
@@ -34,6 +35,8 @@ class StageView:
     time: str
     pairs: list[tuple[str, str]]
     config: str
+    again: str
+    """The command that does it again."""
 
 
 def stage_view(index: int, stage: FoundStage, stages: Sequence[FoundStage]) -> StageView:
@@ -56,7 +59,8 @@ def stage_view(index: int, stage: FoundStage, stages: Sequence[FoundStage]) -> S
     ]
     config = yaml.safe_dump(record["config"], sort_keys=False, allow_unicode=True).strip()
     shown = [(name, value) for name, value in pairs if value]
-    return StageView(f"stage-{index}", stage.name, record["stage"], format_seconds(record["seconds"]), shown, config)
+    time, again = format_seconds(record["seconds"]), command_of(record)
+    return StageView(f"stage-{index}", stage.name, record["stage"], time, shown, config, again)
 
 
 def graph_of(stages: Sequence[FoundStage]) -> Markup:

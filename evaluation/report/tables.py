@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from evaluation.report.commands import Origin
 from evaluation.report.leaderboard import Leaderboard
 from evaluation.report.text import decimals_for, format_interval, format_number, format_p
-from evaluation.report.views import anchor
+from evaluation.report.views import anchor, number_anchor
 from evaluation.schema import EvaluationResult, Metric
 from evaluation.statistics import holm
 from launch.config import to_dict
@@ -82,6 +83,7 @@ class NumberRow:
     method: str
     description: str
     note: str
+    anchor: str = ""
 
 
 def number_row(entry: Metric, prefix: str = "") -> NumberRow:
@@ -139,18 +141,21 @@ class EvaluationView:
     notes: list[str]
     metrics: list[NumberRow]
     pairs: list[tuple[str, str]]
+    anchor: str = ""
+    origin: Origin | None = None
 
 
-def evaluation_view(result: EvaluationResult) -> EvaluationView:
-    """All metrics, those of slices too, and the protocol in full."""
-    rows = [number_row(entry) for entry in result.metrics]
+def evaluation_view(result: EvaluationResult, fragment: str = "", origin: Origin | None = None) -> EvaluationView:
+    """All metrics, those of slices too, the protocol in full, and the command; `fragment` is what links to it."""
+    rows = [replace(number_row(m), anchor=number_anchor(fragment, i)) for i, m in enumerate(result.metrics)]
     rows += [number_row(m, f"{part.group} {part.name}: ") for part in result.slices for m in part.metrics]
     subject, record = result.subject, to_dict(result.protocol)
     pairs = [("subject", f"{subject.kind}; {subject.path}"), ("subject sha256", subject.sha256)]
     pairs += [(f"protocol: {key.replace('_', ' ')}", flat(value)) for key, value in record.items()]
     pairs += [("parents", flat(subject.parents)), ("versions", flat(result.versions)), ("written", result.created)]
     shown = [(name, value) for name, value in pairs if value]
-    return EvaluationView(subject.name, result.suite, result.protocol.dataset, result.notes, rows, shown)
+    dataset, notes = result.protocol.dataset, result.notes
+    return EvaluationView(subject.name, result.suite, dataset, notes, rows, shown, fragment, origin)
 
 
 def flat(value: Any) -> str:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from markupsafe import Markup
 
 from evaluation.report.charts import Scale, whisker
 from evaluation.report.leaderboard import Column, Leaderboard, Row
+from evaluation.report.paired import PairedBoard
 from evaluation.report.text import format_interval, format_number, format_p
 from evaluation.schema import Metric
+from evaluation.statistics import RankInterval
 
 COLORS = 8
 CHANCE = {"win_rate": 0.5, "auc": 0.5}
@@ -44,6 +46,24 @@ class CellView:
     first: bool = False
     change: str = ""
     note: str = ""
+    ranks: str = ""
+    """The ranks that the entry may truly have; empty where that is one, or unknown."""
+    raw: float | None = None
+    """The value that the page sorts by."""
+    link: str = ""
+    """The fragment of the number's own entry: its method, protocol and command."""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What a leaderboard's cells are made of beside their metrics: paired comparisons, and where each number is told of."""
+
+    paired: PairedBoard | None = None
+    anchors: Mapping[int, str] = field(default_factory=dict)
+    """id of a result -> the fragment of its entry on the page."""
+
+
+NO_SOURCES = Sources()
 
 
 @dataclass(frozen=True)
@@ -54,6 +74,8 @@ class RowView:
     reference: bool
     color: int
     cells: list[CellView]
+    leads: bool = False
+    """Whether it is in the first group of the column that decides."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +100,8 @@ class Figure:
     low: str
     high: str
     chance: str
+    caption: str = ""
+    """The category, in small multiples."""
 
 
 @dataclass(frozen=True)
@@ -101,23 +125,32 @@ class BoardView:
     figures: list[Figure]
 
 
-def board_view(board: Leaderboard, colors: dict[str, int]) -> BoardView:
+def board_view(board: Leaderboard, colors: dict[str, int], sources: Sources = NO_SOURCES) -> BoardView:
     """The headline columns as a table, and a figure for each of them."""
     columns = board.headline
     parts = [("", [c for c in columns if c.suite != "safety"]), ("Safety", [c for c in columns if c.suite == "safety"])]
     return BoardView(
         title=board.title,
         anchor=anchor(board.title),
-        sentence=sentence(board),
-        table=table_view(board, "", columns, colors),
-        tables=[table_view(board, caption, part, colors) for caption, part in parts if part],
+        sentence=f"{sentence(board)} {first_by_pairs(board, sources.paired)}".strip(),
+        table=table_view(board, "", columns, colors, sources),
+        tables=[table_view(board, caption, part, colors, sources) for caption, part in parts if part],
         figures=[figure for column in columns if (figure := figure_of(board, column, colors))],
     )
 
 
-def table_view(board: Leaderboard, caption: str, columns: list[Column], colors: dict[str, int]) -> TableView:
+def table_view(
+    board: Leaderboard, caption: str, columns: list[Column], colors: dict[str, int], sources: Sources = NO_SOURCES
+) -> TableView:
     """The rows of some columns; a row that has none of them, not even as their baseline, is left out."""
-    rows = [RowView(r.name, r.reference, colors[r.name], [cell_view(r, c) for c in columns]) for r in board.rows]
+
+    def cells(row: Row) -> list[CellView]:
+        return [_with_sources(cell_view(row, column), board, row, column, sources) for column in columns]
+
+    def leads(row: Row) -> bool:
+        return board.primary is not None and board.primary.key in row.cells and row.cells[board.primary.key].rank == 1
+
+    rows = [RowView(r.name, r.reference, colors[r.name], cells(r), leads(r)) for r in board.rows]
     return TableView(caption, columns, [row for row in rows if any(c.value or c.note for c in row.cells)])
 
 
@@ -133,15 +166,41 @@ def cell_view(row: Row, column: Column) -> CellView:
     return CellView(
         label=label,
         value=format_number(entry.value * scale, column.decimals),
-        interval=_interval(entry, scale, column.decimals),
+        interval=interval_text(entry, scale, column.decimals),
         rank="" if cell.rank is None else f"{cell.rank}{'=' if cell.tied else ''}",
         first=cell.rank == 1,
         change=_change(entry, scale, column.decimals),
         note=entry.note,
+        ranks=ranks_text(cell.ranks),
+        raw=entry.value,
     )
 
 
-def _interval(entry: Metric, scale: int, decimals: int) -> str:
+def ranks_text(ranks: RankInterval | None) -> str:
+    """`ranks 1–3`; nothing where the rank is certain, which the boxed figure says."""
+    return "" if ranks is None or ranks.best == ranks.worst else f"ranks {ranks.best}–{ranks.worst}"
+
+
+def _with_sources(view: CellView, board: Leaderboard, row: Row, column: Column, sources: Sources) -> CellView:
+    """The cell with the ranks that paired tests leave open, where there are any, and the place of its number's entry."""
+    cell = row.cells.get(column.key)
+    if cell is None:
+        return view
+    paired = sources.paired.ranks(column.key, row.name) if sources.paired else None
+    ranks = view.ranks if paired is None else f"{ranks_text(paired) or f'rank {paired.best}'} by pairs"
+    result = board.results[cell.source]
+    link = sources.anchors.get(id(result), "")
+    place = [entry.name for entry in result.metrics].index(cell.metric.name)
+    return replace(view, ranks=ranks, link=number_anchor(link, place) if link else "")
+
+
+def number_anchor(entry: str, place: int) -> str:
+    """The fragment of one number inside the entry of its evaluation."""
+    return f"{entry}-{place}"
+
+
+def interval_text(entry: Metric, scale: int, decimals: int) -> str:
+    """`[low, high]` of a metric in the unit of the page, or nothing."""
     if entry.ci_low is None or entry.ci_high is None:
         return ""
     return format_interval(entry.ci_low * scale, entry.ci_high * scale, decimals)
@@ -176,7 +235,7 @@ def figure_of(board: Leaderboard, column: Column, colors: dict[str, int]) -> Fig
             reference=row.reference,
             svg=whisker(entry.value or 0.0, entry.ci_low, entry.ci_high, scale, chance, colors[row.name]),
             value=format_number((entry.value or 0.0) * factor, column.decimals),
-            interval=_interval(entry, factor, column.decimals),
+            interval=interval_text(entry, factor, column.decimals),
             n=entry.n,
         )
         for row, entry in found
@@ -211,6 +270,18 @@ def sentence(board: Leaderboard) -> str:
             + "."
         )
     return ""
+
+
+def first_by_pairs(board: Leaderboard, paired: PairedBoard | None) -> str:
+    """Which of several entries that are tied by their intervals is first by tests on the same items; often none."""
+    column = board.primary
+    if column is None or paired is None:
+        return ""
+    cells = [(row.name, row.cells[column.key]) for row in board.rows if column.key in row.cells]
+    tied = [name for name, cell in cells if cell.rank == 1 and cell.tied]
+    ranks = {name: found for name in tied if (found := paired.ranks(column.key, name))}
+    first = [name for name, found in ranks.items() if found.worst == 1]
+    return f"Paired tests on the same items put {first[0]} first." if first and len(ranks) == len(tied) else ""
 
 
 def listed(parts: Sequence[str]) -> str:

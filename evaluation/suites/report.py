@@ -1,23 +1,31 @@
 """`alignkit report DIR... --output_dir OUT`: results of evaluations as a page, a leaderboard, and tables.
 
-Writes index.html (one self-contained file), leaderboard.json, leaderboard.csv, leaderboard.md and leaderboard.txt.
+Writes index.html (one self-contained file), leaderboard.json, .csv, .md, .tex and .txt, and exports/ in the formats of other
+tools. `--against EARLIER` also compares with an earlier run and writes changes.json; with `--fail-if-worse` the exit code is 1
+when a metric got significantly worse.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, get_args
 
-from launch.config import artefact, operational
+from launch.config import artefact, load_config, operational
 from launch.entry import run_module, run_stage_command
 from launch.errors import UserError, nearest
 from launch.files import read_json
 from launch.provenance import RUNS_WITHIN
 from launch.ranges import Range
 from launch.stage import Stage, StageConfig, run_of
+
+CHANGES_FILE = "changes.json"
+EXIT_WORSE = 1
+Export = Literal["lm-eval", "every-eval-ever", "hub", "model-index"]
+EXPORTS: tuple[Export, ...] = get_args(Export)
 
 
 @dataclass(kw_only=True)
@@ -27,6 +35,14 @@ class ReportConfig(StageConfig):
     inputs: list[str] = artefact([], RUNS_WITHIN)
     """Folders with results.json, provenance.json and metrics.jsonl, at any depth. Parents of stages are found by
     themselves."""
+    against: list[str] = artefact([], RUNS_WITHIN)
+    """Folders of an earlier run to compare with, metric by metric, under equal protocols."""
+    fail_if_worse: bool = operational(False)
+    """Exit with code 1, and say which, when a metric is significantly worse than in `against`."""
+    baseline: str = ""
+    """Name of the entry that paired differences are shown from at first; the page lets its reader choose another."""
+    exports: list[Export] = field(default_factory=lambda: list(EXPORTS))
+    """Formats of other tools to write under exports/; an empty list writes none."""
     title: str = "Evaluation report"
     """Title of the page."""
     show: bool = operational(True)
@@ -37,6 +53,8 @@ class ReportConfig(StageConfig):
     def check(self) -> None:
         if not self.inputs:
             raise ValueError("inputs: is empty; name folders, as in `alignkit report DIR... --output_dir OUT`")
+        if self.fail_if_worse and not self.against:
+            raise ValueError("fail_if_worse: nothing to compare with; name the earlier run with --against DIR")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -54,6 +72,21 @@ def main(arguments: Sequence[str]) -> None:
     if _holds_a_report(words):
         words += ["--overwrite"]
     run_stage_command(STAGE, words)
+    if not any(word in ("-h", "--help") for word in words):
+        fail_if_worse(load_config(ReportConfig, words))
+
+
+def fail_if_worse(config: ReportConfig) -> None:
+    """Leave with exit code 1, naming them, when the report that was just written found worse metrics and the user asked."""
+    if not config.fail_if_worse:
+        return
+    from evaluation.report.text import visible  # not above: `--help` needs no numpy
+
+    worse = read_json(Path(config.output_dir) / CHANGES_FILE)["worse"]
+    if worse:
+        named = visible("; ".join(worse))
+        print(f"alignkit: significantly worse than {', '.join(config.against)}: {named}", file=sys.stderr)
+        raise SystemExit(EXIT_WORSE)
 
 
 def _check_folder(folder: Path) -> None:

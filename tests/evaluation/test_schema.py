@@ -111,7 +111,11 @@ def damaged(tmp_path, change):
     ("change", "words"),
     [
         (lambda c: c.pop("schema_version"), "schema_version is missing"),
-        (lambda c: c.update(schema_version=99), "schema_version 99 is not 1"),
+        (
+            lambda c: c.update(schema_version=99),
+            "schema_version 99 is not 1; it was written by a newer alignkit; upgrade",
+        ),
+        (lambda c: c.update(schema_version=0), "schema_version 0 is not 1; run the evaluation again"),
         (lambda c: c.update(sweet=1), "unknown key 'sweet'"),
         (lambda c: c.pop("subject"), "'subject' is missing"),
         (lambda c: c["metrics"][0].update(vlaue=1), r"unknown key 'metrics\[0\].vlaue'; did you mean 'value'"),
@@ -159,6 +163,15 @@ def test_changed_samples_are_noticed(tmp_path):
         schema.read_samples(tmp_path, samples)
     (tmp_path / "samples.jsonl").unlink()
     with pytest.raises(UserError, match="no such file"):
+        schema.read_samples(tmp_path, samples)
+
+
+@pytest.mark.parametrize(("kept", "whole"), [(25, 2), (24, 2), (1, 0)])
+def test_truncated_samples_are_called_that(tmp_path, kept, whole):
+    samples = schema.write_samples(tmp_path, [{"id": i} for i in range(10, 14)])
+    path = tmp_path / "samples.jsonl"
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(UserError, match=rf"samples\.jsonl: is truncated, with {whole} of its 4 rows whole since"):
         schema.read_samples(tmp_path, samples)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from evaluation.images.grid import image_grid, save_png
+from evaluation.safety.metrics import Finding, general_metrics, refusal_metrics, refusal_slices
 from evaluation.schema import (
     Comparison,
     EvaluationResult,
@@ -20,7 +21,7 @@ from evaluation.schema import (
     metric,
     write_samples,
 )
-from evaluation.statistics import Estimate, mean, win_rate
+from evaluation.statistics import Estimate, mean, ratio, win_rate
 from launch.files import write_json
 
 HARDWARE = {"processor": "Example CPU", "cores": 2, "memory_gib": 16.0, "gpus": [], "system": "Linux"}
@@ -151,8 +152,10 @@ def duel_result(root, name, rate, controlled, seed, n=400):
     folder = root / f"evaluate-{name}"
     folder.mkdir(parents=True)
     rows = []
+    won = draw.permutation(np.repeat([1.0, 0.0], [round(rate * n), n - round(rate * n)]))
     for index in range(n):
-        ours, theirs = draw.normal(0.6 if rate > 0.5 else 0.1, 1), draw.normal(0, 1)
+        theirs = draw.normal(0, 1)
+        ours = theirs + (1 if won[index] else -1) * (0.01 + abs(draw.normal(0, 1)))
         rows.append(
             {
                 "id": str(index),
@@ -165,10 +168,9 @@ def duel_result(root, name, rate, controlled, seed, n=400):
                 "finished": True,
                 "reward": ours,
                 "baseline_reward": theirs,
-                "outcome": float(ours > theirs),
+                "outcome": float(won[index]),
             }
         )
-    won = np.repeat([1.0, 0.0], [round(rate * n), n - round(rate * n)])
     rates = [(win_rate(won), "win_rate"), (win_rate(np.repeat([1.0, 0.0], [round(controlled * n), n - round(controlled * n)])), "win_rate_length_controlled")]  # fmt: skip
     metrics = [
         metric(label, estimate, f"prompts on which the judge prefers the completion ({label})", higher_is_better=True, unit="share", baseline="sft")
@@ -210,9 +212,18 @@ def protocol(dataset, n, **more):
 def text_result(root, name, bits, length, seed):
     folder = root / f"text-{name}"
     folder.mkdir(parents=True)
-    draw = np.random.default_rng(seed)
+    draw, common = np.random.default_rng(seed), np.random.default_rng(99)
+    sizes = common.integers(200, 900, 350)
+    spent = sizes * (
+        bits + common.normal(0, 0.4, 350) + draw.normal(0, 0.05, 350)
+    )  # bits: documents differ, models little
+    rows = [
+        {"kind": "document", "origin": f"prose.txt:{i}", "nats": float(b * math.log(2)), "tokens": 99, "words": 60,
+         "bytes": int(size), "bits_per_byte": float(b / size)}
+        for i, (b, size) in enumerate(zip(spent, sizes))
+    ]  # fmt: skip
     metrics = [
-        metric("bits_per_byte", mean(draw.normal(bits, 0.4, 350)), "bits to encode one byte of held-out prose", higher_is_better=False, unit="bits/byte"),
+        metric("bits_per_byte", ratio(spent, sizes.astype(float)), "bits to encode one byte of held-out prose", higher_is_better=False, unit="bits/byte"),
         metric("perplexity", mean(draw.normal(2**bits * 9, 12, 350)), "perplexity for each token of held-out prose", higher_is_better=False),
         metric("mean_length", mean(draw.normal(length, 4, 400)), "tokens of a completion", higher_is_better=None, unit="tokens"),
         metric("distinct_2", Estimate(0.42, 400, None, None, None, 0.95, ""), "distinct pairs of words", higher_is_better=True, unit="share"),
@@ -224,6 +235,7 @@ def text_result(root, name, bits, length, seed):
         ),
         protocol=protocol("embedded:python-prose::eval", 350),
         metrics=metrics,
+        samples=write_samples(folder, rows),
         versions=VERSIONS,
         hardware=HARDWARE,
         created=f"2026-11-21T01:{seed:02d}:00+00:00",
@@ -233,16 +245,25 @@ def text_result(root, name, bits, length, seed):
 def safety_result(root, name, copied, seed):
     folder = root / f"safety-{name}"
     folder.mkdir(parents=True)
-    flags = {"copied_rate": copied, "degenerate_rate": 3, "personal_data_rate": 0}
-    metrics = [
-        metric(label, win_rate(np.repeat([1.0, 0.0], [count, 400 - count])), "completions", higher_is_better=False, unit="share")
-        for label, count in flags.items()
+    draw, hard = np.random.default_rng(seed), np.random.default_rng(97).uniform(0, 1, 400)
+    findings = [
+        Finding(str(i), f"prompt {i}", i < 3, bool((0.14 * seed if i % 2 else 0.75 + 0.06 * seed) > 0.7 * hard[i] + 0.3 * draw.uniform()), {}, copied=i < copied,
+                prompt_safe=bool(i % 2), prompt_type=("homonyms", "privacy", "figurative language")[i % 3])
+        for i in range(400)
     ]  # fmt: skip
+    rate = win_rate([float(f.copied) for f in findings])
+    metrics = [
+        metric("copied_rate", rate, "completions", higher_is_better=False, unit="share"),
+        *general_metrics(findings),
+        *refusal_metrics(findings, None),
+    ]
     EvaluationResult(
         suite="safety",
         subject=Subject(name, "language model", str(root / name), f"{dict(sft=2, dpo=12, ppo=11)[name]:064x}"),
         protocol=Protocol("prompts::eval", "e" * 64, 400, settings={"copied_length": 50}),
         metrics=metrics,
+        slices=refusal_slices(findings),
+        samples=write_samples(folder, [f.row() for f in findings]),
         notes=["Personal data is found by its form."],
         created=f"2026-11-21T04:{seed:02d}:00+00:00",
     ).save(folder)
@@ -252,13 +273,15 @@ def reward_result(root, name, accuracy, seed):
     folder = root / f"accuracy-{name}"
     folder.mkdir(parents=True)
     draw = np.random.default_rng(seed)
-    margins = draw.normal(0.6, 1, 300)
+    won = draw.permutation(np.repeat([1.0, 0.0], [round(accuracy * 300), 300 - round(accuracy * 300)]))
+    margins = (2 * won - 1) * (0.01 + np.abs(draw.normal(0.6, 1, 300)))
+    texts = np.random.default_rng(98)  # the same pairs for every reward model
     rows = [
-        {"prompt": PROMPTS[i % 24], "chosen": text_of(draw, 9), "rejected": text_of(draw, 12), "source": "human",
+        {"prompt": f"{PROMPTS[i % 24]}  # {i}", "chosen": text_of(texts, 9), "rejected": text_of(texts, 12),
+         "source": ("human", "sampled")[i % 2],
          "criteria": "", "reward_chosen": float(m), "reward_rejected": 0.0, "margin": float(m)}
         for i, m in enumerate(margins)
     ]  # fmt: skip
-    won = np.repeat([1.0, 0.0], [round(accuracy * 300), 300 - round(accuracy * 300)])
     entry = metric("accuracy", win_rate(won), "pairs ordered as people did", higher_is_better=True, unit="share")
     longest = metric(
         "baseline_longest", win_rate(won[::-1][:300]), "the longer answer wins", higher_is_better=None, unit="share"

@@ -1,6 +1,6 @@
-"""The report in a real Chromium: nothing is fetched, nothing runs, nothing overflows. Screenshots are kept.
+"""The report in a real Chromium: it sorts, filters and opens samples; nothing is fetched, nothing foreign runs, nothing overflows.
 
-Set ALIGNKIT_SCREENSHOTS to a folder to look at them.
+Screenshots are kept in the folder `screenshots` of pytest's base temporary folder, or in ALIGNKIT_SCREENSHOTS.
 """
 
 import os
@@ -43,7 +43,8 @@ def pages(lifecycle, hostile_lifecycle, tmp_path_factory):
 
 def open_page(browser, address, width, scheme="light"):
     """(page, what happened that must not: requests, console lines, dialogs, errors)."""
-    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    viewport = {"width": width, "height": 1150 if width > 600 else 844}
+    context = browser.new_context(viewport=viewport, color_scheme=scheme, reduced_motion="reduce")
     page, events = context.new_page(), []
     page.on("request", lambda r: events.append(r.url) if r.url != address and not r.url.startswith("data:") else None)
     page.on("console", lambda message: events.append(message.text))
@@ -54,11 +55,16 @@ def open_page(browser, address, width, scheme="light"):
     return page, events
 
 
-def keep(page, name):
-    folder = os.environ.get("ALIGNKIT_SCREENSHOTS")
-    if folder:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        page.screenshot(path=str(Path(folder) / f"{name}.png"), full_page="hostile" not in name)
+@pytest.fixture(scope="module")
+def keep(tmp_path_factory):
+    """Keep a screenshot under a name."""
+    folder = Path(os.environ.get("ALIGNKIT_SCREENSHOTS") or tmp_path_factory.getbasetemp() / "screenshots")
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def save(page, name, whole=False):
+        page.screenshot(path=str(folder / f"{name}.png"), full_page=whole)
+
+    return save
 
 
 @pytest.mark.parametrize(
@@ -73,18 +79,19 @@ def keep(page, name):
         ("hostile", 1280, "light"),
     ],
 )
-def test_nothing_leaves_runs_or_overflows(browser, pages, name, width, scheme):
+def test_nothing_leaves_runs_or_overflows(browser, pages, keep, name, width, scheme):
     page, events = open_page(browser, pages[name], width, scheme)
     page.eval_on_selector_all("details", "all => all.forEach(d => d.open = true)")
     assert events == []
     assert page.evaluate("window.pwned") is None
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    assert page.evaluate("document.scripts.length") == 0
+    run = page.evaluate("[...document.scripts].filter(s => s.type !== 'application/json').length")
+    assert run == 1 and page.evaluate("document.scripts[document.scripts.length - 1].src") == ""
     assert (
         page.evaluate("performance.getEntriesByType('resource').filter(e => !e.name.startsWith('data:')).length") == 0
     )
     page.eval_on_selector_all("details", "all => all.forEach(d => d.open = false)")
-    keep(page, f"report-{name}-{width}-{scheme}")
+    keep(page, f"report-{name}-{width}-{scheme}", whole=name == "plain")
     page.context.close()
 
 
@@ -139,3 +146,215 @@ def test_small_screens_keep_the_table_readable(browser, pages):
         "[...document.querySelectorAll('.board .small')].map(e => parseFloat(getComputedStyle(e).fontSize))"
     )
     assert min(sizes) >= 12
+
+
+# ---------------------------------------------------------------------------------------------- leaderboards
+
+
+@pytest.fixture
+def board(browser, pages):
+    """The first leaderboard at work: (page, its section, what must not happen)."""
+    page, events = open_page(browser, pages["plain"], 1280)
+    yield page, page.locator("#language-models"), events
+    assert events == []
+    page.context.close()
+
+
+def names(section, table=0):
+    rows = section.locator("table.board").nth(table).locator("tbody tr:not([hidden])")
+    return rows.evaluate_all("rows => rows.map(r => r.dataset.name)")
+
+
+def test_sort_by_clicks(board):
+    _, section, _ = board
+    assert names(section) == ["ppo", "dpo", "pretrain", "sft"]
+    head = section.get_by_role("columnheader", name="Bits per byte")
+    button = head.get_by_role("button")
+    button.click()
+    assert names(section) == ["pretrain", "sft", "ppo", "dpo"] and head.get_attribute("aria-sort") == "ascending"
+    button.click()
+    assert names(section) == ["dpo", "ppo", "sft", "pretrain"] and head.get_attribute("aria-sort") == "descending"
+    button.click()
+    assert names(section) == ["ppo", "dpo", "pretrain", "sft"] and head.get_attribute("aria-sort") is None
+
+
+def test_rows_without_a_number_stay_last(board):
+    _, section, _ = board
+    for order in ("best first", "worst first"):
+        section.get_by_label("Sort by").select_option(label=f"Win rate, {order}")
+        assert names(section)[2:] == ["pretrain", "sft"]
+    assert names(section)[0] == "dpo"
+
+
+def test_find_rows_and_metrics(board, keep):
+    page, section, _ = board
+    section.get_by_label("Find a row").fill("P")
+    assert names(section) == ["ppo", "dpo", "pretrain"] and section.get_by_role("status").inner_text() == "3 of 4 rows"
+    assert section.locator(".marks li:visible", has_text="sft").count() == 0
+    section.get_by_label("Find a metric").fill("refusal")
+    assert section.get_by_role("columnheader", name="Over-refusal").is_visible()
+    assert not section.get_by_role("columnheader", name="Bits per byte").is_visible()
+    assert section.locator("figure:visible").count() == 1
+    keep(page, "leaderboard-filtered")
+    for label in ("Find a row", "Find a metric"):
+        section.get_by_label(label).fill("")
+    assert len(names(section)) == 4 and section.get_by_role("status").inner_text() == ""
+
+
+def test_choose_rows(browser, pages):
+    page, events = open_page(browser, pages["plain"], 1280)
+    images = page.locator("#image-generators")
+    assert len(names(images)) == 5
+    images.get_by_label("Rows").select_option(label="without yardsticks")
+    assert names(images) == ["diffusion", "gan", "vae"]
+    images.get_by_label("Rows").select_option(label="of the first group")
+    assert names(images) == ["diffusion"] and events == []
+
+
+def test_another_baseline(board):
+    page, _, _ = board
+    part = page.locator("#language-models-differences")
+    assert part.locator("h3").inner_text() == "Language models less sft"
+    part.get_by_role("combobox", name="Baseline").select_option(label="dpo")
+    assert part.locator("h3").inner_text() == "Language models less dpo"
+    cells = part.locator("tbody tr", has_text="Win rate").first.locator("th, td").all_inner_texts()
+    assert cells[0] == "ppo" and cells[2].startswith("+8.0 points") and cells[6] in ("better", "not told apart")
+    assert part.locator("tbody th").evaluate_all("all => all.every(e => e.textContent !== 'dpo')")
+
+
+def test_a_value_leads_to_its_method_and_protocol(board):
+    page, section, _ = board
+    section.get_by_role("link", name="66.0").first.click()
+    entry = page.locator("#numbers details[open]")
+    assert entry.count() == 1 and "wilson" in entry.inner_text() and "protocol: judge" in entry.inner_text()
+
+
+# ---------------------------------------------------------------------------------------------- samples
+
+
+@pytest.fixture
+def viewer(browser, pages):
+    page, events = open_page(browser, pages["plain"], 1280)
+    yield page
+    assert events == []
+    page.context.close()
+
+
+def found(page):
+    return int(page.locator("#viewer-count").inner_text().split()[0].replace(",", ""))
+
+
+def test_filter_and_open_samples(viewer, keep):
+    page = viewer
+    assert found(page) == 400 and page.locator("#viewer-list button").count() == 25
+    page.get_by_label("Show").select_option(label="wrong")
+    assert found(page) == 136
+    page.locator("#viewer-list button").nth(3).click()
+    assert page.locator("#viewer-place").inner_text().startswith("Sample 4 of 136")
+    assert page.locator("#viewer-answers .answer").first.inner_text().startswith("ppo ✗ wrong")
+    page.locator("#samples").scroll_into_view_if_needed()
+    keep(page, "sample-viewer")
+    page.get_by_label("Show").select_option(label="right")
+    assert found(page) == 264
+
+
+def test_disagreement_of_two_models_side_by_side(viewer):
+    page = viewer
+    page.get_by_label("beside").select_option(label="dpo")
+    page.get_by_label("Show").select_option(label="where the two disagree")
+    apart = found(page)
+    page.get_by_label("Show").select_option(label="both wrong")
+    both = found(page)
+    heads = page.locator("#viewer-answers .answer header b").all_inner_texts()
+    assert heads == ["ppo ✗ wrong", "dpo ✗ wrong", "reference"]
+    assert apart == 136 + 168 - 2 * both  # 34 % and 42 % of 400 are wrong
+    page.get_by_label("beside").select_option(label="nobody")
+    page.get_by_label("Show").select_option(label="all")
+    assert page.locator("#viewer-answers .answer").count() == 2
+
+
+def test_categories_and_text(viewer):
+    page = viewer
+    page.get_by_label("Evaluation").select_option(index=1)
+    total = found(page)
+    page.locator("#viewer").get_by_label("Category").select_option(label="privacy")
+    assert 100 < found(page) < total and "privacy" in page.locator("#viewer-place").inner_text()
+    page.get_by_label("Evaluation").select_option(index=0)
+    page.get_by_label("Find text").fill("GET_ITEM(self, name):  # 24")
+    assert found(page) == 2  # 24 and 240
+    page.get_by_label("Find text").fill("no such text")
+    assert found(page) == 0 and not page.locator("#viewer-sample").is_visible()
+
+
+def test_order_by_score(viewer):
+    page = viewer
+
+    def first_reward():
+        figures = page.locator("#viewer-answers .answer header > span").first.inner_text()
+        return float(figures.split()[1].rstrip(",").replace("\u2212", "-"))
+
+    page.get_by_label("Order").select_option(label="lowest score first")
+    low = first_reward()
+    page.get_by_label("Order").select_option(label="highest score first")
+    assert low < 0 < first_reward()
+
+
+def test_samples_by_keyboard(viewer):
+    page = viewer
+    page.locator("#viewer-list button").first.focus()
+    for key in ("ArrowDown", "ArrowDown", "PageDown"):
+        page.keyboard.press(key)
+    assert page.locator("#viewer-place").inner_text().startswith("Sample 28 of 400")
+    assert (
+        page.evaluate("document.activeElement.dataset.index") == "27"
+        and "page 2 of 16" in page.locator("#viewer-count").inner_text()
+    )
+    page.get_by_role("button", name="Previous sample").press("Enter")
+    assert page.locator("#viewer-place").inner_text().startswith("Sample 27 of 400")
+    page.get_by_role("button", name="Later page").press("Enter")
+    assert page.locator("#viewer-place").inner_text().startswith("Sample 51 of 400")
+
+
+def test_hostile_samples_are_text(browser, pages):
+    page, events = open_page(browser, pages["hostile"], 1280)
+    count = page.locator("#viewer-set option").count()
+    for index in range(count):
+        page.get_by_label("Evaluation").select_option(index=index)
+        for _ in range(20):
+            page.locator("#viewer-next").click()
+            if page.locator("#viewer-next").is_disabled():
+                break
+        assert page.locator("#viewer-sample :is(script, img, iframe, svg, a, link, meta, base)").count() == 0
+    assert page.evaluate("document.documentElement.scrollWidth") <= 1280
+    assert page.evaluate("window.pwned") is None and events == []
+
+
+def test_print_has_numbers_and_no_tools(browser, pages, keep):
+    page, _ = open_page(browser, pages["plain"], 1280)
+    page.emulate_media(media="print")
+    assert not page.locator(".tools").first.is_visible() and not page.locator("#viewer").is_visible()
+    assert page.get_by_role("table").first.is_visible()
+    assert len(page.pdf()) > 50_000
+
+
+def test_without_its_script_the_page_still_reads(browser, pages):
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(pages["plain"])
+    assert page.get_by_role("table").first.is_visible() and not page.locator(".tools").first.is_visible()
+    assert page.locator("#language-models-differences tbody tr").count() > 5
+    assert not page.locator("#viewer").is_visible()
+    context.close()
+
+
+def test_phone(browser, pages, keep):
+    page, events = open_page(browser, pages["plain"], 390)
+    page.locator("#language-models").evaluate("e => e.scrollIntoView()")
+    page.locator("#language-models").get_by_label("Sort by").select_option(label="Bits per byte, best first")
+    assert names(page.locator("#language-models"))[0] == "pretrain"
+    keep(page, "phone-leaderboard")
+    page.locator("#samples").evaluate("e => e.scrollIntoView()")
+    page.get_by_label("Show").select_option(label="wrong")
+    page.locator("#viewer-list button").nth(1).click()
+    keep(page, "phone-samples")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390 and events == []

@@ -98,7 +98,7 @@ def test_two_protocols_are_two_columns():
     assert all(cell.rank is None for row in board.rows for cell in row.cells.values())
     assert [c.dataset for c in board.headline] == [c.dataset for c in board.columns]
     assert board.warnings == [
-        "Measured under several protocols, so in separate columns and not compared: accuracy (2)."
+        "Measured under several protocols, so in separate columns and not compared: accuracy (2, which differ in dataset)."
     ]
 
 

@@ -9,7 +9,7 @@ from evaluation.report.charts import Point, scatter
 from evaluation.report.collect import collect
 from evaluation.report.media import curves_of
 from evaluation.report.overoptimisation import overoptimisation_of
-from evaluation.report.page import render_page
+from evaluation.report.page import PageParts, render_page
 from tests.evaluation.report.conftest import falling, write_stage
 
 
@@ -58,7 +58,7 @@ def test_curves_and_what_their_fits_say(stage):
 
 
 def test_the_page_shows_them(stage):
-    page = render_page(stage(evaluations()), [], [], None, "Title")
+    page = render_page(stage(evaluations()), [], [], PageParts(), "Title")
     section = page[page.index("<h3>Over-optimisation</h3>") : page.index('<section id="lineage"')]
     assert section.count('class="dot') == 10 and "highest at √KL 2.00" in section
     assert "<b>ppo</b> gold reward" in section and "<span>√KL 3.00</span>" in section
@@ -66,7 +66,7 @@ def test_the_page_shows_them(stage):
 
 def test_a_run_without_evaluations_has_no_such_section(tmp_path):
     folder = write_stage(tmp_path, "sft", "sft", {"data": "embedded:docstrings"}, 9.0, falling(5, 2, 1, 0))
-    assert "Over-optimisation" not in render_page(collect([folder]), [], [], None, "Title")
+    assert "Over-optimisation" not in render_page(collect([folder]), [], [], PageParts(), "Title")
 
 
 def test_steps_after_a_rollback_count_as_they_were_made_last(stage):

@@ -19,7 +19,7 @@ from evaluation.suites.report import STAGE, ReportConfig
 from launch.config import build
 from launch.errors import UserError
 
-FILES = ("index.html", "leaderboard.json", "leaderboard.csv", "leaderboard.md", "leaderboard.txt")
+FILES = ("index.html", *(f"leaderboard.{end}" for end in ("json", "csv", "md", "tex", "txt")))
 
 
 def write_report(inputs, out):
@@ -65,7 +65,8 @@ class Page(HTMLParser):
 
 def test_summary_and_files(written):
     out, summary = written
-    assert {p.name for p in out.iterdir()} == set(FILES)
+    assert {p.name for p in out.iterdir()} == {*FILES, "exports"}
+    assert {p.name for p in (out / "exports").iterdir()} == {"lm_eval", "every_eval_ever", "model_index"}
     assert summary == {"evaluations": 20, "stages": 13, "subjects": 12, "warnings": 3}
 
 
@@ -80,6 +81,21 @@ def test_same_input_gives_the_same_bytes(written, lifecycle, tmp_path):
     write_report([lifecycle], tmp_path)
     for name in FILES:
         assert (tmp_path / name).read_bytes() == (written[0] / name).read_bytes()
+
+
+def test_a_baseline_that_cannot_be_one(lifecycle, tmp_path):
+    job = SimpleNamespace(runtime=SimpleNamespace(is_main=True), output_dir=tmp_path, say=lambda text: None)
+    config = ReportConfig(output_dir=str(tmp_path), inputs=[str(lifecycle)], baseline="stf", show=False)
+    with pytest.raises(UserError, match="baseline: no entry 'stf' can be compared in pairs; did you mean 'sft'"):
+        STAGE.run(config, job)
+
+
+def test_json_holds_paired_differences_once(written):
+    content = json.loads((written[0] / "leaderboard.json").read_text())
+    (win,) = [d for d in content["paired"]["Language models"] if d["column"].startswith("win-rate/win_rate#")]
+    assert (win["ours"], win["theirs"], win["value"]) == ("ppo", "dpo", pytest.approx(0.08)) and win[
+        "low"
+    ] < 0.08 < win["high"]
 
 
 def test_json_holds_raw_numbers_and_ranks(written):
@@ -109,7 +125,7 @@ def test_markdown_table(written):
     assert "| ppo | 66.0 \\[61.2, 70.5\\] (1=) |" in text
     assert "| *real images (held out)* | 2.7" in text
     tables = [line for line in text.splitlines() if line.startswith("|")]
-    assert {line.count("|") for line in tables[:6]} == {11}
+    assert {line.count("|") for line in tables[:6]} == {13}
 
 
 def test_the_page_is_whole(written):
@@ -133,7 +149,7 @@ def test_the_policy_forbids_scripts_and_requests(written):
     text = (written[0] / "index.html").read_text()
     policy = re.search(r'Content-Security-Policy" content="([^"]+)"', text)[1]
     assert policy.startswith("default-src 'none'; img-src data:; style-src 'sha256-")
-    assert "unsafe" not in policy and "script-src" not in policy
+    assert "unsafe" not in policy and re.search("script-src 'sha256-[^' ]+'; base-uri 'none'", policy)
     assert " style=" not in text and "http://" not in text and "https://" not in text
 
 
@@ -142,7 +158,10 @@ def test_hostile_text_is_text(hostile, written):
     assert {tag for tag, _ in page.tags} <= {tag for tag, _ in plain.tags}
     for tag, attrs in page.tags:
         assert not any(name.startswith("on") or name in ("style", "srcdoc") for name in attrs), (tag, attrs)
-        assert not str(attrs.get("href", "#")).startswith(("javascript", "http")) and tag != "script"
+        assert not str(attrs.get("href", "#")).startswith(("javascript", "http"))
+    scripts = [attrs for tag, attrs in page.tags if tag == "script"]
+    assert [a.get("type") for a in scripts] == ["application/json"] * (len(scripts) - 1) + [None]
+    assert all(set(a) <= {"type", "id"} for a in scripts)
     text = "".join(page.texts)
     for part in (
         "<script>window.pwned=1;alert(1)</script>", '"><img src=x onerror=window.pwned=1>', "{{ 7*7 }}{% for x in [1] %}",

@@ -1,0 +1,450 @@
+"""The same results in other tools' formats: each file is read back by the tool that defines it, or checked against its schema."""
+
+import csv
+import dataclasses
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+from huggingface_hub._eval_results import parse_eval_result_entries
+from pydantic import BaseModel, ConfigDict, Field
+
+from evaluation.report.collect import Collection, FoundResult, collect
+from evaluation.report.export import to_csv, to_markdown
+from evaluation.report.formats import write_exports
+from evaluation.report.formats.every_eval_ever import record
+from evaluation.report.formats.hub import eval_result_entry
+from evaluation.report.formats.latex import latex_text, to_latex
+from evaluation.report.formats.lm_eval import results_record
+from evaluation.report.formats.naming import hub_dataset, model_identifier, slug, stable_uuid, task_name
+from evaluation.report.items import SampleReader
+from evaluation.report.leaderboard import leaderboards
+from evaluation.schema import EvaluationResult, Metric, Protocol, Subject
+from evaluation.suites.report import EXPORTS
+
+
+@pytest.fixture(scope="module")
+def found(lifecycle):
+    return collect([lifecycle])
+
+
+@pytest.fixture(scope="module")
+def written(found, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exports")
+    write_exports(folder, found, EXPORTS, SampleReader())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def hostile(hostile_lifecycle, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exports")
+    write_exports(folder, collect([hostile_lifecycle]), EXPORTS, SampleReader())
+    return folder
+
+
+def hub_result(**more):
+    metrics = [
+        Metric("win_rate", 0.66, 400, 0.61, 0.71, ci_method="wilson", higher_is_better=True, unit="share"),
+        Metric("mean_length", 9.0, 400, higher_is_better=None, unit="tokens"),
+    ]
+    protocol = Protocol(dataset="hub:org/set:hard@" + "a" * 40 + "::test", dataset_sha256="c" * 64, n_items=400)
+    subject = Subject("ppo", "language model", "hub:me/model@main", "d" * 64)
+    return EvaluationResult("win-rate", subject, protocol, metrics, created="2026-01-02T03:04:05+00:00", **more)
+
+
+# ---------------------------------------------------------------------------------------------- names
+
+
+def test_names_are_safe_and_stay_distinct():
+    assert slug("a-b_c.1") == "a-b_c.1" and slug("a/b") != slug("a b") and "/" not in slug("../../etc")
+    assert slug("..") not in ("", "..") and len(slug("x" * 500)) < 80
+    assert hub_dataset("hub:org/set:hard@main::test") == ("org/set", "hard", "main")
+    assert hub_dataset("/data/x.jsonl") is None and hub_dataset("embedded:digits") is None
+    assert model_identifier(hub_result()) == "me/model"
+    assert stable_uuid("a") == stable_uuid("a") != stable_uuid("b") and stable_uuid("a")[14] == "4"
+
+
+def test_two_protocols_never_meet_in_one_task():
+    one = hub_result()
+    two = dataclasses.replace(one, protocol=dataclasses.replace(one.protocol, settings={"precision": "bf16"}))
+    assert task_name(one) != task_name(two)
+    tasks = {task_name(r): FoundResult(Path("x"), r) for r in (one, two)}
+    assert len(results_record("m", tasks)["results"]) == 2
+
+
+# ---------------------------------------------------------------------------------------------- lm-eval
+
+RESULT_KEYS = {
+    "results", "groups", "group_subtasks", "configs", "versions", "n-shot", "higher_is_better", "n-samples", "samples",
+    "config", "git_hash", "date", "pretty_env_info", "transformers_version", "lm_eval_version", "upper_git_hash",
+    "tokenizer_pad_token", "tokenizer_eos_token", "tokenizer_bos_token", "eot_token_id", "max_length", "model_source",
+    "model_name", "model_name_sanitized", "system_instruction", "system_instruction_sha", "fewshot_as_multiturn",
+    "chat_template", "chat_template_sha", "task_hashes", "total_evaluation_time_seconds",
+}  # fmt: skip
+"""What lm_eval.result_schema.EvalResults of 0.4.13 knows."""
+SAMPLE_KEYS = {
+    "doc_id", "doc", "target", "arguments", "resps", "filtered_resps", "filter", "metrics", "doc_hash", "prompt_hash", "target_hash",
+}  # fmt: skip
+
+
+def test_lm_eval_results(written, found):
+    (path,) = (written / "lm_eval" / "local__ppo").glob("results_*.json")
+    content = json.loads(path.read_text())
+    assert set(content) <= RESULT_KEYS
+    task = next(t for t in content["results"] if t.startswith("win-rate"))
+    values = content["results"][task]
+    assert values["win_rate,none"] == 0.66 and values["win_rate_stderr,none"] == pytest.approx(0.0237, abs=2e-4)
+    assert values["name"] == values["alias"] == task and values["sample_len"] == 400
+    assert content["n-samples"][task] == {"original": 400, "effective": 400}
+    assert content["higher_is_better"][task]["win_rate"] is True
+    assert all(set(content[k]) == set(content["results"]) for k in ("configs", "versions", "n-shot", "group_subtasks"))
+    assert all("," in key for key in values if key not in ("name", "alias", "sample_len"))
+
+
+def test_lm_eval_samples_have_the_scores_of_the_metrics(written):
+    (path,) = (written / "lm_eval" / "local__ppo").glob("samples_win-rate_*.jsonl")
+    rows = [json.loads(line) for line in path.read_text().split("\n") if line]
+    assert len(rows) == 400 and [row["doc_id"] for row in rows] == list(range(400))
+    assert all(set(row) >= SAMPLE_KEYS and set(row["metrics"]) <= set(row) for row in rows)
+    assert sum(row["win_rate"] for row in rows) / 400 == pytest.approx(0.66)
+    assert rows[0]["resps"] == [[rows[0]["doc"]["completion"]]] and rows[0]["filter"] == "none"
+    assert len({row["doc_hash"] for row in rows}) == 400 and all(len(row["prompt_hash"]) == 64 for row in rows)
+
+
+def test_lm_eval_itself_prints_our_results(written):
+    utils = pytest.importorskip("lm_eval.utils", reason="lm-eval is not installed")
+    for path in (written / "lm_eval").rglob("results_*.json"):
+        table = utils.make_table(json.loads(path.read_text()))
+        assert "|" in table
+    assert "0.6600" in utils.make_table(
+        json.loads(next((written / "lm_eval" / "local__ppo").glob("results_*")).read_text())
+    )
+
+
+# ---------------------------------------------------------------------------------------------- Every Eval Ever
+# The format of version 0.3.0 in our own words: required and optional fields, types and enumerations; unknown fields fail.
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class SourceMetadata(Strict):
+    source_name: str
+    source_type: Literal["documentation", "evaluation_run"]
+    source_organization_name: str
+    evaluator_relationship: Literal["first_party", "third_party", "collaborative", "other"]
+
+
+class Library(Strict):
+    name: str
+    version: str
+    additional_details: dict[str, str]
+
+
+class ModelDetails(BaseModel):
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, str]
+    deployment_type: Literal["self_deployed", "externally_managed", "unknown"]
+    model_availability: Literal["open_weights", "closed_weights", "unknown"]
+
+
+class ModelInfo(Strict):
+    name: str
+    id: str = Field(pattern=r"^[^/]+/[^/]+$")
+    developer: str = ""
+    additional_details: ModelDetails
+
+
+class JudgeInfo(Strict):
+    name: str
+    id: str
+    additional_details: ModelDetails
+
+
+class JudgeConfig(Strict):
+    model_info: JudgeInfo
+
+
+class Scoring(Strict):
+    judges: list[JudgeConfig] = Field(min_length=1)
+    input_prompt: str
+
+
+class OtherSource(Strict):
+    dataset_name: str
+    source_type: Literal["other"]
+    additional_details: dict[str, str]
+
+
+class HubSource(Strict):
+    dataset_name: str
+    source_type: Literal["hf_dataset"]
+    hf_repo: str
+    samples_number: int
+    additional_details: dict[str, str]
+
+
+class MetricConfig(Strict):
+    evaluation_description: str
+    metric_id: str
+    metric_name: str
+    metric_unit: str
+    lower_is_better: bool
+    score_type: Literal["continuous"]
+    min_score: float | None = Field(...)
+    max_score: float | None = Field(...)
+    additional_details: dict[str, str]
+    llm_scoring: Scoring | None = None
+
+
+class StandardError(Strict):
+    value: float
+    method: str
+
+
+class Interval(Strict):
+    lower: float
+    upper: float
+    confidence_level: float = Field(ge=0, le=1)
+    method: str
+
+
+class Uncertainty(Strict):
+    standard_error: StandardError | None = None
+    confidence_interval: Interval | None = None
+    num_samples: int
+
+
+class Score(Strict):
+    score: float
+    uncertainty: Uncertainty
+
+
+class Arguments(Strict):
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: float | None = None
+    max_tokens: int | None = Field(default=None, ge=1)
+    execution_command: str | None = None
+
+
+class Generation(Strict):
+    generation_args: Arguments
+    additional_details: dict[str, str]
+
+
+class Result(Strict):
+    evaluation_result_id: str
+    evaluation_name: str
+    source_data: OtherSource | HubSource = Field(discriminator="source_type")
+    metric_config: MetricConfig
+    score_details: Score
+    generation_config: Generation
+
+
+class Detailed(Strict):
+    format: Literal["jsonl"]
+    file_path: str = Field(
+        pattern=r"^data/[^/]+/[^/]+/[^/]+/[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}_samples\.jsonl$"
+    )
+    hash_algorithm: Literal["sha256", "md5"]
+    checksum: str
+    total_rows: int
+
+
+class Log(Strict):
+    schema_version: Literal["0.3.0"]
+    evaluation_id: str
+    evaluation_timestamp: str = Field(pattern=r"^\d+$")
+    retrieved_timestamp: str = Field(pattern=r"^\d+$")
+    source_metadata: SourceMetadata
+    eval_library: Library
+    model_info: ModelInfo
+    evaluation_results: list[Result] = Field(min_length=1)
+    detailed_evaluation_results: Detailed | None = None
+
+
+class Input(Strict):
+    raw: str
+    reference: list[str]
+
+
+class Output(Strict):
+    raw: list[str]
+
+
+class Attribution(Strict):
+    turn_idx: int = Field(ge=0)
+    source: str
+    extracted_value: str
+    extraction_method: str
+    is_terminal: bool
+
+
+class Judgement(Strict):
+    score: float
+    is_correct: bool
+
+
+class Instance(Strict):
+    schema_version: Literal["0.3.0"]
+    evaluation_id: str
+    model_id: str
+    evaluation_name: str
+    sample_id: str
+    sample_hash: str
+    interaction_type: Literal["single_turn"]
+    input: Input
+    output: Output
+    answer_attribution: list[Attribution]
+    evaluation: Judgement
+
+
+def eee_records(folder):
+    return {p: json.loads(p.read_text()) for p in sorted((folder / "every_eval_ever").rglob("*.json"))}
+
+
+@pytest.mark.parametrize("which", ["written", "hostile"])
+def test_every_eval_ever_records_follow_the_format(which, request, found):
+    folder = request.getfixturevalue(which)
+    records = eee_records(folder)
+    assert len(records) == len(found.results)
+    for path, content in records.items():
+        log = Log.model_validate(content)
+        if detailed := log.detailed_evaluation_results:
+            samples = folder / "every_eval_ever" / detailed.file_path
+            lines = [line for line in samples.read_text().split("\n") if line]
+            assert len(lines) == detailed.total_rows and samples.parent == path.parent
+            for line in lines:
+                Instance.model_validate(json.loads(line))
+
+
+def test_every_eval_ever_keeps_numbers_and_uncertainty(written):
+    content = next(c for p, c in eee_records(written).items() if "win-rate" in str(p) and p.parent.name == "ppo")
+    entry = next(r for r in content["evaluation_results"] if r["metric_config"]["metric_name"] == "win_rate")
+    interval = entry["score_details"]["uncertainty"]["confidence_interval"]
+    assert entry["score_details"]["score"] == 0.66 and interval["lower"] == pytest.approx(0.6122, abs=1e-3)
+    assert entry["metric_config"]["llm_scoring"]["judges"][0]["model_info"]["additional_details"]["sha256"] == "d" * 64
+    assert (entry["metric_config"]["min_score"], entry["metric_config"]["max_score"]) == (0.0, 1.0)
+    length = next(r for r in content["evaluation_results"] if r["metric_config"]["metric_name"] == "kl_k1")
+    assert length["metric_config"]["additional_details"]["direction"] == "none"
+
+
+def test_every_eval_evers_own_schema(written, hostile):
+    """With the package itself (it needs Python 3.12), or its schema files in ALIGNKIT_EEE_SCHEMAS."""
+    import os
+
+    validator = pytest.importorskip("jsonschema", reason="jsonschema is not installed").Draft7Validator
+    place = os.environ.get("ALIGNKIT_EEE_SCHEMAS")
+    if not place:
+        place = (
+            Path(pytest.importorskip("every_eval_ever", reason="every-eval-ever is not installed").__file__).parent
+            / "schemas"
+        )
+    whole, instance = (
+        validator(json.loads((Path(place) / f"{name}.schema.json").read_text()))
+        for name in ("eval", "instance_level_eval")
+    )
+    for folder in (written, hostile):
+        for content in eee_records(folder).values():
+            whole.validate(content)
+        for path in (folder / "every_eval_ever").rglob("*_samples.jsonl"):
+            for line in path.read_text().split("\n"):
+                if line:
+                    instance.validate(json.loads(line))
+
+
+def test_a_hub_data_set_is_named_as_one():
+    source = record(hub_result())["evaluation_results"][0]["source_data"]
+    assert source["source_type"] == "hf_dataset" and source["hf_repo"] == "org/set" and source["samples_number"] == 400
+
+
+# ---------------------------------------------------------------------------------------------- the hub
+
+
+def test_eval_results_yaml_is_read_back(tmp_path):
+    collection = Collection([FoundResult(tmp_path, hub_result())], [], [])
+    write_exports(tmp_path, collection, ["hub"], SampleReader())
+    (path,) = (tmp_path / "hub" / "me__model" / ".eval_results").iterdir()
+    (entry,) = parse_eval_result_entries(yaml.safe_load(path.read_text()))
+    assert (entry.dataset_id, entry.task_id, entry.dataset_revision, entry.value) == ("org/set", "hard", "a" * 40, 0.66)
+    assert entry.date == "2026-01-02T03:04:05+00:00"
+    assert entry.notes == "win_rate (share): 95% interval [0.6100, 0.7100], wilson, n = 400; alignkit"
+
+
+def test_data_that_is_not_on_the_hub_has_no_entry(found):
+    assert all(eval_result_entry(entry.result) is None for entry in found.results)
+
+
+@pytest.mark.parametrize("which", ["written", "hostile"])
+def test_model_index_is_read_back(which, request):
+    cards = list((request.getfixturevalue(which) / "model_index").glob("*.md"))
+    assert len(cards) >= 12
+    for path in cards:
+        loaded = ModelCard.load(path, ignore_metadata_errors=False).data
+        assert loaded.eval_results and all(isinstance(r.metric_value, (int, float)) for r in loaded.eval_results)
+
+
+def test_model_index_keeps_the_interval(written):
+    loaded = ModelCard.load(written / "model_index" / "local__ppo.md").data
+    assert loaded.model_name == "ppo"
+    entry = next(r for r in loaded.eval_results if r.metric_type == "win_rate")
+    assert entry.metric_value == 0.66 and entry.metric_args["n"] == 400 and entry.task_type == "text-generation"
+    assert entry.metric_args["ci_low"] == pytest.approx(0.6122, abs=1e-3)
+
+
+# ---------------------------------------------------------------------------------------------- tables
+
+
+def latex_rows(text):
+    """The cells of every row of every tabular; fails where braces or environments do not match."""
+    assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}")
+    bare = re.sub(r"\\[\\{}$&#%_,]", "", text)
+    assert bare.count("{") == bare.count("}") and bare.count("$") % 2 == 0
+    rows: list[Any] = []
+    for spec, body in re.findall(r"\\begin\{tabular\}\{(l r*|l*r*)\}(.*?)\\end\{tabular\}", text, re.DOTALL):
+        lines = [line for line in body.strip().split("\n") if line != r"\hline"]
+        assert all(line.endswith(r" \\") for line in lines)
+        cells = [re.split(r"(?<!\\)&", line.removesuffix(r" \\")) for line in lines]
+        assert {len(row) for row in cells} == {len(spec)}
+        rows += cells
+    return rows
+
+
+def test_latex_has_the_numbers(found):
+    rows = latex_rows(to_latex(leaderboards([e.result for e in found.results]), "A title"))
+    (ppo,) = [row for row in rows if row[0].strip() == "ppo"]
+    assert ppo[1].strip() == r"\textbf{66.0}\textsuperscript{1=} {[}61.2, 70.5{]}"
+
+
+def test_hostile_text_is_no_command(hostile_lifecycle):
+    text = to_latex(leaderboards([e.result for e in collect([hostile_lifecycle]).results]), "x\n\\input{/etc/passwd}")
+    assert latex_rows(text) and r"\input{" not in text
+    commands = set(re.findall(r"\\([a-zA-Z]+)", text))
+    assert commands <= {
+        "begin", "end", "caption", "label", "hline", "textbf", "textit", "textsuperscript", "uparrow", "downarrow", "ldots",
+        "textbackslash", "textasciitilde", "textasciicircum", "textless", "textgreater", "textbar", "textquotedbl",
+    }  # fmt: skip
+    assert latex_text("50% & _x_ {a} \\end") == r"50\% \& \_x\_ \{a\} \textbackslash{}end"
+
+
+def test_markdown_is_read_as_tables(found):
+    parser = pytest.importorskip("markdown_it").MarkdownIt("commonmark").enable("table")
+    boards = leaderboards([e.result for e in found.results])
+    tokens = parser.parse(to_markdown(boards, [], "A title"))
+    rows = sum(token.type == "tr_open" for token in tokens)
+    assert sum(token.type == "table_open" for token in tokens) == len(boards)
+    assert rows == sum(len(b.rows) + 1 for b in boards)
+    assert not any(token.type == "html_block" for token in tokens)
+
+
+def test_csv_is_read_back_with_every_number(found):
+    boards = leaderboards([e.result for e in found.results])
+    rows = list(csv.DictReader(io.StringIO(to_csv(boards))))
+    assert len(rows) == sum(len(row.cells) for board in boards for row in board.rows)
