@@ -101,7 +101,7 @@ class ForkedJob:
         for rank in range(len(self.ranks)) if ranks is None else ranks:
             self.signal(signal.SIGKILL, rank)
 
-    def wait(self, patience_s: float = 120) -> list[int]:
+    def wait(self, patience_s: float = 300) -> list[int]:
         """The exit codes (negative: the signal) of all ranks, once they have ended; those that have not are killed."""
         deadline = time.monotonic() + patience_s
         for rank in self.ranks:

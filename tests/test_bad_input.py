@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ from safetensors import SafetensorError
 from launch.entry import guarded
 from launch.errors import UserError
 from launch.files import lock_folder, write_atomic
-from tests.support import alignkit, save_policy, save_prompts, save_reward, word_tokenizer
+from tests.forked import run_forked
+from tests.support import save_policy, save_prompts, save_reward, word_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -136,10 +138,17 @@ def test_one_sentence_and_code_2(place, case):
     words, expected = CASES[case]
     names = [w.split("=")[0] for w in words if "=" in w]
     kept = [w for i, w in enumerate(words) if w not in names and (i == 0 or words[i - 1] not in names)]
-    result = alignkit(*kept, "--output_dir", "out", cwd=place)
-    assert result.returncode == 2, (result.stdout, result.stderr[-2000:])
-    errors = [line for line in result.stderr.splitlines() if "alignkit: error:" in line]
+    job = run_forked(
+        [*kept, "--output_dir", "out"], place / "logs", hook=partial(start_in, place), module="launch.cli:run_command"
+    )
+    said = job.say()
+    assert job.codes == [2], said[-2000:]
+    errors = [line for line in said.splitlines() if "alignkit: error:" in line]
     assert len(errors) == 1
     assert all(part in errors[0] for part in expected), errors[0]
-    assert "Traceback" not in result.stderr
+    assert "Traceback" not in said
     assert not (place / "out").exists()
+
+
+def start_in(folder, _marks):
+    os.chdir(folder)

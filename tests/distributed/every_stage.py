@@ -23,17 +23,17 @@ TINY_GPT = {"depth": 2, "width": 16, "heads": 2, "context": 16, "vocab_size": 26
 KINDS = ("vae", "gan", "diffusion")
 
 
-def main(plan: Path) -> None:
-    """Run a plan: each stage as ever, except that the process group is there already and stays."""
+def main(words: list[str]) -> None:
+    """Run a plan, the file words[0]: each stage as ever, except that the process group is there already and stays."""
     runtime = launch.runtime.start_runtime("fp32", timeout_s=300)
     with launch.runtime.running(runtime):
         launch.runtime.start_runtime = lambda *_, **__: Runtime(runtime.accelerator, "fp32")
         launch.runtime.running = contextlib.nullcontext
-        for words in json.loads(plan.read_text()):
-            if words[0] == "cut":
-                cut(Path(words[1]), runtime)
+        for line in json.loads(Path(words[0]).read_text()):
+            if line[0] == "cut":
+                cut(Path(line[1]), runtime)
             else:
-                run_command(words)
+                run_command(line)
 
 
 def cut(folder: Path, runtime: Runtime) -> None:
@@ -132,5 +132,5 @@ def make_plan(root: Path, made: Path, out: Path, resume: bool) -> list[list[str]
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(sys.argv[1:])
     leave(0)

@@ -11,10 +11,14 @@ from safetensors.torch import load_file
 
 from data import load_preferences
 from tests.distributed.every_stage import KINDS, TRAINED, make_plan, save_inputs
+from tests.forked import run_whole
 from tests.support import ROOT, accelerate_launch, environment, read_metrics
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 DRIVER = "tests.distributed.every_stage"
+MAIN = f"{DRIVER}:main"
+LAUNCHED = ("cpu_ddp2", "zero3")
+"""Started by `accelerate launch`; the others in forked processes, which need not import all libraries again."""
 
 _TRL = ("entropy", "mean_token_accuracy", "num_tokens")
 MEANS_OF_MEANS = {"sft": _TRL, "sft-lora": _TRL, "dpo": (*_TRL, "logits/chosen", "logits/rejected")}
@@ -49,14 +53,21 @@ def one(root):
 def two(request, root, one):
     """The artefacts of two processes; each trained one was stopped half-way and resumed, the first time is NAME-whole."""
     mode, stage = request.param, int(request.param[-1]) if "zero" in request.param else 0
-    flags = ["--config_file", str(ROOT / "launch" / "accelerate" / f"{mode}.yaml")]
-    flags += ["--gradient_accumulation_steps", "3"]  # the launcher's say counts for nothing: stages have their own
-    done = accelerate_launch(DRIVER, [write_plan(root, mode, resume=True)], 2, flags)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stderr.count("resuming after step") == len(TRAINED)
+    plan = write_plan(root, mode, resume=True)
+    said = launch(mode, plan) if mode in LAUNCHED else run_whole([plan], root / "logs", 2, stage, module=MAIN).say()
+    assert said.count("resuming after step") == len(TRAINED)
     made = [json.loads(path.read_text()) for path in (root / mode).glob("*/provenance.json")]
     assert len(made) > len(TRAINED) and {(p["world"], p["zero_stage"]) for p in made} == {(2, stage)}
     return root / mode
+
+
+def launch(mode, plan):
+    """What a job of two processes says that the launcher starts as its file says."""
+    flags = ["--config_file", str(ROOT / "launch" / "accelerate" / f"{mode}.yaml")]
+    flags += ["--gradient_accumulation_steps", "3"]  # the launcher's say counts for nothing: stages have their own
+    done = accelerate_launch(DRIVER, [plan], 2, flags)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stderr
 
 
 def close(a, b, tolerance):
