@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from evaluation.images.grid import image_grid, save_png
-from evaluation.safety.metrics import Finding, general_metrics, refusal_metrics, refusal_slices
+from evaluation.safety.metrics import Finding, general_metrics
+from evaluation.safety.refusal_metrics import refusal_metrics, refusal_slices
 from evaluation.schema import (
     Comparison,
     EvaluationResult,

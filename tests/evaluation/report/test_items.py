@@ -10,10 +10,11 @@ from data.records import Document
 from evaluation.language.perplexity import DocumentScore, Perplexity
 from evaluation.preferences.metrics import accuracy_metrics, head_to_head_metrics
 from evaluation.report.items import item_keys, item_scores
-from evaluation.safety.metrics import Finding, general_metrics, memorisation_metrics, refusal_metrics
+from evaluation.safety.metrics import Finding, general_metrics, memorisation_metrics
+from evaluation.safety.refusal_metrics import refusal_metrics
 from evaluation.schema import Metric
 from evaluation.statistics import mean, ratio
-from evaluation.suites.text_run import _document_row
+from evaluation.suites.text_documents import document_row
 
 
 def number(name, value, n, **more):
@@ -111,5 +112,5 @@ def test_document_rows_explain_bits_per_byte():
     draw = np.random.default_rng(3)
     documents = [Document(f"text {i}", f"file:{i}") for i in range(30)]
     scores = [DocumentScore(float(draw.uniform(10, 90)), 20, 10, int(draw.integers(30, 90))) for _ in documents]
-    rows = [_document_row(d, s) for d, s in zip(documents, scores)]
+    rows = [document_row(d, s) for d, s in zip(documents, scores)]
     assert "bits_per_byte" in explained(Perplexity(scores).metrics(), rows)
