@@ -80,11 +80,11 @@ def _answers(rows: Sequence[Completion]) -> list[Answer]:
 
 
 def judge_rewards(
-    field: str, source: str, config: RewardEvaluationConfig, job: Job, rows: Sequence[Completion]
+    field: str, source: str, config: RewardEvaluationConfig, job: Job, rows: Sequence[Completion], name: str = ""
 ) -> np.ndarray:
     """Rewards (n,) of completions from the reward model `source`; unfinished ones are read without an EOS."""
     answers: list[tuple[Turns, bool]] = [(r.text, r.finished) for r in rows]
-    return score_each(job, field, source, config.batch_tokens, [r.prompt for r in rows], answers)
+    return score_each(job, field, source, config.batch_tokens, [r.prompt for r in rows], answers, name)
 
 
 def _human_reference_metrics(
@@ -94,7 +94,7 @@ def _human_reference_metrics(
     if not all(row.reference for row in ours):
         return []
     human_references = [dataclasses.replace(row, text=row.reference or "", finished=True) for row in ours]
-    human_rewards = judge_rewards("judge", config.judge, config, job, human_references)
+    human_rewards = judge_rewards("judge", config.judge, config, job, human_references, "references")
     groups = repeated([row.prompt_text for row in ours])
     won = duel_outcomes(mine, human_rewards, _answers(ours), _answers(human_references))
     text = "mean reward that the judge gives to the human-written references"

@@ -21,7 +21,8 @@ class JudgeEvaluationConfig(JudgeConfig):
     preferences: str = artefact("")
     """What people preferred: a file, a folder or hub:...; ties count as a verdict of theirs."""
     invalid: Literal["error", "drop"] = "error"
-    """Faulty pairs (an empty answer, both answers the same): stop and name the first, or leave them out and say how many."""
+    """Pairs that are faulty (an empty answer, both the same) or longer than a reward model's context: stop and name the
+    first, or leave them out and say how many."""
     max_pairs: PositiveInt | None = None
     """Use only so many pairs, the first by a hash of the prompt."""
 

@@ -16,6 +16,7 @@ from evaluation.artefacts import describe_subject, made_from, write_result
 from evaluation.judges.ask import build_judge, judge_duels
 from evaluation.judges.duels import Answer, Duel, Judge, Verdict
 from evaluation.judges.people import Key, ballot_key
+from evaluation.judges.reward_model import RewardModelJudge
 from evaluation.preferences.judging import (
     agreement_metrics,
     annotator_metrics,
@@ -24,6 +25,7 @@ from evaluation.preferences.judging import (
 )
 from evaluation.sample_log import clear_samples
 from evaluation.schema import EvaluationResult, Protocol, Slice, Subject, write_samples
+from evaluation.scoring import context_of, encode
 from evaluation.suites.judge import JudgeEvaluationConfig
 from launch.errors import UserError
 from launch.files import sha256_text
@@ -80,6 +82,7 @@ def run(config: JudgeEvaluationConfig, job: Job) -> dict[str, Any]:
     if config.max_pairs is not None:
         ballots = sorted(ballots, key=lambda b: sha256_text(plain_text(b.prompt)))[: config.max_pairs]
     judge = build_judge(config, job)
+    ballots, too_long = _readable(config, judge, ballots)
     verdicts, said = judge_duels(job, judge, [Duel(b.prompt, Answer(b.first), Answer(b.second)) for b in ballots])
     decided = verdicts.decided_N
     if not decided.any():
@@ -103,7 +106,7 @@ def run(config: JudgeEvaluationConfig, job: Job) -> dict[str, Any]:
         ],
         slices=_slices(kept, judged, people, prompts),
         samples=write_samples(job.output_dir, rows) if job.runtime.is_main else None,
-        notes=_notes(config),
+        notes=_notes(config, too_long),
         versions=package_versions(),
         hardware=hardware(),
         seconds=time.monotonic() - start,
@@ -152,8 +155,24 @@ def _slices(ballots: Sequence[Ballot], judged: np.ndarray, people: np.ndarray, p
     return found
 
 
-def _notes(config: JudgeEvaluationConfig) -> list[str]:
-    notes = []
+def _readable(config: JudgeEvaluationConfig, judge: Judge, ballots: list[Ballot]) -> tuple[list[Ballot], int]:
+    """The ballots that fit into a reward model's context, and how many do not; all of them unless faulty ones may go."""
+    if not isinstance(judge, RewardModelJudge) or config.invalid == "error":
+        return ballots, 0
+    limit = context_of(judge.model)
+    prompts = [b.prompt for b in ballots]
+    sides = [encode(judge.tokenizer, prompts, [getattr(b, side) for b in ballots]) for side in ("first", "second")]
+    fits = [limit is None or max(map(len, pair)) <= limit for pair in zip(*sides, strict=True)]
+    kept = [b for b, fit in zip(ballots, fits, strict=True) if fit]
+    if not kept:
+        raise UserError(
+            f"preferences: every pair of {config.preferences} is longer than the judge's context of {limit}"
+        )
+    return kept, len(ballots) - len(kept)
+
+
+def _notes(config: JudgeEvaluationConfig, too_long: int) -> list[str]:
+    notes = [f"{too_long} pairs longer than the judge's context are left out."] if too_long else []
     if config.invalid == "drop" and (faulty := count_invalid(config.preferences)):
         notes.append(f"{faulty} faulty rows of the whole source are left out.")
     fingerprint = fingerprint_input("preferences", config.preferences)["sha256"]

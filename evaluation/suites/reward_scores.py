@@ -63,7 +63,9 @@ def score_each(
     batch_tokens: int,
     prompts: Sequence[Turns],
     answers: Sequence[tuple[Turns, bool]],
+    name: str = "",
 ) -> np.ndarray:
-    """Rewards (n,) of single answers to prompts."""
+    """Rewards (n,) of single answers to prompts. Each call of a suite has a `name` of its own, the field's unless given."""
     items: list[Answers] = [(prompt, (answer,)) for prompt, answer in zip(prompts, answers, strict=True)]
-    return np.array([rewards[0] for rewards in score_answers(job, field, source, batch_tokens, items)])
+    scored = score_answers(job, field, source, batch_tokens, items, name=name)
+    return np.array([rewards[0] for rewards in scored])

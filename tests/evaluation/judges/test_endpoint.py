@@ -100,11 +100,11 @@ def test_a_reply_that_does_not_come_in_time_is_asked_for_again():
 
 
 def test_an_endpoint_that_stays_away_is_a_mistake_of_the_user():
-    with JudgeServer(trouble=lambda number: (503, b"away", 0)) as server:
-        with pytest.raises(
-            UserError, match=r"the judge at .* was asked 3 times and did not answer \(status 503: away\)"
-        ):
-            judge_of(server, attempts=3, concurrency=1).judge(DUELS[:1])
+    with (
+        JudgeServer(trouble=lambda number: (503, b"away", 0)) as server,
+        pytest.raises(UserError, match=r"the judge at .* was asked 3 times and did not answer \(status 503: away\)"),
+    ):
+        judge_of(server, attempts=3, concurrency=1).judge(DUELS[:1])
     assert server.asked == 3
     with pytest.raises(UserError, match="was asked 2 times"):  # nobody listens there any more
         judge_of(server, attempts=2).judge(DUELS[:1])

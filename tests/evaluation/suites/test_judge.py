@@ -96,3 +96,13 @@ def test_some_pairs_and_mistakes(models, pairs, tmp_path):
         build(STAGE.config, {"output_dir": "o", "judge": "j"}, "test")
     with pytest.raises(UserError, match="judge is missing"):
         build(STAGE.config, {"output_dir": "o", "preferences": "p"}, "test")
+
+
+def test_pairs_too_long_for_the_judge(models, pairs, tmp_path):
+    rows = [*pairs[1], {"prompt": "p", "chosen": "x" * 100, "rejected": "y"}]
+    path = tmp_path / "long.jsonl"
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    with pytest.raises(UserError, match="more than the model's context of 64"):
+        run_suite(STAGE, tmp_path / "error", preferences=path, judge=models / "judge")
+    result = run_suite(STAGE, tmp_path / "drop", preferences=path, judge=models / "judge", invalid="drop")
+    assert result.notes == ["1 pairs longer than the judge's context are left out."] and result.protocol.n_items == 40
