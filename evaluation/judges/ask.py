@@ -39,6 +39,7 @@ def judge_duels(
 
     Every verdict is written down as it is given (evaluation/sample_log.py), so that none is asked for twice.
     """
+    judge.check(duels)
     both = [*duels, *(duel.swapped for duel in duels)] if judge.sees_order else list(duels)
     computes_here = isinstance(judge, RewardModelJudge)
     with job.runtime.autocast() if computes_here else nullcontext():

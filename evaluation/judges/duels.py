@@ -79,6 +79,9 @@ class Judge(Protocol):
     def size(self, duel: Duel) -> int:
         """What a duel costs it, in a unit of its own."""
 
+    def check(self, duels: Sequence[Duel]) -> None:
+        """UserError that names the first duel, from 1, that it cannot read."""
+
     def settings(self) -> dict[str, Any]:
         """What its verdicts depend on besides the duel, as JSON: model, prompt, ... No secrets, no addresses."""
 

@@ -88,6 +88,9 @@ class EndpointJudge:
     def size(self, duel: Duel) -> int:
         return 1
 
+    def check(self, duels: Sequence[Duel]) -> None:
+        """It can read them all."""
+
     def settings(self) -> dict[str, Any]:
         return {
             "judge": "endpoint",

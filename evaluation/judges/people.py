@@ -35,6 +35,9 @@ class People:
     def size(self, duel: Duel) -> int:
         return 1
 
+    def check(self, duels: Sequence[Duel]) -> None:
+        """It can read them all."""
+
     def settings(self) -> dict[str, Any]:
         return {"judge": "people", "sha256": self._record.sha256}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from data.records import Turns
 from evaluation.judges.duels import Duel, Verdict
 from evaluation.options import BATCH_TOKENS
 from evaluation.schema import Judge as JudgeRecord
+from evaluation.scoring import check_context, encode
 from evaluation.shared_prefix import reward_continuations
 
 CHARACTERS_PER_TOKEN = 4
@@ -34,6 +36,15 @@ def rewards_of(
     return reward_continuations(model, contexts, tails, batch_tokens, lambda n: alive()).tolist()
 
 
+def longest_rows(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Turns], answers: Sequence[Sequence[tuple[Turns, bool]]]
+) -> list[int]:
+    """Tokens of each prompt with the longest of its answers, each given with whether it ended."""
+    flat = [(prompt, text, end) for prompt, own in zip(prompts, answers, strict=True) for text, end in own]
+    lengths = iter(map(len, encode(tokenizer, *(list(column) for column in zip(*flat, strict=True)))))
+    return [max(itertools.islice(lengths, len(own))) for own in answers]
+
+
 class RewardModelJudge:
     """Judges by the rewards of both answers; `alive` is called as it works, for a watchdog."""
 
@@ -53,6 +64,14 @@ class RewardModelJudge:
 
     def size(self, duel: Duel) -> int:
         return duel.size
+
+    def lengths(self, duels: Sequence[Duel]) -> list[int]:
+        """Tokens of each duel's prompt with the longer of its answers."""
+        answers = [[(a.text, a.finished) for a in (duel.first, duel.second)] for duel in duels]
+        return longest_rows(self.tokenizer, [duel.prompt for duel in duels], answers)
+
+    def check(self, duels: Sequence[Duel]) -> None:
+        check_context(self.model, self.lengths(duels), "pair")
 
     def settings(self) -> dict[str, Any]:
         return {"judge": "reward model", "sha256": self._record.sha256}

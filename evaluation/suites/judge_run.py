@@ -25,7 +25,7 @@ from evaluation.preferences.judging import (
 )
 from evaluation.sample_log import clear_samples
 from evaluation.schema import EvaluationResult, Protocol, Slice, Subject, write_samples
-from evaluation.scoring import context_of, encode
+from evaluation.scoring import context_of
 from evaluation.suites.judge import JudgeEvaluationConfig
 from launch.errors import UserError
 from launch.files import sha256_text
@@ -44,6 +44,11 @@ class Ballot:
     second: Turns
     source: str
     votes: list[tuple[str, float]] = field(default_factory=list)
+
+    @property
+    def duel(self) -> Duel:
+        """For a judge."""
+        return Duel(self.prompt, Answer(self.first), Answer(self.second))
 
     @property
     def outcome(self) -> float:
@@ -83,7 +88,7 @@ def run(config: JudgeEvaluationConfig, job: Job) -> dict[str, Any]:
         ballots = sorted(ballots, key=lambda b: sha256_text(plain_text(b.prompt)))[: config.max_pairs]
     judge = build_judge(config, job)
     ballots, too_long = _readable(config, judge, ballots)
-    verdicts, said = judge_duels(job, judge, [Duel(b.prompt, Answer(b.first), Answer(b.second)) for b in ballots])
+    verdicts, said = judge_duels(job, judge, [b.duel for b in ballots])
     decided = verdicts.decided_N
     if not decided.any():
         raise UserError(
@@ -160,10 +165,8 @@ def _readable(config: JudgeEvaluationConfig, judge: Judge, ballots: list[Ballot]
     if not isinstance(judge, RewardModelJudge) or config.invalid == "error":
         return ballots, 0
     limit = context_of(judge.model)
-    prompts = [b.prompt for b in ballots]
-    sides = [encode(judge.tokenizer, prompts, [getattr(b, side) for b in ballots]) for side in ("first", "second")]
-    fits = [limit is None or max(map(len, pair)) <= limit for pair in zip(*sides, strict=True)]
-    kept = [b for b, fit in zip(ballots, fits, strict=True) if fit]
+    lengths = judge.lengths([b.duel for b in ballots])
+    kept = [b for b, length in zip(ballots, lengths, strict=True) if limit is None or length <= limit]
     if not kept:
         raise UserError(
             f"preferences: every pair of {config.preferences} is longer than the judge's context of {limit}"

@@ -10,8 +10,9 @@ import numpy as np
 
 from data.records import Turns, plain_text
 from evaluation.artefacts import describe_judge, load_reward_model
-from evaluation.judges.reward_model import CHARACTERS_PER_TOKEN, UNIT_BATCHES, rewards_of
+from evaluation.judges.reward_model import CHARACTERS_PER_TOKEN, UNIT_BATCHES, longest_rows, rewards_of
 from evaluation.sample_log import score_samples
+from evaluation.scoring import check_context
 from launch.stage import Job
 
 Answers = tuple[Turns, tuple[tuple[Turns, bool], ...]]
@@ -29,6 +30,7 @@ def score_answers(
 ) -> list[list[float]]:
     """Rewards of each item's answers by the reward model `source` of the config field `field`, which may be `loaded`."""
     model, tokenizer = loaded or load_reward_model(field, source, job.runtime.device)
+    check_context(model, longest_rows(tokenizer, [p for p, _ in items], [answers for _, answers in items]), "row")
 
     def compute(part: list[Answers]) -> list[list[float]]:
         prompts = [prompt for prompt, answers in part for _ in answers]

@@ -112,9 +112,10 @@ def test_an_endpoint_that_stays_away_is_a_mistake_of_the_user():
 
 @pytest.mark.parametrize("status", [301, 400, 403, 404])
 def test_what_stays_is_told_at_once_and_redirects_are_not_followed(status):
-    with JudgeServer(trouble=lambda number: (status, b'{"error": {"message": "no"}}', 0)) as server:
-        with pytest.raises(UserError, match=f"status {status} \\(no\\)"):
-            judge_of(server, concurrency=1).judge(DUELS[:1])
+    refusal = (status, b'{"error": {"message": "no"}}', 0)
+    said = pytest.raises(UserError, match=f"status {status} \\(no\\)")
+    with JudgeServer(trouble=lambda number: refusal) as server, said:
+        judge_of(server, concurrency=1).judge(DUELS[:1])
     assert server.asked == 1
 
 

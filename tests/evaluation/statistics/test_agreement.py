@@ -67,7 +67,7 @@ def test_copies_in_clusters_add_no_certainty():
     copies = cohen_kappa(first * 5, second * 5, clusters=list(range(8)) * 5)
     assert copies.value == pytest.approx(one.value) and copies.stderr == pytest.approx(one.stderr) and copies.n == 8
     wide, copied = krippendorff_alpha(CODERS), krippendorff_alpha(np.tile(CODERS, (5, 1)), clusters=list(range(12)) * 5)
-    assert copied.stderr == pytest.approx(wide.stderr, rel=0.02)
+    assert copied.stderr == pytest.approx(wide.stderr, rel=0.05)
 
 
 def test_one_unit_has_no_interval():
