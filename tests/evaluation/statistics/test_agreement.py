@@ -73,3 +73,17 @@ def test_copies_in_clusters_add_no_certainty():
 def test_one_unit_has_no_interval():
     found = krippendorff_alpha([[1, 0]])
     assert found.low is None and "none" in found.method
+
+
+def test_intervals_cover_at_their_level():
+    """Kappa, and alpha of three raters with gaps, on 80 units of known truth."""
+    generator, hits = numpy_generator(5, "cover agreement"), np.zeros(2)
+    for _ in range(400):
+        truth = generator.integers(0, 3, 80)
+        kept = generator.random((80, 3)) < 0.7
+        ratings = np.where(kept, truth[:, None], generator.integers(0, 3, (80, 3))).astype(float)
+        kappa = cohen_kappa(ratings[:, 0].tolist(), ratings[:, 1].tolist())
+        ratings[generator.random((80, 3)) < 0.2] = NAN
+        alpha = krippendorff_alpha(ratings)
+        hits += [found.low <= 0.49 <= found.high for found in (kappa, alpha)]  # two keep the truth: 0.7 x 0.7
+    assert ((hits >= 0.92 * 400) & (hits <= 0.98 * 400)).all(), hits

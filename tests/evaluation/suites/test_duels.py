@@ -253,3 +253,24 @@ def test_a_kill_costs_one_unit_of_verdicts(files, tmp_path):
         codes, said = run(tmp_path / "whole")
         assert codes == [0], said
     assert read_rows(tmp_path / "killed") == read_rows(tmp_path / "whole")
+
+
+@pytest.mark.distributed
+def test_two_processes_share_the_verdicts(models, files, tmp_path):
+    """Each is asked for once, over both processes, and the result is that of one process."""
+    with JudgeServer() as server:
+        judges = {
+            "endpoint": {"endpoint.url": server.url, "endpoint.model": "tiny", "endpoint.concurrency": 1},
+            "model": {"judge": models / "judge"},
+        }
+        for name, judge in judges.items():
+            for world in (1, 2):
+                out = tmp_path / f"{name}{world}"
+                settings = {"completions": f"{files['short']},{files['long']}", "output_dir": out, **judge}
+                words = [w for k, v in settings.items() for w in (f"--{k}", v)]
+                job = ForkedJob(words, tmp_path / "logs", world, module="evaluation.suites.duels")
+                assert job.wait(200) == [0] * world, job.say()
+            assert read_rows(tmp_path / f"{name}1") == read_rows(tmp_path / f"{name}2")
+            one, two = (load(tmp_path / f"{name}{world}") for world in (1, 2))
+            assert one.metrics == two.metrics and len(models_of(tmp_path / f"{name}2")) == 2
+        assert server.asked == 2 * 32
