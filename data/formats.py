@@ -57,7 +57,8 @@ def from_labelled(row: Row, names: tuple[str, str]) -> Preference:
 
 def checked(prompt: Turns, chosen: Turns, rejected: Turns, row: Row, tie: bool | None = None) -> Preference:
     """A `Preference` with the row's optional fields, or UserError that names the row."""
-    source = _optional(row, "source", str, "") or _optional(row, "scenario", str, "")
+    named = (_optional(row, name, str, "") for name in ("source", "scenario", "subset"))
+    source = next((name for name in named if name), "")
     strength = _optional(row, "strength", (int, float), None)
     preference = Preference(
         prompt,

@@ -25,7 +25,7 @@ SCHEMA_VERSION = 1
 RESULTS_FILE = "results.json"
 SAMPLES_FILE = "samples.jsonl"
 
-SubjectKind = Literal["language model", "reward model", "image generator", "detector", "completions", "images"]
+SubjectKind = Literal["language model", "reward model", "image generator", "detector", "completions", "images", "judge"]
 
 
 @dataclass(frozen=True)

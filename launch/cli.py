@@ -45,6 +45,16 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "STAGE",
         "reward-model accuracy, or win rates judged by a reward model",
     ),
+    "evaluate duels": (
+        "evaluation.suites.duels",
+        "STAGE",
+        "several models before a judge: Bradley-Terry leaderboard, win rates, position bias",
+    ),
+    "evaluate judge": (
+        "evaluation.suites.judge",
+        "STAGE",
+        "how far a reward model, an endpoint or people agree with people's preferences",
+    ),
     "evaluate safety": ("evaluation.suites.safety", "STAGE", "safety rates of completions"),
     "evaluate safety-prompts": (
         "evaluation.suites.safety_prompts",

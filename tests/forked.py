@@ -97,9 +97,10 @@ class ForkedJob:
             os.kill(self.ranks[rank].pid, number)
 
     def kill(self, ranks: Sequence[int] | None = None) -> None:
-        """SIGKILL to some ranks, or to all."""
+        """SIGKILL to some ranks, or to all. Not to one that has ended: its number may be another process's by now."""
         for rank in range(len(self.ranks)) if ranks is None else ranks:
-            self.signal(signal.SIGKILL, rank)
+            if self.ranks[rank].is_alive():
+                self.signal(signal.SIGKILL, rank)
 
     def wait(self, patience_s: float = 300) -> list[int]:
         """The exit codes (negative: the signal) of all ranks, once they have ended; those that have not are killed."""

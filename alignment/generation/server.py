@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alignment.exchange import Away, Endpoint, Refused
 from alignment.generation.sampling import Completion, Sampling
 from launch.errors import UserError
+from launch.exchange import Away, Endpoint, Refused
 
 LOGPROBS_MODE = "processed_logprobs"
 STARTED = "default"

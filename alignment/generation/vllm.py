@@ -14,10 +14,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from alignment.exchange import Away, Backoff, Beat, Endpoint, Exchange, Failing, Notice, Say
 from alignment.generation.sampling import Completion, Sampling
 from alignment.generation.server import Description, OtherWeights, ServedWeights, Server
 from launch.errors import UserError
+from launch.exchange import Away, Backoff, Beat, Endpoint, Exchange, Failing, Notice, Say
 from launch.seeding import derive_seed
 
 T = TypeVar("T")

@@ -10,8 +10,8 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from alignment.addresses import check_url, check_variable
 from alignment.reward.sources.config import SourceConfig, named_rewards
+from launch.addresses import check_url, check_variable
 from launch.config import artefact, operational
 from launch.ranges import AnyNumber, Count, Positive, PositiveInt, Range
 

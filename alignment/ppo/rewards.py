@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from alignment.exchange import Beat, Say
 from alignment.ppo.config import PPOConfig
 from alignment.reward.sources.build import build_source
 from alignment.reward.sources.combined import CombinedSource
@@ -16,6 +15,7 @@ from alignment.reward.sources.config import SourceConfig
 from alignment.reward.sources.ensemble import EnsembleSource
 from alignment.reward.sources.model import ModelSource
 from alignment.reward.sources.protocol import RewardSource
+from launch.exchange import Beat, Say
 
 
 def build_rewards(

@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from alignment.addresses import read_secret
 from alignment.generation import VLLMEngine
 from alignment.ppo.best import BestPolicy
 from alignment.ppo.config import PPOConfig
@@ -19,6 +18,7 @@ from alignment.ppo.models import load_roles
 from alignment.ppo.rewards import build_rewards
 from alignment.ppo.trainer import Metrics, PPOTrainer
 from alignment.prompts import fitting_prompts, load_prompt_rows, prompt_limit
+from launch.addresses import read_secret
 from launch.files import read_jsonl_log, write_atomic
 from launch.stage import Job, Stopped
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from alignment.addresses import read_secret
+from launch.addresses import read_secret
 from launch.config import describe, load_config
 from launch.ranges import PositiveInt, Range
 

@@ -56,16 +56,19 @@ def length_controlled_win_rate(
     groups: Sequence[object] | None = None,
     level: float = LEVEL,
 ) -> Estimate | None:
-    """Win rate predicted at equal length: the idea of AlpacaEval 2 (Dubois et al. 2024), fitted on these rows alone.
+    """Win rate predicted at equal length: AlpacaEval 2's (Dubois et al. 2024), fitted on these rows alone.
 
-    outcomes (n,) in {1, 0.5, 0} are regressed by `firth_logistic` on an intercept a and tanh(length difference / sd);
-    the estimate is sigmoid(a), its interval sigmoid(a +- z se(a)) by the delta method. Equal lengths everywhere leave
-    the intercept alone. Several rows of one group (samples of a prompt) are allowed for by `clustered_covariance`.
+    outcomes (n,) in {1, 0.5, 0} are regressed by `firth_logistic` on an intercept a and tanh(length difference / sd), sd
+    with ddof 1; the estimate is sigmoid(a), its interval sigmoid(a +- z se(a)) by the delta method. AlpacaEval has the same
+    two terms and two things that it downloads: a difficulty of each instruction, over which it takes the mean of the
+    predictions (as sigmoid(a) is of the fit without them), and answers made to game length, which draw its coefficients
+    towards them with weight 0.2. Equal lengths everywhere leave the intercept alone. Several rows of one group (samples of a prompt) are allowed for by `clustered_covariance`.
     None when every length difference is the same and not zero, so that length and quality cannot be told apart, and
     for a single group.
     """
     y, x = as_vector(outcomes, "outcomes"), as_vector(length_differences, "length_differences")
-    spread, n = float(x.std()), x.size
+    n = x.size
+    spread = float(x.std(ddof=1)) if n > 1 else 0.0
     if n < 2 or (spread == 0 and x[0] != 0):
         return None
     features = np.stack([np.ones(n)] if spread == 0 else [np.ones(n), np.tanh(x / spread)], 1)

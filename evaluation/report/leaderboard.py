@@ -24,6 +24,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "Reward models": ("reward model",),
     "Image generators": ("image generator", "images"),
     "Detectors of generated images": ("detector",),
+    "Judges": ("judge",),
 }
 REFERENCE_KINDS = ("images",)
 """Kinds of subjects that are yardsticks: shown, and not ranked."""

@@ -4,6 +4,7 @@ Every metric hands its per-sample values, or its sufficient statistics, to this 
 whose `method` names how its interval was made.
 """
 
+from evaluation.statistics.agreement import cohen_kappa, krippendorff_alpha
 from evaluation.statistics.bradley_terry import (
     BradleyTerry,
     elo_difference,
@@ -68,6 +69,7 @@ __all__ = [
     "bootstrap",
     "bootstrap_rank_intervals",
     "clustered_mean",
+    "cohen_kappa",
     "combine_variances",
     "delta_method",
     "elo_difference",
@@ -78,6 +80,7 @@ __all__ = [
     "groups_from_relation",
     "holm",
     "jackknife",
+    "krippendorff_alpha",
     "mcnemar_exact",
     "mcnemar_mid_p",
     "mean",

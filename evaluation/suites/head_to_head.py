@@ -10,25 +10,24 @@ from typing import Any
 import numpy as np
 
 from data.completions import Completion, align, completions_file, load_completions
+from data.records import Turns
 from evaluation.artefacts import (
-    beating,
     describe_author,
     describe_judge,
     display_name,
-    load_reward_model,
     made_from,
-    over_ranks,
     provenance_of,
     write_result,
 )
 from evaluation.language.quality import length_metrics
 from evaluation.preferences.accuracy import Answer, duel_outcomes
 from evaluation.preferences.metrics import head_to_head_metrics, mean_of, repeated
+from evaluation.sample_log import clear_samples
 from evaluation.schema import Comparison, EvaluationResult, Metric, Protocol, Subject, metric, write_samples
-from evaluation.scoring import score_sequences
 from evaluation.statistics import paired_difference, win_rate
 from evaluation.suites.kl import estimate_kl, over_budget, sampling_temperature
 from evaluation.suites.reward_config import RewardEvaluationConfig
+from evaluation.suites.reward_scores import score_each
 from launch.files import sha256_file
 from launch.provenance import hardware, package_versions
 from launch.stage import Job
@@ -70,7 +69,9 @@ def evaluate(config: RewardEvaluationConfig, job: Job) -> dict[str, Any]:
         hardware=hardware(),
         seconds=time.monotonic() - start,
     )
-    return write_result(job, result)
+    summary = write_result(job, result)
+    clear_samples(job)
+    return summary
 
 
 def _answers(rows: Sequence[Completion]) -> list[Answer]:
@@ -79,18 +80,11 @@ def _answers(rows: Sequence[Completion]) -> list[Answer]:
 
 
 def judge_rewards(
-    field: str, source: str, config: RewardEvaluationConfig, job: Job, rows: Sequence[Completion]
+    field: str, source: str, config: RewardEvaluationConfig, job: Job, rows: Sequence[Completion], name: str = ""
 ) -> np.ndarray:
     """Rewards (n,) of completions from the reward model `source`; unfinished ones are read without an EOS."""
-    model, tokenizer = load_reward_model(field, source, job.runtime.device)
-    with beating(job, -(-len(rows) // job.runtime.world), f"score with {field}") as beat, job.runtime.autocast():
-
-        def compute(part: list[Completion]) -> list[float]:
-            texts = [r.prompt for r in part], [r.text for r in part]
-            ended = [r.finished for r in part]
-            return score_sequences(model, tokenizer, *texts, ended, config.batch_tokens, beat).tolist()
-
-        return np.array(over_ranks(job, rows, compute))
+    answers: list[tuple[Turns, bool]] = [(r.text, r.finished) for r in rows]
+    return score_each(job, field, source, config.batch_tokens, [r.prompt for r in rows], answers, name)
 
 
 def _human_reference_metrics(
@@ -100,7 +94,7 @@ def _human_reference_metrics(
     if not all(row.reference for row in ours):
         return []
     human_references = [dataclasses.replace(row, text=row.reference or "", finished=True) for row in ours]
-    human_rewards = judge_rewards("judge", config.judge, config, job, human_references)
+    human_rewards = judge_rewards("judge", config.judge, config, job, human_references, "references")
     groups = repeated([row.prompt_text for row in ours])
     won = duel_outcomes(mine, human_rewards, _answers(ours), _answers(human_references))
     text = "mean reward that the judge gives to the human-written references"

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from data.completions import Completion
-from evaluation.artefacts import beating, display_name, load_language_model, over_ranks, provenance_of
+from evaluation.artefacts import describe_subject, display_name, load_language_model, provenance_of
+from evaluation.judges.reward_model import UNIT_BATCHES
 from evaluation.preferences.divergence import divergences
 from evaluation.preferences.metrics import mean_of, repeated
+from evaluation.sample_log import score_samples
 from evaluation.schema import Metric, metric
 from evaluation.scoring import completion_logprobs
 from evaluation.suites.reward_config import RewardEvaluationConfig
@@ -57,14 +59,28 @@ def _logprobs(
 ) -> list[np.ndarray]:
     """Log-probabilities of each completion's tokens under one model."""
     model, _ = load_language_model(field, source, job.runtime.device)
-    with beating(job, -(-len(rows) // job.runtime.world), f"score with {field}") as beat, job.runtime.autocast():
 
-        def compute(part: list[Completion]) -> list[np.ndarray]:
-            ids = [r.prompt_ids for r in part], [r.completion_ids for r in part]
-            found = completion_logprobs(model, *ids, temperature, config.batch_tokens, beat)
-            return [values.double().numpy() for values in found]
+    def compute(part: list[Completion]) -> list[list[float]]:
+        ids = [r.prompt_ids for r in part], [r.completion_ids for r in part]
+        found = completion_logprobs(model, *ids, temperature, config.batch_tokens, lambda n: job.watchdog.alive())
+        return [values.tolist() for values in found]
 
-        return over_ranks(job, rows, compute)
+    with job.runtime.autocast():
+        rows_of_values = score_samples(
+            job,
+            field,
+            rows,
+            compute,
+            content=lambda r: [r.prompt_ids, r.completion_ids],
+            size=lambda r: len(r.prompt_ids) + len(r.completion_ids),
+            budget=UNIT_BATCHES * config.batch_tokens,
+            settings={
+                "model": describe_subject(field, source, "language model").sha256,
+                "temperature": temperature,
+                "precision": job.runtime.precision,
+            },
+        )
+    return [np.array(values) for values in rows_of_values]
 
 
 def over_budget(metrics: Sequence[Metric], budget: float | None) -> list[str]:

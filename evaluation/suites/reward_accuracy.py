@@ -10,11 +10,14 @@ import numpy as np
 
 from data import load_preferences, plain_text
 from data.records import Preference
-from evaluation.artefacts import beating, describe_subject, load_reward_model, made_from, over_ranks, write_result
+from evaluation.artefacts import describe_subject, load_reward_model, made_from, write_result
 from evaluation.preferences.metrics import accuracy_metric, accuracy_metrics
+from evaluation.preferences.reward_metrics import ensemble_metrics, section_metrics
+from evaluation.sample_log import clear_samples
 from evaluation.schema import EvaluationResult, Protocol, Slice, write_samples
-from evaluation.scoring import context_of, encode, score_sequences
+from evaluation.scoring import context_of, encode
 from evaluation.suites.reward_config import RewardEvaluationConfig
+from evaluation.suites.reward_scores import Answers, score_answers
 from launch.errors import UserError
 from launch.files import sha256_text
 from launch.provenance import fingerprint_input, hardware, package_versions
@@ -28,7 +31,7 @@ def evaluate(config: RewardEvaluationConfig, job: Job) -> dict[str, Any]:
     start = time.monotonic()
     model, tokenizer = load_reward_model("model", config.model, job.runtime.device)
     pairs, left_out = usable_pairs(config, model, tokenizer)
-    chosen, rejected = _score(config, job, pairs, model, tokenizer)
+    chosen, rejected = _score(config, job, pairs, "model", config.model, (model, tokenizer)).T
     margins, lengths = chosen - rejected, _length_differences(pairs)
     prompts = [plain_text(p.prompt) for p in pairs]
     rows = [_row(*values) for values in zip(pairs, chosen, rejected, strict=True)]
@@ -49,7 +52,11 @@ def evaluate(config: RewardEvaluationConfig, job: Job) -> dict[str, Any]:
                 "length_unit": "characters",
             },
         ),
-        metrics=accuracy_metrics(margins, lengths, prompts, config.ties, config.seed),
+        metrics=[
+            *accuracy_metrics(margins, lengths, prompts, config.ties, config.seed),
+            *section_metrics([p.source for p in pairs], margins),
+            *ensemble_metrics(_ensemble_margins(config, job, pairs, margins), prompts),
+        ],
         slices=[
             *slices("source", [p.source for p in pairs], margins, lengths, prompts, config),
             *slices("criteria", [p.criteria for p in pairs], margins, lengths, prompts, config),
@@ -60,7 +67,19 @@ def evaluate(config: RewardEvaluationConfig, job: Job) -> dict[str, Any]:
         hardware=hardware(),
         seconds=time.monotonic() - start,
     )
-    return write_result(job, result)
+    summary = write_result(job, result)
+    clear_samples(job)
+    return summary
+
+
+def _ensemble_margins(
+    config: RewardEvaluationConfig, job: Job, pairs: Sequence[Preference], margins: np.ndarray
+) -> np.ndarray:
+    """Margins (M, n) of the model and of each further one."""
+    others = [
+        _score(config, job, pairs, f"ensemble[{number}]", source) for number, source in enumerate(config.ensemble)
+    ]
+    return np.stack([margins, *(rewards[:, 0] - rewards[:, 1] for rewards in others)])
 
 
 def usable_pairs(config: RewardEvaluationConfig, model: Any, tokenizer: Any) -> tuple[list[Preference], list[str]]:
@@ -85,19 +104,12 @@ def usable_pairs(config: RewardEvaluationConfig, model: Any, tokenizer: Any) -> 
 
 
 def _score(
-    config: RewardEvaluationConfig, job: Job, pairs: Sequence[Preference], model: Any, tokenizer: Any
-) -> tuple[np.ndarray, np.ndarray]:
-    """Rewards of the chosen and the rejected answers: two vectors (n,)."""
-    with beating(job, 2 * -(-len(pairs) // job.runtime.world), "score pairs") as beat, job.runtime.autocast():
-
-        def compute(part: list[Preference]) -> list[tuple[float, float]]:
-            prompts = [p.prompt for p in part] * 2
-            answers = [p.chosen for p in part] + [p.rejected for p in part]
-            rewards = score_sequences(model, tokenizer, prompts, answers, None, config.batch_tokens, beat).tolist()
-            return list(zip(rewards[: len(part)], rewards[len(part) :], strict=True))
-
-        rewards = np.array(over_ranks(job, pairs, compute))
-    return rewards[:, 0], rewards[:, 1]
+    config: RewardEvaluationConfig, job: Job, pairs: Sequence[Preference], field: str, source: str, loaded: Any = None
+) -> np.ndarray:
+    """Rewards (n, 2) of the chosen and the rejected answers by one model."""
+    items: list[Answers] = [(p.prompt, ((p.chosen, True), (p.rejected, True))) for p in pairs]
+    name = field.replace("[", "-").rstrip("]")
+    return np.array(score_answers(job, field, source, config.batch_tokens, items, loaded, name))
 
 
 def _length_differences(pairs: Sequence[Preference]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The config of `alignkit evaluate reward`, in both its modes."""
+"""The config of `alignkit evaluate reward`, in all its modes."""
 
 from __future__ import annotations
 
@@ -10,15 +10,26 @@ from launch.config import artefact, operational
 from launch.ranges import NotNegative, Positive, PositiveInt
 from launch.stage import StageConfig
 
-REQUIRED = {"accuracy": ("model", "preferences"), "win-rate": ("completions", "baseline", "judge")}
+REQUIRED = {
+    "accuracy": ("model", "preferences"),
+    "candidates": ("model", "candidates"),
+    "win-rate": ("completions", "baseline", "judge"),
+    "best-of-n": ("completions", "judge"),
+}
+OPTIONAL = {
+    "accuracy": ("ensemble",),
+    "win-rate": ("proxy", "policy"),
+    "best-of-n": ("proxy",),
+}
 
 
 @dataclass(kw_only=True)
 class RewardEvaluationConfig(StageConfig):
-    """Reward-model accuracy on preferences (mode accuracy), or win rates judged by a reward model (mode win-rate)."""
+    """A reward model on pairs or on several answers; a policy against a baseline before a judge; best-of-n sampling."""
 
-    mode: Literal["accuracy", "win-rate"] = "accuracy"
-    """accuracy: `model` on `preferences`; win-rate: `completions` against `baseline` before `judge`."""
+    mode: Literal["accuracy", "candidates", "win-rate", "best-of-n"] = "accuracy"
+    """accuracy: `model` on `preferences`; candidates: `model` on prompts with several answers (RewardBench 2);
+    win-rate: `completions` against `baseline` before `judge`; best-of-n: what choosing the best of n samples gains."""
     name: str = ""
     """Name of the subject in reports; the folder's name unless given."""
     precision: Literal["auto", "fp32", "bf16"] = "fp32"
@@ -27,7 +38,7 @@ class RewardEvaluationConfig(StageConfig):
     """Tokens in one batch, padding included; it changes results by rounding alone."""
 
     model: str = artefact("")
-    """Mode accuracy: the reward model under test, a folder or hub:org/name."""
+    """Modes accuracy and candidates: the reward model under test, a folder or hub:org/name."""
     preferences: str = artefact("")
     """Mode accuracy: held-out preferences, a file, a folder or hub:...; `::eval` picks
     the split that `::train`, and every stage that holds something out, leaves alone."""
@@ -38,17 +49,23 @@ class RewardEvaluationConfig(StageConfig):
     """Mode accuracy: a pair with equal rewards counts half, or as wrong (the custom of RewardBench 1)."""
     max_pairs: PositiveInt | None = None
     """Mode accuracy: use only so many pairs, the first by a hash of the prompt."""
+    ensemble: list[str] = artefact([])
+    """Mode accuracy: further reward models, to see how far they disagree with `model` and each other."""
+    candidates: str = artefact("")
+    """Mode candidates: prompts with lists `chosen` and `rejected`, a file, a folder or hub:..."""
 
     completions: str = artefact("")
-    """Mode win-rate: completions of the policy, a file or folder of `alignkit generate`."""
+    """Modes win-rate and best-of-n: completions of the policy, a file or folder of `alignkit generate`; for best-of-n
+    with several samples of each prompt."""
     baseline: str = artefact("")
     """Mode win-rate: completions of the baseline on the same prompts."""
     baseline_name: str = ""
     """Mode win-rate: name of the baseline in reports; the folder's name unless given."""
     judge: str = artefact("")
-    """Mode win-rate: the reward model that judges; one that the policy was not trained against."""
+    """Modes win-rate and best-of-n: the reward model that judges; one that the policy was not trained against."""
     proxy: str = artefact("")
-    """Mode win-rate: the reward model that the policy was trained against, to see how far the two have parted."""
+    """Mode win-rate: the reward model that the policy was trained against, to see how far the two have parted. Mode
+    best-of-n: the reward model that chooses the best; the judge itself unless given."""
     policy: str = artefact("")
     """Mode win-rate: the policy itself; with `reference`, its KL divergence is estimated on the completions."""
     reference: str = artefact("")
@@ -64,10 +81,13 @@ class RewardEvaluationConfig(StageConfig):
         for key in REQUIRED[self.mode]:
             if not getattr(self, key):
                 raise ValueError(f"{key} is missing: mode {self.mode} needs it; add --{key} PATH")
-        other = "win-rate" if self.mode == "accuracy" else "accuracy"
-        for key in REQUIRED[other]:
-            if getattr(self, key):
-                raise ValueError(f"{key}: belongs to mode {other}, not {self.mode}; set --mode {other} or leave it out")
+        own = {*REQUIRED[self.mode], *OPTIONAL.get(self.mode, ())}
+        for other in REQUIRED:
+            for key in (*REQUIRED[other], *OPTIONAL.get(other, ())):
+                if getattr(self, key) and key not in own:
+                    raise ValueError(
+                        f"{key}: belongs to mode {other}, not {self.mode}; set --mode {other} or leave it out"
+                    )
         if bool(self.policy) != bool(self.reference):
             raise ValueError("policy: KL divergence needs both models; give --policy and --reference, or neither")
         if self.kl_budget is not None and not self.policy:

@@ -5,7 +5,6 @@ import threading
 import pytest
 import torch
 
-from alignment.exchange import Backoff, Endpoint
 from alignment.generation import LocalEngine
 from alignment.ppo.scoring import join_chunks
 from alignment.reward.sources.combined import CombinedSource
@@ -14,6 +13,7 @@ from alignment.reward.sources.protocol import Scores, single
 from alignment.reward.sources.rules import RuleSource, length_rule
 from alignment.reward.sources.service import ServiceSource
 from launch.errors import UserError
+from launch.exchange import Backoff, Endpoint
 from tests.alignment.ppo_support import run_updates, weights
 from tests.support import word_tokenizer
 

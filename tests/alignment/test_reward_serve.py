@@ -16,7 +16,6 @@ import pytest
 import torch
 from transformers import Qwen3ForSequenceClassification
 
-from alignment.exchange import Backoff, Endpoint
 from alignment.reward import batcher as batching
 from alignment.reward.batcher import Batcher, Busy
 from alignment.reward.model import RewardModel
@@ -28,6 +27,7 @@ from data import train_tokenizer
 from launch.cli import run_command
 from launch.config import load_config
 from launch.errors import UserError
+from launch.exchange import Backoff, Endpoint
 from tests.alignment.reward_support import COMPLETIONS, FINISHED, PROMPTS, episodes
 from tests.support import environment, free_port, tiny_config, word_tokenizer
 

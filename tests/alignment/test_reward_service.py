@@ -12,12 +12,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from alignment import exchange
-from alignment.exchange import Backoff, Endpoint, Notice
 from alignment.reward.sources.build import build_source
 from alignment.reward.sources.config import SourceConfig
 from alignment.reward.sources.service import ServiceSource, read_answer
+from launch import exchange
 from launch.errors import UserError
+from launch.exchange import Backoff, Endpoint, Notice
 from tests.alignment.reward_support import COMPLETIONS, FINISHED, PROMPTS, FakeService, episodes, lengths
 from tests.support import free_port, word_tokenizer
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from alignment.exchange import Backoff
 from alignment.generation import Sampling, VLLMEngine
 from alignment.generation.server import ServedWeights, request_of
 from alignment.ppo.config import PPOConfig
@@ -16,6 +15,7 @@ from alignment.ppo.options import VLLMOptions
 from alignment.ppo.trainer import PPOTrainer
 from launch.config import load_config
 from launch.errors import UserError
+from launch.exchange import Backoff
 from tests.alignment.ppo_support import prompt_rows, run_updates
 from tests.support import free_port, save_adapter, save_policy
 from tests.vllm_server import VLLMServer

@@ -9,8 +9,6 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from alignment.addresses import read_secret
-from alignment.exchange import Backoff, Beat, Endpoint, Say
 from alignment.reward.model import RewardModel
 from alignment.reward.sources.combined import CombinedSource
 from alignment.reward.sources.config import SourceConfig
@@ -20,7 +18,9 @@ from alignment.reward.sources.model import ModelSource
 from alignment.reward.sources.protocol import RewardSource
 from alignment.reward.sources.rules import Rule, RuleSource, format_rule, length_rule, repetition_rule
 from alignment.reward.sources.service import ServiceSource
+from launch.addresses import read_secret
 from launch.errors import UserError
+from launch.exchange import Backoff, Beat, Endpoint, Say
 from launch.functions import find_file, load_function
 
 RULES: dict[str, Callable[..., Rule]] = {

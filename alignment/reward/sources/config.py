@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from alignment.addresses import check_url, check_variable
+from launch.addresses import check_url, check_variable
 from launch.config import artefact, operational, python_function
 from launch.errors import UserError
 from launch.functions import split_name

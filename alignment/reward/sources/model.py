@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from alignment.exchange import Beat
 from alignment.reward.model import RewardModel
 from alignment.reward.sources.protocol import Episodes, Scores, single
 from data.records import Turns
 from evaluation.scoring import score_ids
 from launch.errors import UserError
+from launch.exchange import Beat
 
 
 class ModelSource:

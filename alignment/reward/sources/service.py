@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from alignment.exchange import Backoff, Beat, Endpoint, Exchange, Notice, Say
 from alignment.reward.sources.protocol import Episodes, Scores, check_rewards, single
 from launch.errors import UserError, nearest
+from launch.exchange import Backoff, Beat, Endpoint, Exchange, Notice, Say
 
 DEFAULT_LABELS = "reference"
 

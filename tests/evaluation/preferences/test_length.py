@@ -76,6 +76,28 @@ def test_preference_by_length_alone_is_fifty():
     assert exact.value == pytest.approx(0.5, abs=1e-3)
 
 
+def test_the_terms_of_alpacaeval():
+    """Its design, tanh(length difference / sd with ddof 1) and a constant, fitted without its penalty by another library."""
+    from sklearn.linear_model import LogisticRegression
+
+    g = numpy_generator(10, "alpaca")
+    x = g.normal(100, 300, 3000)
+    y = (g.random(3000) < expit(-0.4 + 1.3 * np.tanh(x / 300))).astype(float)
+    design = np.tanh(x / x.std(ddof=1))[:, None]
+    theirs = LogisticRegression(C=np.inf).fit(design, y).predict_proba([[0.0]])[0, 1]
+    assert length.length_controlled_win_rate(y, x).value == pytest.approx(theirs, abs=1e-3)
+
+
+def test_unknown_difficulty_of_instructions_is_averaged_as_alpacaeval_averages_it():
+    """Truth: a constant, length, and a difficulty of each instruction; the mean over instructions at equal length."""
+    g = numpy_generator(11, "difficulty")
+    x, difficulty = g.normal(50, 200, 40_000), g.normal(0, 1.5, 40_000)
+    y = (g.random(40_000) < expit(0.8 + 1.0 * np.tanh(x / 200) + difficulty)).astype(float)
+    found = length.length_controlled_win_rate(y, x)
+    assert found.value == pytest.approx(expit(0.8 + difficulty).mean(), abs=0.01)
+    assert abs(expit(0.8) - expit(0.8 + difficulty).mean()) > 0.03  # which is not the prediction for a middling one
+
+
 def test_symmetric_models_are_fifty_exactly():
     x = np.array([5.0, -5.0, 12.0, -12.0, 3.0, -3.0])
     y = np.array([1.0, 0.0, 0.0, 1.0, 0.5, 0.5])

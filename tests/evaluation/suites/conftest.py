@@ -28,7 +28,7 @@ def run_suite(stage, folder, **values):
             stage.config,
             {
                 "output_dir": str(folder),
-                **{k: v if isinstance(v, (int, bool, float)) else str(v) for k, v in values.items()},
+                **{k: v if isinstance(v, (int, bool, float, dict)) else str(v) for k, v in values.items()},
             },
             "test",
         ),

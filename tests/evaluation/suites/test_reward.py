@@ -148,14 +148,14 @@ def test_the_same_completion_is_a_tie_whatever_the_last_bits_of_its_rewards(mode
     texts = [f"text {n}" for n in range(12)]
     policy = completions(tmp_path, "ppo", texts, reference="text 3")
     baseline = completions(tmp_path, "sft", [*texts[:10], "another", "others"])
-    real = head_to_head.score_sequences
+    real = head_to_head.score_each
     calls = iter(range(9))
 
     def rounded(*words):
         found = real(*words)
-        return found + 2.5e-6 * (torch.arange(len(found)) + next(calls))
+        return found + 2.5e-6 * (np.arange(len(found)) + next(calls))
 
-    monkeypatch.setattr(head_to_head, "score_sequences", rounded)
+    monkeypatch.setattr(head_to_head, "score_each", rounded)
     result = run_suite(
         STAGE, tmp_path / "out", mode="win-rate", completions=policy, baseline=baseline, judge=models / "judge"
     )

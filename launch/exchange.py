@@ -1,7 +1,8 @@
 """Requests to a service that may be away: it is waited for, and nothing that it has answered is asked again.
 
-Reward services and rollout servers are asked through this. What passes (no connection, no answer in time, status 408, 429 or 5xx) is tried again for ever, with exponential
-back-off and jitter; what stays (any other status, an answer that makes no sense) is a UserError at once.
+Reward services, rollout servers and judges are asked through this. What passes (no connection, no answer in time, status
+408, 429 or 5xx) is tried again, for ever unless `attempts` says how often, with exponential back-off and jitter; what stays
+(any other status, an answer that makes no sense) is a UserError at once.
 """
 
 from __future__ import annotations
@@ -82,8 +83,10 @@ class Endpoint:
         if 200 <= status < 300:
             return content
         if status in PASSING or status >= 500:
-            raise Failing(f"status {status}: {_excerpt(content)}")
-        sentence = f"{self.url}: answered with status {status} ({_excerpt(content)}); mend the request or the url"
+            raise Failing(f"status {status}: {_excerpt(content, self.token)}")
+        sentence = (
+            f"{self.url}: answered with status {status} ({_excerpt(content, self.token)}); mend the request or the url"
+        )
         raise Refused(sentence, status)
 
     def _exchange(self, method: str, body: bytes | None) -> tuple[int, bytes]:
@@ -119,13 +122,14 @@ class Endpoint:
         return bytes(content)
 
 
-def _excerpt(content: bytes) -> str:
-    """The sentence in an answer that tells of an error, or its beginning."""
+def _excerpt(content: bytes, secret: str) -> str:
+    """The sentence in an answer that tells of an error, or its beginning; without the secret, which some repeat."""
     text = content.decode("utf-8", "replace")
     with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
         error = json.loads(text)["error"]
         text = str(error["message"] if isinstance(error, dict) else error)
     text = " ".join(text.split())
+    text = text.replace(secret, "***") if secret else text
     return (text[:197] + "..." if len(text) > 200 else text) or "no text"
 
 
@@ -182,6 +186,8 @@ class Exchange(Generic[T]):
     backoff: Backoff
     notice: Notice
     counters: tuple[int, ...] = ()
+    attempts: int | None = None
+    """How often a request is sent until the service counts as gone, which is a UserError; None for ever."""
 
     def run(self, count: int, concurrency: int, beat: Beat) -> list[T]:
         """The answers to `count` requests, in order. `beat` is called while this waits, and its exceptions end it."""
@@ -225,6 +231,11 @@ class Exchange(Generic[T]):
                 answer = self.ask(number, attempt)
             except Away as reason:
                 self.notice.away(number, str(reason))
+                if attempt + 1 == self.attempts:
+                    raise UserError(
+                        f"{self.notice.what} was asked {self.attempts} times and did not answer ({reason}); what it answered "
+                        "before is kept, so run the same command again when it is back"
+                    ) from None
                 if stop.wait(self.backoff.delay_s(attempt, number, *self.counters)):
                     raise  # nobody waits for this answer any more
                 attempt += 1

@@ -1,0 +1,43 @@
+"""Recorded comparisons of models: JSONL (or any table) of who met whom, and who won.
+
+Fields: `model_a`, `model_b`, `winner` ("model_a", "model_b", or anything that begins with "tie"), as Chatbot Arena
+publishes them; `prompt` or `question_id`, when given, says which comparisons were made on the same prompt.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from data.readers import Row, get_field, list_files, read_rows
+from launch.errors import UserError
+
+PROMPT_FIELDS = ("prompt", "question_id", "prompt_id")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One comparison: 1 where `first` won, 0 where `second` did, 0.5 for a tie."""
+
+    first: str
+    second: str
+    outcome: float
+    prompt: str = ""
+
+
+def load_comparisons(source: str | Path) -> list[Comparison]:
+    """The comparisons of a file or folder. UserError names the row that is faulty."""
+    return [_comparison(row) for file in list_files(Path(source)) for row in read_rows(file)]
+
+
+def _comparison(row: Row) -> Comparison:
+    first, second = (str(get_field(row, name)) for name in ("model_a", "model_b"))
+    winner = str(get_field(row, "winner"))
+    if first == second:
+        raise UserError(f"{row.where}: {first} meets itself; remove the row")
+    outcomes = {"model_a": 1.0, "model_b": 0.0, first: 1.0, second: 0.0}
+    outcome = 0.5 if winner.lower().startswith("tie") else outcomes.get(winner)
+    if outcome is None:
+        raise UserError(f"{row.where}: winner is {winner!r}; give model_a, model_b or tie")
+    prompt = next((str(row.values[name]) for name in PROMPT_FIELDS if row.values.get(name) is not None), "")
+    return Comparison(first, second, outcome, prompt)

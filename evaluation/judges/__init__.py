@@ -1,0 +1,1 @@
+"""Judges of pairs of answers behind one protocol: a reward model, an OpenAI-compatible endpoint, people's records."""

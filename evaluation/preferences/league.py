@@ -1,0 +1,166 @@
+"""A league of models from their duels: Bradley-Terry strengths on the Elo scale, ranks, and win rates of every pair. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from evaluation.preferences.accuracy import outcomes
+from evaluation.preferences.length import length_controlled_win_rate
+from evaluation.preferences.metrics import repeated
+from evaluation.schema import Metric, Slice, metric
+from evaluation.statistics import (
+    BradleyTerry,
+    Estimate,
+    fit_bradley_terry,
+    groups_from_relation,
+    mcnemar_exact,
+    rank_intervals,
+    win_rate,
+)
+
+FIELD = "the mean of these models"
+
+
+@dataclass(frozen=True)
+class Game:
+    """One decided duel of two models on a prompt; the difference of lengths is in characters, None where unknown."""
+
+    first: str
+    second: str
+    outcome: float
+    prompt: str
+    length_difference: float | None = None
+
+    def seen_by(self, model: str) -> Game:
+        """The same game with `model` first."""
+        if self.first == model:
+            return self
+        length = None if self.length_difference is None else -self.length_difference
+        return Game(self.second, self.first, 1 - self.outcome, self.prompt, length)
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What a league says of one model."""
+
+    name: str
+    metrics: list[Metric]
+    slices: list[Slice]
+
+
+def fit_league(games: Sequence[Game]) -> BradleyTerry:
+    """The fit of all games, clustered by prompt where prompts repeat. UserError for models that never met."""
+    prompts = [game.prompt for game in games]
+    clusters = repeated(prompts) if all(prompts) else None
+    first, second = [g.first for g in games], [g.second for g in games]
+    return fit_bradley_terry(first, second, [g.outcome for g in games], clusters)
+
+
+def standings(games: Sequence[Game]) -> list[Standing]:
+    """Elo, rank and win rates of each model, the strongest first."""
+    fit = fit_league(games)
+    better, elo = fit.better(), fit.elo()
+    ranks = rank_intervals(better)
+    groups = groups_from_relation(fit.strengths_M, better)
+    order = sorted(range(len(fit.names)), key=lambda i: -fit.strengths_M[i])
+    found = []
+    for i in order:
+        name = fit.names[i]
+        own = [g.seen_by(name) for g in games if name in (g.first, g.second)]
+        extra = {"rank_best": ranks[i].best, "rank_worst": ranks[i].worst, "group": groups[i]}
+        found.append(Standing(name, [_elo_metric(elo[name], extra), _win_rate_metric(own)], _opponents(fit, own)))
+    return found
+
+
+def _elo_metric(estimate: Estimate, extra: dict[str, Any]) -> Metric:
+    return metric(
+        "elo",
+        estimate,
+        "Bradley-Terry strength on the Elo scale: 1000 is the mean of these models, 400 points more are odds of ten to one",
+        higher_is_better=True,
+        unit="Elo points",
+        baseline=FIELD,
+        **extra,
+    )
+
+
+def _win_rate_metric(own: Sequence[Game]) -> Metric:
+    won = [g.outcome for g in own]
+    return metric(
+        "league_win_rate",
+        win_rate(won, _clusters(own)),
+        "duels won against all other models of the league; ties count half",
+        higher_is_better=True,
+        unit="share",
+        wins=won.count(1.0),
+        ties=won.count(0.5),
+        losses=won.count(0.0),
+    )
+
+
+def _clusters(games: Sequence[Game]) -> Sequence[str] | None:
+    prompts = [g.prompt for g in games]
+    return repeated(prompts) if all(prompts) else None
+
+
+def _opponents(fit: BradleyTerry, own: Sequence[Game]) -> list[Slice]:
+    """Win rates against each opponent, raw and at equal length, and the difference in strength that the fit sees."""
+    opponents = dict.fromkeys(g.second for g in own)
+    return [
+        Slice("opponent", name, pair_metrics(fit, [g for g in own if g.second == name]))
+        for name in sorted(opponents, key=lambda name: -fit.strengths_M[fit.names.index(name)])
+    ]
+
+
+def pair_metrics(fit: BradleyTerry, games: Sequence[Game]) -> list[Metric]:
+    """The games of one pair of models, all with the same model first."""
+    won, clusters = np.array([g.outcome for g in games]), _clusters(games)
+    opponent = games[0].second
+    probability = fit.win_probability(games[0].first, opponent)
+    found = [
+        metric(
+            "win_rate",
+            win_rate(won, clusters),
+            f"duels won against {opponent}; ties count half",
+            higher_is_better=True,
+            unit="share",
+            baseline=opponent,
+            sign_test=mcnemar_exact(int((won == 1).sum()), int((won == 0).sum())),
+        ),
+        metric(
+            "win_probability",
+            probability,
+            f"probability of beating {opponent} that the fit of all duels gives",
+            higher_is_better=True,
+            unit="share",
+            baseline=opponent,
+        ),
+    ]
+    if any(g.length_difference is None for g in games):
+        return found
+    lengths = np.array([g.length_difference for g in games], dtype=float)
+    controlled = length_controlled_win_rate(won, lengths, clusters)
+    return [
+        *found,
+        metric(
+            "win_rate_length_controlled",
+            controlled,
+            "win rate predicted at equal length (logistic regression on tanh of the standardised length difference)",
+            higher_is_better=True,
+            unit="share",
+            baseline=opponent,
+            note="" if controlled else "lengths differ by one constant: length and quality cannot be told apart",
+        ),
+        metric(
+            "win_rate_by_length",
+            win_rate(outcomes(lengths), clusters),
+            "win rate before a judge that reads nothing and prefers the longer answer",
+            higher_is_better=None,
+            unit="share",
+            baseline=opponent,
+        ),
+    ]

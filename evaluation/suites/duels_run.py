@@ -1,0 +1,212 @@
+"""The work of `alignkit evaluate duels`: duels judged or read, one result for each model, and one for the judge."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from data.comparisons import load_comparisons
+from data.completions import Completion, align, completions_file, load_completions
+from evaluation.artefacts import describe_author, made_from, provenance_of, write_result
+from evaluation.judges.ask import build_judge, judge_duels
+from evaluation.judges.duels import Answer, Duel, Verdict
+from evaluation.preferences.judging import verdict_metrics
+from evaluation.preferences.league import FIELD, Game, Standing, standings
+from evaluation.sample_log import clear_samples
+from evaluation.schema import EvaluationResult, Judge, Metric, Protocol, Samples, Subject, write_samples
+from evaluation.suites.duels import DuelsConfig
+from launch.errors import UserError, nearest
+from launch.files import sha256_file, sha256_text
+from launch.provenance import fingerprint_input, hardware, package_versions
+from launch.stage import Job
+
+MODELS = "models"
+"""Folder of the results of the single models."""
+
+
+def run(config: DuelsConfig, job: Job) -> dict[str, Any]:
+    """Write results.json of the judge, models/NAME/results.json of each model, and samples.jsonl of the duels."""
+    start = time.monotonic()
+    if config.comparisons:
+        games, subjects = _recorded(config)
+        protocol = _protocol(config, games, None)
+        judge_metrics: list[Metric] = []
+        rows = [vars(game) for game in games]
+    else:
+        games, subjects, protocol, judge_metrics, rows = _judged(config, job)
+    table = standings(games)
+    shared = {"versions": package_versions(), "hardware": hardware(), "seconds": time.monotonic() - start}
+    samples = write_samples(job.output_dir, rows) if job.runtime.is_main else None
+    if job.runtime.is_main:
+        _write_models(job, table, subjects, protocol, shared)
+    result = _league_result(config, table, protocol, judge_metrics, samples, shared)
+    _say(job, table)
+    summary = write_result(job, result)
+    clear_samples(job)
+    return summary
+
+
+# ---------------------------------------------------------------------------------------------- duels
+
+
+def _recorded(config: DuelsConfig) -> tuple[list[Game], dict[str, Subject]]:
+    """The games of a file of comparisons. All that is known of its models is their names."""
+    found = load_comparisons(config.comparisons)
+    games = [Game(c.first, c.second, c.outcome, c.prompt) for c in found]
+    names = dict.fromkeys(name for game in games for name in (game.first, game.second))
+    return games, {name: Subject(name, "language model", config.comparisons) for name in names}
+
+
+def _judged(
+    config: DuelsConfig, job: Job
+) -> tuple[list[Game], dict[str, Subject], Protocol, list[Metric], list[dict[str, Any]]]:
+    """Every pair of models on every prompt before the judge."""
+    authors = [describe_author("completions", path) for path in config.completions]
+    names = _names(config, authors)
+    subjects = {name: replace(author, name=name) for name, author in zip(names, authors, strict=True)}
+    sets = _chosen_prompts(config, [load_completions(path) for path in config.completions])
+    meetings = [
+        (a, b, pair)
+        for (a, ours), (b, theirs) in itertools.combinations(zip(names, sets, strict=True), 2)
+        if config.against in ("", a, b)
+        for pair in align(ours, theirs)
+    ]
+    duels = [
+        Duel(one.prompt, Answer(one.text, one.finished), Answer(other.text, other.finished))
+        for _, _, (one, other) in meetings
+    ]
+    judge = build_judge(config, job)
+    verdicts, said = judge_duels(job, judge, duels)
+    outcomes = verdicts.outcomes_N
+    games = [
+        Game(a, b, float(outcome), one.prompt_text, float(len(one.text) - len(other.text)))
+        for (a, b, (one, other)), outcome in zip(meetings, outcomes, strict=True)
+        if not np.isnan(outcome)
+    ]
+    if not games:
+        raise UserError(
+            f"judge: {judge.name} gave no verdict on any of {len(duels)} duels; see {job.output_dir}/scored for why"
+        )
+    rows = [_row(*values) for values in zip(meetings, outcomes, said, strict=True)]
+    metrics = verdict_metrics(
+        verdicts, [duel_prompt for duel_prompt in (one.prompt_text for _, _, (one, _) in meetings)]
+    )
+    return games, subjects, _protocol(config, games, judge.record()), metrics, rows
+
+
+def _names(config: DuelsConfig, authors: Sequence[Subject]) -> list[str]:
+    """The models' names, each its own."""
+    names = config.names or [author.name for author in authors]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(f"names: two models are called {twice}; give --names, one for each of the completions")
+    if config.against and config.against not in names:
+        raise UserError(f"against: there is no model {config.against}{nearest(config.against, names)}")
+    return list(names)
+
+
+def _chosen_prompts(config: DuelsConfig, sets: list[list[Completion]]) -> list[list[Completion]]:
+    if config.max_prompts is None:
+        return sets
+    prompts = sorted({row.prompt_text for row in sets[0]}, key=sha256_text)[: config.max_prompts]
+    return [[row for row in rows if row.prompt_text in set(prompts)] for rows in sets]
+
+
+def _row(meeting: tuple[str, str, tuple[Completion, Completion]], outcome: float, said: Verdict) -> dict[str, Any]:
+    """The row of samples.jsonl: both answers, the outcome for the first (None without a verdict), what the judge said."""
+    first, second, (ours, theirs) = meeting
+    return {
+        "id": f"{ours.id} {first} / {second}",
+        "prompt": ours.prompt_text,
+        "model": first,
+        "completion": ours.text,
+        "opponent": second,
+        "opponent_completion": theirs.text,
+        "outcome": None if np.isnan(outcome) else float(outcome),
+        **said,
+    }
+
+
+# ---------------------------------------------------------------------------------------------- results
+
+
+def _protocol(config: DuelsConfig, games: Sequence[Game], judge: Judge | None) -> Protocol:
+    """Of the league as a whole: its strengths mean something beside each other alone."""
+    if config.comparisons:
+        fingerprint = fingerprint_input("comparisons", config.comparisons)["sha256"]
+        return Protocol(config.comparisons, fingerprint, len(games), baseline=FIELD)
+    made = provenance_of(config.completions[0])
+    return Protocol(
+        dataset=made.get("config", {}).get("prompts", config.completions[0]),
+        dataset_sha256=made.get("inputs", {}).get("prompts", {}).get("sha256", ""),
+        n_items=len({game.prompt for game in games}),
+        judge=judge,
+        baseline=config.against or FIELD,
+        seeds=[config.seed],
+        settings={
+            "orders": "both, inconsistent verdicts are ties",
+            "length_unit": "characters",
+            "league": sorted(sha256_file(completions_file(path)) for path in config.completions),
+        },
+    )
+
+
+def _write_models(
+    job: Job, table: Sequence[Standing], subjects: dict[str, Subject], protocol: Protocol, shared: dict[str, Any]
+) -> None:
+    """One result for each model, so that a report puts them into one table."""
+    for number, standing in enumerate(table):
+        notes = _notes(subjects[standing.name], protocol)
+        result = EvaluationResult(
+            "duels", subjects[standing.name], protocol, standing.metrics, standing.slices, notes=notes, **shared
+        )
+        folder = job.output_dir / MODELS / f"{number + 1:02d}-{_safe(standing.name)}"
+        folder.mkdir(parents=True, exist_ok=True)
+        result.save(folder)
+
+
+def _safe(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_." else "_" for c in name)[:80]
+
+
+def _notes(subject: Subject, protocol: Protocol) -> list[str]:
+    """A judge that the policy was trained against is no referee: say so."""
+    if protocol.judge and subject.path and made_from(subject.path, protocol.judge.sha256):
+        return [f"{subject.name} was trained against this judge; let one judge that it never saw."]
+    return []
+
+
+def _league_result(
+    config: DuelsConfig,
+    table: Sequence[Standing],
+    protocol: Protocol,
+    judge_metrics: Sequence[Metric],
+    samples: Samples | None,
+    shared: dict[str, Any],
+) -> EvaluationResult:
+    """The result of the league itself, whose subject is its judge: Elo of every model, and how well it judges."""
+    judge = protocol.judge
+    source = config.comparisons or config.judge or config.annotations
+    subject = Subject(
+        judge.path if judge else "recorded comparisons",
+        "judge",
+        source,
+        judge.sha256 if judge else protocol.dataset_sha256,
+    )
+    elos = [replace(s.metrics[0], name=f"elo/{s.name}", higher_is_better=None) for s in table]
+    return EvaluationResult("duels", subject, protocol, [*elos, *judge_metrics], samples=samples, **shared)
+
+
+def _say(job: Job, table: Sequence[Standing]) -> None:
+    for standing in table:
+        ranks = standing.metrics[0].extra
+        place = (
+            f"{ranks['rank_best']}"
+            if ranks["rank_best"] == ranks["rank_worst"]
+            else f"{ranks['rank_best']} to {ranks['rank_worst']}"
+        )
+        job.say(f"{standing.name}: rank {place}")
