@@ -48,8 +48,8 @@ def resize(images: np.ndarray, factor: float) -> np.ndarray:
     """Made smaller (or larger) by a factor and brought back, bicubic with an antialiasing filter both ways."""
 
     def there_and_back(picture: Image.Image) -> Image.Image:
-        size = tuple(max(1, round(side * factor)) for side in picture.size)
-        return picture.resize(size, Image.Resampling.BICUBIC).resize(picture.size, Image.Resampling.BICUBIC)
+        width, height = (max(1, round(side * factor)) for side in picture.size)
+        return picture.resize((width, height), Image.Resampling.BICUBIC).resize(picture.size, Image.Resampling.BICUBIC)
 
     return _each(images, there_and_back)
 

@@ -111,7 +111,7 @@ class Fitted:
         """Every training generator against every test set: of uint8 images (N, C, H, W) that no detector has seen."""
         real_rows = self.detector.prepare(real)
         rows = {name: self.detector.prepare(images) for name, images in generated.items()}
-        found = {}
+        found: Matrix = {}
         for trained_on, score in self.scores.items():
             real_scores = score(real_rows)
             found |= {(trained_on, name): Scored.of(real_scores, score(part)) for name, part in rows.items()}

@@ -64,7 +64,6 @@ def _credentials(paths: Sequence[Path]) -> list[Metric]:
         found = read_credentials(paths)
     except UserError:
         return []
-    counts = {"intact": sum(c.intact for c in found), "by_a_model": sum(c.by_a_model for c in found)}
     return [
         metric(
             "content_credentials",
@@ -73,7 +72,8 @@ def _credentials(paths: Sequence[Path]) -> list[Metric]:
             "that a model made the picture",
             higher_is_better=None,
             unit="share",
-            **counts,
+            intact=sum(c.intact for c in found),
+            by_a_model=sum(c.by_a_model for c in found),
         )
     ]
 

@@ -1,7 +1,11 @@
-"""Images whose traces are known, and folders of them."""
+"""Images whose traces are known, folders of them, and a job as the suite sees it."""
+
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import scipy.ndimage
+import torch
 
 
 def textures(count, size=16, seed=0):
@@ -25,3 +29,8 @@ def save(folder, images):
     folder.mkdir(parents=True)
     np.savez(folder / "samples.npz", images=images)
     return str(folder)
+
+
+def job(folder):
+    runtime = SimpleNamespace(is_main=True, device=torch.device("cpu"))
+    return SimpleNamespace(output_dir=Path(folder), runtime=runtime, say=lambda text: None, beat=lambda step: None)

@@ -49,8 +49,8 @@ def signer():
     top = certificate(x509, hashes, name("root"), name("root"), root, root, None, True)
     end = certificate(x509, hashes, name("leaf"), name("root"), leaf, root, ExtendedKeyUsageOID.EMAIL_PROTECTION, False)
     pem = serialization.Encoding.PEM
-    private = leaf.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()).decode()
-    chain = (end.public_bytes(pem) + top.public_bytes(pem)).decode()
+    private = leaf.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    chain = end.public_bytes(pem) + top.public_bytes(pem)
     return c2pa.C2paSignerInfo(c2pa.C2paSigningAlg.ES256, chain, private, None)
 
 

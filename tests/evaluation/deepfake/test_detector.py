@@ -1,13 +1,10 @@
 """The detector on images whose traces are known, its control, and the stage `evaluate deepfake`."""
 
 import gzip
-from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import scipy.ndimage
-import torch
 from PIL import Image
 
 from data.images import load_images
@@ -29,7 +26,7 @@ from evaluation.deepfake.protocol import (
 from evaluation.schema import load, read_samples
 from evaluation.suites.deepfake import STAGE, DeepfakeConfig
 from launch.errors import UserError
-from tests.evaluation.deepfake.made import save, textures, upsampled
+from tests.evaluation.deepfake.made import job, save, textures, upsampled
 from tests.support import DATA
 
 
@@ -54,15 +51,15 @@ def real():
 def detectors(real):
     return {
         "spectral": SpectralDetector(),
-        "network": NetworkDetector(seed=0, steps=60),
-        "reconstruction": ReconstructionDetector(real.train[set_apart(real.train)], seed=0, steps=150),
+        "network": NetworkDetector(seed=0, steps=40),
+        "reconstruction": ReconstructionDetector(real.train[set_apart(real.train)], seed=0, steps=100),
     }
 
 
 @pytest.mark.parametrize(("name", "least"), [("spectral", 0.99), ("network", 0.95), ("reconstruction", 0.95)])
 def test_upsampling_is_found_and_real_against_real_is_not(real, name, least):
     generated, detector = split_halves(upsampled(400, 1, order=1), "linear"), detectors(real)[name]
-    found, control = auc_of(detector, real, generated), auc_estimate(control_test(detector, real))
+    found, control = auc_of(detector, real, generated), auc_estimate(control_test(detector, real), level=0.999)
     assert found.value > least and found.low > 0.9
     assert control.low <= 0.5 <= control.high and abs(control.value - 0.5) < 0.12
 
@@ -82,7 +79,7 @@ def test_the_network_sees_images_of_any_size_and_colour():
     draw = np.random.default_rng(0)
     for shape in ((30, 1, 8, 8), (30, 3, 70, 90)):
         real, fake = draw.integers(0, 120, shape).astype(np.uint8), draw.integers(130, 250, shape).astype(np.uint8)
-        score = NetworkDetector(seed=0, steps=25).fit(real, fake)
+        score = NetworkDetector(seed=0, steps=15).fit(real, fake)
         assert score(fake).min() > score(real).max()
         detector = ReconstructionDetector(real, seed=0, steps=3)
         assert np.isfinite(detector.prepare(fake)).all() and len(detector.prepare(fake)) == 30
@@ -173,11 +170,6 @@ def test_calibration_of_honest_and_of_overconfident_scores():
 # ---------------------------------------------------------------------------------------------- stage
 
 
-def job(folder):
-    runtime = SimpleNamespace(is_main=True, device=torch.device("cpu"))
-    return SimpleNamespace(output_dir=Path(folder), runtime=runtime, say=lambda text: None, beat=lambda step: None)
-
-
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory):
     root = tmp_path_factory.mktemp("deepfake")
@@ -234,8 +226,8 @@ def test_robustness_is_measured_on_treated_test_images(evaluated):
     curve = {part.name: part.metrics for part in linear.slices if part.group == "robustness"}
     assert list(curve) == ["jpeg:50", "resize:0.5"]
     assert [m.name for m in curve["jpeg:50"]] == ["auc", "accuracy_frozen"]
-    # both kinds are upsampled by the treatment itself, which was trained on neither: the trace is gone
-    assert curve["resize:0.5"][0].value < linear.metric("auc").value - 0.1
+    # real images are upsampled by the treatment, too, and no detector has seen that: they are called generated
+    assert curve["resize:0.5"][1].value < 0.7 < 0.95 < linear.metric("accuracy_frozen").value
     means = {part.name: part.metrics[0] for part in detector.slices if part.group == "robustness"}
     assert means["jpeg:50"].value == pytest.approx(
         np.mean([load(evaluated[0] / n).slices[0].metrics[0].value for n in ("linear", "same")])

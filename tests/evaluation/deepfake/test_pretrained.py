@@ -8,8 +8,7 @@ from evaluation.deepfake.detectors.pretrained import PretrainedDetector, _column
 from evaluation.schema import load
 from evaluation.suites.deepfake import STAGE, DeepfakeConfig
 from launch.errors import UserError
-from tests.evaluation.deepfake.made import save, textures
-from tests.evaluation.deepfake.test_detector import job
+from tests.evaluation.deepfake.made import job, save, textures
 
 CPU = torch.device("cpu")
 
@@ -58,7 +57,7 @@ def test_the_label_that_says_so(labels, wanted, columns):
 
 
 def test_labels_that_do_not_say_so():
-    with pytest.raises(UserError, match="none or all of the labels of m .cat, paint"):
+    with pytest.raises(UserError, match=r"none or all of the labels of m \(cat, paint"):
         _columns("m", {0: "cat", 1: "paint"}, "")
     with pytest.raises(UserError, match="has no label 'fakes'; did you mean 'fake'"):
         _columns("m", {0: "real", 1: "fake"}, "fakes")
