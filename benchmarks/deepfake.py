@@ -38,6 +38,8 @@ DETECTORS = ("spectral", "network", "reconstruction")
 OWN = {"vae": 1600, "gan": 800, "diffusion": 500}
 """Kind -> updates, at 32x32."""
 KEY = "benchmark"
+HARSH = ("jpeg:30", "jpeg:15", "resize:0.25", "blur:2", "blur:4")
+"""What a mark in a large picture is asked to survive beside the usual treatments."""
 
 
 def evaluate(
@@ -105,7 +107,7 @@ def measure_marks(_: Path, quick: bool) -> dict[str, Any]:
     marked = embed_watermark(made, KEY)
     error = np.sqrt(np.mean((marked.astype(float) - made) ** 2))
     found: dict[str, Any] = {"peak_signal_to_noise_db": round(float(20 * np.log10(255 / error)), 2)}
-    for treatment in (None, *parse(TREATMENTS)):
+    for treatment in (None, *parse([*TREATMENTS, *HARSH])):
         sets = {"detected": marked, "false_alarms": real, "false_alarms_before_marking": made}
         found[str(treatment or "none")] = {
             name: _share(detect_watermark(treatment(images) if treatment else images, KEY))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from evaluation.deepfake.detectors.base import Score
 from evaluation.deepfake.detectors.training import crops, in_parts, initialise, train
 
-STEPS, BATCH = 300, 64
+STEPS, BATCH = 200, 32
 
 
 class SmallNetwork(nn.Module):

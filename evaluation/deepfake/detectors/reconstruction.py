@@ -16,7 +16,7 @@ from evaluation.deepfake.detectors.base import HEAD, Score, fit_linear
 from evaluation.deepfake.detectors.training import crops, in_parts, initialise, train
 from evaluation.deepfake.features import GREY_LEVEL, azimuthal_average, power_spectrum
 
-STEPS, BATCH, NARROW = 400, 32, 4
+STEPS, BATCH, NARROW = 300, 16, 4
 STRIDE = 4
 
 
