@@ -74,9 +74,9 @@ def _metric(name: str, estimate: Estimate, **extra: Any) -> Metric:
     return metric(name, estimate, meaning, higher_is_better=higher, unit=unit, **extra)
 
 
-def _control_metric(control: Estimate) -> Metric:
+def _control_metric(control: Estimate, **extra: Any) -> Metric:
     meaning = "The same detector on real against real images: must hold .5, else the protocol leaks"
-    return metric("auc_control", control, meaning, higher_is_better=None)
+    return metric("auc_control", control, meaning, higher_is_better=None, **extra)
 
 
 # ---------------------------------------------------------------------------------------------- a generator
@@ -204,7 +204,8 @@ def _notes(auc: Estimate, control: Estimate, files: list[Metric]) -> list[str]:
 def write_detector_result(real: ImageSet, findings: Findings, config: DeepfakeConfig, job: Job) -> None:
     """The detector as subject: control, mean AUC on its own generator and on others, and the matrix as slices."""
     detector = findings.fitted.detector
-    metrics = [_control_metric(findings.control)]
+    # Not in the protocol, or every detector would have a column of its own beside the others
+    metrics = [_control_metric(findings.control, detector=detector.description)]
     for name, where in (("own", "the training generator"), ("other", "generators that were not trained on")):
         if pairs := _pairs(findings.matrix, name):
             metrics.append(_mean_metric(f"auc_{name}_generator{'s' if name == 'other' else ''}", pairs, where, config))
@@ -214,7 +215,7 @@ def write_detector_result(real: ImageSet, findings: Findings, config: DeepfakeCo
         protocol=_protocol(config, real),
         metrics=metrics,
         slices=_matrix_slices(findings.matrix, list(config.generators)) + _mean_slices(findings, config),
-        notes=[f"Detector: {detector.description}.", *_turned_around(findings.matrix)],
+        notes=_turned_around(findings.matrix),
         versions=package_versions(),
         hardware=hardware(),
     ).save(job.output_dir)

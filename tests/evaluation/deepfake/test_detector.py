@@ -217,7 +217,7 @@ def test_the_matrix_has_every_pair(evaluated):
         assert (
             mean.ci_low < mean.value < mean.ci_high and "detectors fixed" in mean.ci_method and mean.extra["pairs"] == 2
         )
-    assert f"(C {PENALTY:g}, classes balanced)" in result.notes[0]
+    assert f"(C {PENALTY:g}, classes balanced)" in result.metric("auc_control").extra["detector"]
     assert f"(C {PENALTY:g}, classes balanced)" in load(evaluated[0] / "linear").protocol.settings["detector"]
 
 
