@@ -13,7 +13,7 @@ import scipy.stats
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit, logit
 
-from evaluation.statistics import LEVEL, Difference, Estimate, combine_variances
+from evaluation.statistics import LEVEL, Difference, Estimate, combine_variances, wilson
 from evaluation.statistics.estimate import no_interval
 from launch.errors import UserError
 
@@ -154,3 +154,19 @@ def correct_at(labels: ArrayLike, scores: ArrayLike, threshold: float) -> np.nda
     """Whether each image is classified rightly when scores >= threshold mean "generated": bool (N,)."""
     _checked(labels, scores)
     return (np.asarray(scores) >= threshold) == (np.asarray(labels) == 1)
+
+
+def balanced_accuracy(labels: ArrayLike, scores: ArrayLike, threshold: float, level: float = LEVEL) -> Estimate:
+    """Accuracy at a threshold where both kinds count alike: the mean of the shares of real and of generated images that are
+    classified rightly. n counts all images.
+
+    The interval puts the two Wilson intervals together (MOVER: Zou and Donner 2008), and keeps a width at 0 and 1.
+    """
+    right, truth = correct_at(labels, scores, threshold), np.asarray(labels)
+    real, generated = (wilson(float(r.sum()), len(r), level) for r in (right[truth == 0], right[truth == 1]))
+    value = (real.value + generated.value) / 2
+    below, above = (
+        float(np.hypot(*(abs(getattr(e, side) - e.value) for e in (real, generated)))) / 2 for side in ("low", "high")
+    )
+    error = float(np.hypot(real.stderr or 0.0, generated.stderr or 0.0)) / 2
+    return Estimate(value, len(right), error, value - below, value + above, level, "Wilson of both kinds, MOVER")

@@ -53,6 +53,7 @@ ANSWERS = [
     KnownAnswer("AUC", "the same scores, inverted", 0.25, lambda: metrics.roc_auc(LABELS, [-x for x in SCORES])),
     KnownAnswer("AUC", "all scores equal", 0.5, lambda: metrics.roc_auc(LABELS, [0.0] * 8)),
     KnownAnswer("AUC", "standard error by DeLong, by hand", 0.0, _delong),
+    KnownAnswer("accuracy, both kinds alike", "90 of 90 real and 4 of 10 generated images right", 0.7, lambda: metrics.balanced_accuracy([0] * 90 + [1] * 10, [0.1] * 90 + [0.9] * 4 + [0.2] * 6, 0.5).value),
     KnownAnswer("AUC, EER", "two unit normals, 1 apart", (0.7602499, 0.3085375), lambda: _two_normals(1.0), 1e-4),
     KnownAnswer("AUC, EER", "two unit normals, 2 apart", (0.9213504, 0.1586553), lambda: _two_normals(2.0), 1e-4),
     KnownAnswer("power spectrum", "pixels doubled: nothing at Nyquist", 0.0, _nearest_upsampling, 1e-20),

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from data.image_files import SAMPLES_FILE
+from evaluation.deepfake.watermark import embed_watermark
 from evaluation.images.grid import image_grid, save_png
 from generative.diffusion import DiffusionModel
 from generative.folders import load_model
@@ -68,4 +69,6 @@ def _make_round(model: Any, indices: range, config: SampleConfig, job: Job, opti
     mine = indices[job.runtime.rank * share :][:share]
     with job.runtime.autocast():
         part = sample_images(model, mine, config.seed, **options) if mine else None
+    if part is not None and config.watermark:
+        part = embed_watermark(part, config.watermark)
     return np.concatenate([p for p in job.runtime.gather_objects(part) if p is not None])

@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from data.images import load_images
+from evaluation.deepfake.watermark import detect_watermark, embed_watermark
 from generative import GAN, VAE, DiffusionModel, load_model, sample_images
 from generative.sample import STAGE
 from generative.sampling import sample_noise
@@ -225,3 +226,19 @@ def test_settings_that_cannot_be(tmp_path, models, capsys, words, sentence):
     text = capsys.readouterr().err
     assert code == 2 and sentence in text
     assert not (tmp_path / "out" / "samples.npz").exists()
+
+
+def test_images_carry_the_mark_that_was_asked_for(models, tmp_path):
+    """Grey images of 32 pixels; the same images without it, and no image that is too small for it."""
+    pytest.importorskip("cv2", reason="OpenCV cannot be loaded here", exc_type=ImportError)
+    pytest.importorskip("blind_watermark", reason="pip install 'alignkit[watermark]'", exc_type=ImportError)
+    torch.manual_seed(0)
+    VAE(32, 1, 8, 4).save_pretrained(tmp_path / "vae")
+    for name, key in (("plain", ""), ("marked", "a key")):
+        sample(tmp_path / name, tmp_path / "vae", watermark=key, batch_size=8)
+    plain, marked = (load_images(str(tmp_path / name)).images for name in ("plain", "marked"))
+    assert not np.array_equal(plain, marked) and np.abs(plain.astype(int) - marked).mean() < 4
+    assert np.array_equal(marked, embed_watermark(plain, "a key"))
+    assert detect_watermark(marked, "a key").mean() > 0.9
+    with pytest.raises(UserError, match="watermark: images of 8x8 pixels have room for 1 bits"):
+        sample(tmp_path / "small", models / "vae", watermark="a key")

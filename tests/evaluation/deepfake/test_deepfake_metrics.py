@@ -10,6 +10,7 @@ from evaluation.deepfake.metrics import (
     auc_estimate,
     auc_interval,
     average_precision,
+    balanced_accuracy,
     correct_at,
     equal_error_rate,
     placements,
@@ -101,6 +102,26 @@ def test_two_detectors_on_the_same_images():
     assert found.estimate.stderr < 0.6 * np.hypot(*apart)  # the same images: most of the chance is shared
     same = auc_difference(labels, ours, 3 * ours + 1)
     assert (same.estimate.value, same.p_value) == (0.0, 1.0)
+
+
+def test_both_kinds_count_alike_in_the_accuracy():
+    found = balanced_accuracy([0] * 90 + [1] * 10, [0.1] * 90 + [0.9] * 4 + [0.2] * 6, 0.5)
+    assert (
+        found.value == pytest.approx(0.7) and found.n == 100
+    )  # all of the real and four tenths of the others: .94 plain
+    assert found.low < 0.7 < found.high and found.stderr == pytest.approx(np.sqrt(0.4 * 0.6 / 10) / 2, rel=0.1)
+    perfect = balanced_accuracy([0] * 20 + [1] * 20, [0.1] * 20 + [0.9] * 20, 0.5)
+    assert perfect.value == perfect.high == 1.0 and 0.85 < perfect.low < 0.95
+
+
+def test_the_interval_of_the_accuracy_covers():
+    draw, held = np.random.default_rng(4), 0
+    for _ in range(600):
+        p, q = draw.uniform(0.3, 1, 2)
+        scores = np.concatenate([draw.random(60) > p, draw.random(25) < q]).astype(float)
+        found = balanced_accuracy(np.repeat([0, 1], [60, 25]), scores, 0.5)
+        held += found.low <= (p + q) / 2 <= found.high
+    assert 0.93 <= held / 600 <= 0.975
 
 
 def test_bad_input_is_named():

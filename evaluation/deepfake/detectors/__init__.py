@@ -1,0 +1,1 @@
+"""Detectors of generated images, all with one interface: see base.py."""
