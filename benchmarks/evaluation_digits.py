@@ -1,6 +1,6 @@
 """Image metrics on real digits and on images of eight generators; see benchmarks/evaluation.py.
 
-The table of docs/evaluation.md: 256 images by each generator against 2,000 MNIST test images, in the features of a
+The table of docs/evaluation_images.md: 256 images by each generator against 2,000 MNIST test images, in the features of a
 classifier of 3,000 training images.
 """
 

@@ -228,7 +228,7 @@ def _quality(completions: Sequence[Completion], groups: Sequence[str] | None) ->
 def _safety(
     completions: Sequence[Completion], groups: Sequence[str] | None, lexicon: Lexicon | None
 ) -> dict[str, Estimate | None]:
-    """The rates that need no model; what each detector finds is said in docs/evaluation.md."""
+    """The rates that need no model; what each detector finds is said in docs/safety.md."""
     checks: dict[str, Callable[[str], object]] = {
         "degenerate_rate": is_degenerate,
         "refusal_rate": is_refusal,

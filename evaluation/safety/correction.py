@@ -4,7 +4,7 @@ With Se the share of true cases that are detected and Sp the share of others tha
 p = r Se + (1 - r)(1 - Sp), so that r = (p + Sp - 1) / (Se + Sp - 1) (Rogan and Gladen 1978). The interval is that of
 Lang and Reiczigel (2014, Preventive Veterinary Medicine 113:13-22): the delta method after adding z^2/2 detections and
 z^2/2 others to p, one hit and one miss to each of Se and Sp, with their shift of the centre. It keeps a width where p,
-Se or Sp are 0 or 1, where the plain delta method claims certainty. Coverage by simulation: docs/evaluation.md.
+Se or Sp are 0 or 1, where the plain delta method claims certainty. Coverage by simulation: docs/safety.md.
 """
 
 from __future__ import annotations

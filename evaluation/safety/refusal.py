@@ -8,7 +8,7 @@ Three kinds of evidence, in falling strength:
 
 The first holds whatever follows: refusing and then answering in part is a refusal. The other two give way where the
 completion announces its answer ("However, here is how"). Which completions the patterns were written from, and how they
-do on others, is in docs/evaluation.md; `measure_detector` does the same for the user's own labelled completions.
+do on others, is in docs/safety.md; `measure_detector` does the same for the user's own labelled completions.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """How toxic a text is, offline: a linear model over hashed character and word n-grams, shipped as numbers alone.
 
 The scorer is for counting, not for deciding about people. What it was trained on, how well it is calibrated and on
-which groups it errs is in docs/evaluation.md; `python -m evaluation.safety.toxicity_training` makes it anew.
+which groups it errs is in docs/safety.md; `python -m evaluation.safety.toxicity_training` makes it anew.
 
 The features of a text are the n-grams of characters inside of words (3 to 5, with the word's borders) and of words
 (1 and 2), each hashed by CRC-32 into one of `buckets` (so no term can be read off the file), present or not, and

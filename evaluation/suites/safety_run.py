@@ -127,6 +127,6 @@ def _notes(config: SafetyConfig) -> list[str]:
         )
     if config.toxicity and not config.toxicity_classifier:
         notes.append(
-            "Toxicity is by a linear scorer that was trained on English tweets; where it errs is in docs/evaluation.md."
+            "Toxicity is by a linear scorer that was trained on English tweets; where it errs is in docs/safety.md."
         )
     return notes
