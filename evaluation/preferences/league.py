@@ -8,9 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.preferences.accuracy import outcomes
-from evaluation.preferences.length import length_controlled_win_rate
-from evaluation.preferences.metrics import repeated
+from evaluation.preferences.metrics import length_control_metrics, repeated
 from evaluation.schema import Metric, Slice, metric
 from evaluation.statistics import (
     BradleyTerry,
@@ -143,24 +141,4 @@ def pair_metrics(fit: BradleyTerry, games: Sequence[Game]) -> list[Metric]:
     if any(g.length_difference is None for g in games):
         return found
     lengths = np.array([g.length_difference for g in games], dtype=float)
-    controlled = length_controlled_win_rate(won, lengths, clusters)
-    return [
-        *found,
-        metric(
-            "win_rate_length_controlled",
-            controlled,
-            "win rate predicted at equal length (logistic regression on tanh of the standardised length difference)",
-            higher_is_better=True,
-            unit="share",
-            baseline=opponent,
-            note="" if controlled else "lengths differ by one constant: length and quality cannot be told apart",
-        ),
-        metric(
-            "win_rate_by_length",
-            win_rate(outcomes(lengths), clusters),
-            "win rate before a judge that reads nothing and prefers the longer answer",
-            higher_is_better=None,
-            unit="share",
-            baseline=opponent,
-        ),
-    ]
+    return [*found, *length_control_metrics(won, lengths, clusters, opponent)]

@@ -141,6 +141,32 @@ def _length_metrics(margins: np.ndarray, lengths: np.ndarray, groups: Sequence[s
 # ---------------------------------------------------------------------------------------------- head to head
 
 
+def length_control_metrics(
+    won: NDArray[np.float64], lengths: NDArray[np.float64], clusters: Sequence[object] | None, baseline: str
+) -> list[Metric]:
+    """The win rate (outcomes (N,)) at equal length, and that of the longer answer: length differences (N,) over a baseline."""
+    controlled = length_controlled_win_rate(won, lengths, clusters)
+    return [
+        metric(
+            "win_rate_length_controlled",
+            controlled,
+            "win rate predicted at equal length (logistic regression on tanh of the standardised length difference)",
+            higher_is_better=True,
+            unit="share",
+            baseline=baseline,
+            note="" if controlled else "lengths differ by one constant: length and quality cannot be told apart",
+        ),
+        metric(
+            "win_rate_by_length",
+            win_rate(outcomes(lengths), clusters),
+            "win rate before a judge that reads nothing and prefers the longer answer",
+            higher_is_better=None,
+            unit="share",
+            baseline=baseline,
+        ),
+    ]
+
+
 def head_to_head_metrics(
     rewards: ArrayLike,
     baseline_rewards: ArrayLike,
@@ -155,26 +181,9 @@ def head_to_head_metrics(
     """
     ours, theirs = np.asarray(rewards, float), np.asarray(baseline_rewards, float)
     lengths, groups = np.asarray(length_differences, float), repeated(prompts)
-    controlled = length_controlled_win_rate(won, lengths, groups)
     return [
         _win_rate_metric(won, groups, baseline),
-        metric(
-            "win_rate_length_controlled",
-            controlled,
-            "win rate predicted at equal length (logistic regression on tanh of the standardised length difference)",
-            higher_is_better=True,
-            unit="share",
-            baseline=baseline,
-            note="" if controlled else "lengths differ by one constant: length and quality cannot be told apart",
-        ),
-        metric(
-            "win_rate_by_length",
-            win_rate(outcomes(lengths), groups),
-            "win rate before a judge that reads nothing and prefers the longer answer",
-            higher_is_better=None,
-            unit="share",
-            baseline=baseline,
-        ),
+        *length_control_metrics(won, lengths, groups, baseline),
         metric(
             "judge_reward",
             mean_of(ours, groups),
