@@ -122,8 +122,10 @@ def auc_difference(labels: ArrayLike, ours: ArrayLike, theirs: ArrayLike, level:
     degrees = [len(d) - 1 for d in differences]
     estimate = combine_variances(value, n, variances, degrees, level, method="DeLong, paired")
     error = estimate.stderr or 0.0
-    p_value = float(2 * scipy.stats.norm.sf(abs(value) / error)) if error > 0 else float(value == 0)
-    return Difference(estimate, p_value, "DeLong, paired")
+    if error <= 1e-12:
+        found = no_interval(value, n, level, "the detectors' placements differ by the same everywhere")
+        return Difference(found, None if value else 1.0, "DeLong, paired")
+    return Difference(estimate, float(2 * scipy.stats.norm.sf(abs(value) / error)), "DeLong, paired")
 
 
 def average_precision(labels: ArrayLike, scores: ArrayLike) -> float:

@@ -12,11 +12,13 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from evaluation.statistics.estimate import LEVEL, Estimate, as_vector, no_interval, z_quantile
-from evaluation.statistics.intervals import cluster_codes, clustered_mean, mean
+from evaluation.statistics.intervals import cluster_codes, clustered_mean, effective_size, mean
 from evaluation.statistics.resampling import bootstrap
 from launch.seeding import numpy_generator
 
 PairedTest = Literal["auto", "t", "mcnemar", "mcnemar exact", "permutation", "bootstrap"]
+ROUNDING = 1e-12
+"""A standard error below this share of the largest difference is rounding: .3 - .1 and .4 - .2 are not the same to the bit."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +42,13 @@ def paired_difference(
 
     Pairing removes the spread between items, which unpaired tests on the same items wrongly keep. "auto" is McNemar's
     mid-p test with Bonett and Price's interval where all scores are 0 or 1 and no cluster repeats, and the paired t-test
-    elsewhere. "permutation" flips signs (of whole clusters) and keeps the interval of t; "bootstrap" draws items (or
-    clusters), for few items with a heavy tail. `seed` is used by these two.
+    elsewhere, where clusters of scores that are 0 or 1 get Bonett and Price's interval at their effective number.
+    "permutation" flips signs (of whole clusters) and keeps the interval of t; "bootstrap" draws items (or clusters), for
+    few items with a heavy tail. `seed` is used by these two.
 
-    With equal scores on every item the p-value is 1; with one constant non-zero difference the t-test's is 0.
+    Differences that are all the same have no spread to tell an interval from: there is none, and no p-value by t, but
+    that of equal scores on every item, which is 1. Scores that are 0 or 1 keep their interval, and clusters without a
+    spread get the p-value of the sign flips.
     """
     a, b = as_vector(ours, "ours"), as_vector(theirs, "theirs")
     if a.size != b.size:
@@ -60,7 +65,11 @@ def paired_difference(
     if test == "bootstrap":
         return _bootstrap_difference(a - b, clusters, level, seed)
     found = _t_difference(a - b, clusters, level)
-    if test == "permutation" and found.p_value is not None:
+    known = found.estimate.n > 1
+    if known and clusters is not None and bool(np.isin(a, (0.0, 1.0)).all() and np.isin(b, (0.0, 1.0)).all()):
+        found = replace(found, estimate=_clustered_bonett_price(a - b, found.estimate))
+        test = "permutation" if found.p_value is None else test
+    if known and test == "permutation":
         name = f"paired permutation{', clustered' if clusters is not None else ''}"
         return replace(found, p_value=sign_flip_test(_cluster_sums(a - b, clusters), seed, "paired"), test=name)
     return found
@@ -71,10 +80,24 @@ def _t_difference(d: NDArray[np.float64], clusters: Sequence[object] | None, lev
     test = "paired t" if clusters is None else "paired t, clustered"
     if estimate.stderr is None:
         return Difference(estimate, None, test)
-    if estimate.stderr == 0.0:
-        return Difference(estimate, 1.0 if estimate.value == 0 else 0.0, test)
+    if estimate.stderr <= ROUNDING * float(np.abs(d).max()):
+        why = "the differences are all the same" if clusters is None else "the clusters' differences are all the same"
+        return Difference(no_interval(estimate.value, estimate.n, level, why), None if d.any() else 1.0, test)
     p_value = 2 * stats.t.sf(abs(estimate.value) / estimate.stderr, estimate.n - 1)
     return Difference(estimate, float(p_value), test)
+
+
+def _clustered_bonett_price(d: NDArray[np.float64], clustered: Estimate) -> Estimate:
+    """Bonett and Price's interval of clustered differences d (n,) of -1, 0, 1, at their effective number.
+
+    The t interval of few clusters that (almost) never differ has (almost) no width. `clustered` is that estimate; n
+    stays the number of clusters.
+    """
+    ours, theirs = float((d > 0).mean()), float((d < 0).mean())
+    variance = ours + theirs - (ours - theirs) ** 2
+    size = effective_size(variance, clustered.stderr or 0.0, clustered.n, d.size, clustered.level)
+    found = bonett_price(ours * size, theirs * size, size, clustered.level)
+    return replace(found, value=clustered.value, n=clustered.n, method="Bonett-Price, clustered")
 
 
 def _cluster_sums(d: NDArray[np.float64], clusters: Sequence[object] | None) -> NDArray[np.float64]:
@@ -116,7 +139,7 @@ def _mcnemar_difference(a: NDArray[np.float64], b: NDArray[np.float64], level: f
     return Difference(bonett_price(only_ours, only_theirs, a.size, level), p_value, test)
 
 
-def _check_discordant(only_ours: int, only_theirs: int) -> None:
+def _check_discordant(only_ours: float, only_theirs: float) -> None:
     if only_ours < 0 or only_theirs < 0:
         raise ValueError(f"mcnemar: counts {only_ours}, {only_theirs} must not be negative")
 
@@ -142,19 +165,20 @@ def mcnemar_mid_p(only_ours: int, only_theirs: int) -> float:
     return float(min(1.0, 2 * tail - stats.binom.pmf(min(only_ours, only_theirs), discordant, 0.5)))
 
 
-def bonett_price(only_ours: int, only_theirs: int, n: int, level: float = LEVEL) -> Estimate:
+def bonett_price(only_ours: float, only_theirs: float, n: float, level: float = LEVEL) -> Estimate:
     """Difference of two paired proportions, (b - c) / n, with Bonett and Price's (2012) adjusted Wald interval.
 
     One item is added to either discordant count and two to n: it keeps a width where the two never differ, and covers
-    at its level for small n, where the plain interval of b - c does not. `stderr` is the plain one.
+    at its level for small n, where the plain interval of b - c does not. `stderr` is the plain one. Counts may be
+    fractions: those of an effective number of items.
     """
     _check_discordant(only_ours, only_theirs)
-    if n < 1 or only_ours + only_theirs > n:
+    if n < 1 or only_ours + only_theirs > n * (1 + ROUNDING):
         raise ValueError(f"bonett_price: {only_ours} and {only_theirs} discordant items of {n}")
     value, p, q = (only_ours - only_theirs) / n, (only_ours + 1) / (n + 2), (only_theirs + 1) / (n + 2)
     half = z_quantile(level) * math.sqrt((p + q - (p - q) ** 2) / (n + 2))
     stderr = math.sqrt(max(0.0, (only_ours + only_theirs) / n - value**2) / n)
-    return Estimate(value, n, stderr, max(-1.0, p - q - half), min(1.0, p - q + half), level, "Bonett-Price")
+    return Estimate(value, int(n), stderr, max(-1.0, p - q - half), min(1.0, p - q + half), level, "Bonett-Price")
 
 
 # ---------------------------------------------------------------------------------------------- permutation

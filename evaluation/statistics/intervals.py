@@ -66,13 +66,20 @@ def win_rate(outcomes: ArrayLike, clusters: Sequence[object] | None = None, leve
     p, ties = float(x.mean()), int((x == 0.5).sum())
     variance = max(0.0, p * (1 - p) - ties / x.size / 4)
     clustered = clustered_mean(x, clusters, level)
-    spread = clustered.stderr or 0.0
-    effective = float(clustered.n)
-    if spread > 0:
-        few = z_quantile(level) / float(stats.t.ppf(0.5 + level / 2, clustered.n - 1))
-        effective = min(float(x.size), variance / spread**2 * few**2)
+    effective = effective_size(variance, clustered.stderr or 0.0, clustered.n, x.size, level)
     method = f"{_score_method(ties)}, clustered"
     return _score_estimate(p, ties / x.size, clustered.n, effective, level, method)
+
+
+def effective_size(variance: float, stderr: float, clusters: int, n: int, level: float) -> float:
+    """The number of independent items that `n` items in `clusters` clusters are worth, at most n (see `win_rate`).
+
+    `variance` is that of one item, `stderr` the clustered one of the mean. Without a spread it is the number of clusters.
+    """
+    if variance <= 0 or stderr <= 1e-12 or clusters < 2:
+        return float(clusters)
+    few = z_quantile(level) / float(stats.t.ppf(0.5 + level / 2, clusters - 1))
+    return max(1.0, min(float(n), variance / stderr**2 * few**2))
 
 
 def win_rate_from_counts(wins: int, ties: int, losses: int, level: float = LEVEL) -> Estimate:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from scipy import stats
 
-from evaluation.statistics.estimate import Estimate
+from evaluation.statistics.estimate import Estimate, z_quantile
 
 POWER = 0.8
 
@@ -13,13 +13,17 @@ def smallest_resolvable_difference(estimate: Estimate, power: float = POWER) -> 
     """The true difference that a two-sided test at 1 - level finds with probability `power`, with these n items.
 
     `estimate` is a paired difference (or a value held against a fixed number), whose stderr says how much the items
-    scatter: (t_(1 - alpha/2) + t_power) stderr with n - 1 degrees. Four fifths is the custom. None without a stderr.
-    "No significant difference" means: smaller than about this.
+    scatter: (t_(1 - alpha/2) + t_power) stderr with n - 1 degrees. Four fifths is the custom. Where the items never
+    differ the stderr is that of the interval, whose method knows that they might have. None without either. "No
+    significant difference" means: smaller than about this.
     """
     if not 0 < power < 1:
         raise ValueError(f"power: {power} is not between 0 and 1")
-    if estimate.stderr is None or estimate.n < 2:
+    stderr = estimate.stderr
+    if not stderr and estimate.low is not None and estimate.high is not None:
+        stderr = (estimate.high - estimate.low) / (2 * z_quantile(estimate.level))
+    if not stderr or estimate.n < 2:
         return None
     freedom = estimate.n - 1
     quantiles = stats.t.ppf(0.5 + estimate.level / 2, freedom) + stats.t.ppf(power, freedom)
-    return float(quantiles * estimate.stderr)
+    return float(quantiles * stderr)

@@ -35,7 +35,7 @@ def test_paired_hundred_items_eight_net():
 
 def test_paired_difference_at_the_edges():
     same, shifted = s.paired_difference([1.0, 2.0], [1.0, 2.0]), s.paired_difference([2.0, 3.0], [1.0, 2.0])
-    assert (same.p_value, shifted.p_value) == (1.0, 0.0)
+    assert (same.p_value, shifted.p_value) == (1.0, None) and same.estimate.low is None
     assert s.paired_difference([1.0], [0.0]).p_value is None
     with pytest.raises(ValueError, match="same items"):
         s.paired_difference([1.0, 2.0], [1.0])
@@ -136,3 +136,47 @@ def test_permutation_and_bootstrap_take_whole_clusters():
     assert flips.p_value == plain.p_value and flips.test == "paired permutation, clustered"
     boot = s.paired_difference(*copied, clusters=clusters, test="bootstrap")
     assert boot.estimate.n == 4 and boot.estimate.stderr == pytest.approx(ours.std() / 2, rel=0.05)
+
+
+def test_clusters_of_right_or_wrong_that_never_or_always_differ_keep_a_width():
+    clusters = [i // 4 for i in range(40)]
+    never = s.paired_difference([1.0] * 40, [1.0] * 40, clusters=clusters)
+    assert never.p_value == 1.0 and never.estimate.n == 10 and never.estimate.method == "Bonett-Price, clustered"
+    by_hand = s.bonett_price(0, 0, 10)  # ten clusters say as much as ten items
+    assert (never.estimate.low, never.estimate.high) == (by_hand.low, by_hand.high)
+    always = s.paired_difference([1.0] * 8, [0.0] * 8, clusters=[0] * 4 + [1] * 4)
+    assert (always.estimate.value, always.estimate.high) == (1.0, 1.0) and always.estimate.low < 0
+    assert (always.p_value, always.test) == (0.5, "paired permutation, clustered")  # two of the four signs
+
+
+def test_one_difference_everywhere_has_no_interval_and_no_p_value():
+    for ours, theirs, clusters in (
+        ([0.3, 0.4], [0.1, 0.2], None),  # .2 and .2 but for the last bit
+        ([2.0, 3.0, 4.0], [1.0, 2.0, 3.0], None),
+        ([0.5, 0.7, 0.5, 0.7], [0.1, 0.3, 0.1, 0.3], "aabb"),
+    ):
+        found = s.paired_difference(ours, theirs, clusters=clusters, test="t")
+        assert (found.estimate.low, found.estimate.stderr, found.p_value) == (None, None, None)
+        assert "all the same" in found.estimate.method
+    assert s.paired_difference([2.0, 3.0, 4.0], [1.0, 2.0, 3.0], test="permutation").p_value == 0.25
+
+
+def test_bonett_price_of_clusters_covers():
+    """12 prompts of 5 samples; three prompts in ten are such that models differ, most samples of it in the same way."""
+    g, hits, runs = numpy_generator(5, "clustered right or wrong"), 0, 600
+    clusters = [i // 5 for i in range(60)]
+    for _ in range(runs):
+        moved, up = g.random(12) < 0.3, g.random(12) < 0.7
+        together, alone = g.random(60) < 0.6, g.random(60) < 0.15
+        ours = np.where(np.repeat(moved, 5) & together, np.repeat(up, 5), alone).astype(float)
+        theirs = np.where(np.repeat(moved, 5) & together, ~np.repeat(up, 5), alone).astype(float)
+        found = s.paired_difference(ours, theirs, clusters=clusters)
+        hits += found.estimate.low <= 0.3 * 0.6 * 0.4 <= found.estimate.high
+    assert 0.93 <= hits / runs
+
+
+def test_what_items_that_never_differ_could_have_resolved():
+    never = s.paired_difference([1, 0, 1, 1] * 10, [1, 0, 1, 1] * 10).estimate
+    half = (never.high - never.low) / 2
+    assert s.smallest_resolvable_difference(never) == pytest.approx(half / 1.96 * (2.0227 + 0.8512), rel=1e-3)
+    assert s.smallest_resolvable_difference(s.paired_difference([2.0, 3.0], [1.0, 2.0]).estimate) is None
