@@ -21,10 +21,10 @@ import numpy as np
 from benchmarks.common import RESULTS
 from benchmarks.coverage_cases import CASES, MISSES, Case, Sets, measure
 from evaluation import statistics as s
-from evaluation.deepfake.metrics import auc_estimate, roc_auc
 from evaluation.images.frechet import frechet_distance_from_features
 from evaluation.images.influence import frechet_influence
 from evaluation.safety.correction import DetectorQuality, corrected_rate
+from evaluation.statistics import auc_estimate, roc_auc
 from launch.files import write_json
 from launch.provenance import hardware, package_versions
 from launch.seeding import numpy_generator

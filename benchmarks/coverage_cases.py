@@ -16,7 +16,7 @@ from scipy.special import expit
 from scipy.stats import norm
 
 from evaluation import statistics as s
-from evaluation.deepfake.metrics import auc_difference, auc_estimate, true_positive_rate_at
+from evaluation.deepfake.metrics import true_positive_rate_at
 from evaluation.images.frechet import frechet_distance_from_features
 from evaluation.images.intervals import (
     cmmd_estimate,
@@ -28,8 +28,7 @@ from evaluation.images.intervals import (
     mind_estimate,
 )
 from evaluation.images.metrics import cmmd, inception_score, mind, precision_recall_density_coverage, unit_length
-from evaluation.preferences.accuracy import calibration, reliability_bins
-from evaluation.statistics import Estimate
+from evaluation.statistics import Estimate, auc_difference, auc_estimate, calibration, reliability_bins
 from launch.seeding import numpy_generator
 
 Generator = np.random.Generator

@@ -16,13 +16,13 @@ import numpy as np
 from benchmarks.common import DATA
 from data.readers import read_text
 from evaluation import statistics as s
-from evaluation.deepfake.metrics import auc_estimate
 from evaluation.safety.correction import DetectorQuality, corrected_rate
 from evaluation.safety.personal_data import find_personal_data
 from evaluation.safety.refusal import is_refusal
 from evaluation.safety.subgroups import load_identity_terms, power_mean, subgroup_reports
 from evaluation.safety.toxicity import THRESHOLD, load_scorer
 from evaluation.safety.toxicity_training import LabelledTexts, load_texts
+from evaluation.statistics import auc_estimate
 from launch.seeding import numpy_generator
 
 Detector = Callable[[str], bool]

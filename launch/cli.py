@@ -62,7 +62,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "a prompt file from the public safety sets, direct or in disguise",
     ),
     "evaluate bias": (
-        "evaluation.suites.safety_likelihood",
+        "evaluation.suites.bias",
         "STAGE",
         "bias, truthfulness and sycophancy of a language model, by likelihood",
     ),

@@ -26,11 +26,10 @@ from data.records import normalise, plain_text
 from evaluation.language.quality import distinct, is_degenerate, repetition
 from evaluation.preferences.accuracy import Answer, duel_outcomes
 from evaluation.preferences.length import length_controlled_win_rate
-from evaluation.preferences.metrics import mean_of, repeated
 from evaluation.safety.lexicon import Lexicon, count_terms, load_lexicon
 from evaluation.safety.personal_data import find_personal_data
 from evaluation.safety.refusal import is_refusal
-from evaluation.statistics import Estimate, paired_difference, proportion, win_rate
+from evaluation.statistics import Estimate, mean_of, paired_difference, proportion, repeated, win_rate
 from launch.errors import UserError
 from launch.files import sha256_text
 

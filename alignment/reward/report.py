@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from alignment.reward.normalise import Array, HeadUpdate
-from evaluation.preferences.accuracy import calibration, outcomes, pairwise_loss
+from evaluation.preferences.accuracy import outcomes, pairwise_loss
 from evaluation.preferences.length import length_correlation, length_slope
-from evaluation.statistics import Estimate, win_rate
+from evaluation.statistics import Estimate, calibration, win_rate
 
 
 def heldout_report(margins: ArrayLike, token_gaps: ArrayLike, prompts: Sequence[str], seed: int) -> dict[str, Any]:

@@ -14,18 +14,10 @@ from numpy.typing import NDArray
 from scipy.special import logit
 
 from data.images import content_fractions
-from evaluation.deepfake import metrics
 from evaluation.deepfake.detectors.base import Detector, Score
-from evaluation.deepfake.metrics import (
-    average_precision,
-    balanced_accuracy,
-    equal_error_rate,
-    roc_auc,
-    true_positive_rate_at,
-)
+from evaluation.deepfake.metrics import average_precision, balanced_accuracy, equal_error_rate, true_positive_rate_at
 from evaluation.deepfake.perturb import Perturbation
-from evaluation.preferences.accuracy import Calibration, calibration
-from evaluation.statistics import LEVEL, Estimate, bootstrap
+from evaluation.statistics import LEVEL, Calibration, Estimate, bootstrap, calibration, roc, roc_auc
 from evaluation.statistics.resampling import resampled_counts
 from launch.errors import UserError
 from launch.seeding import numpy_generator, permutation
@@ -156,7 +148,7 @@ def treated(
 
 def auc_estimate(test: Scored, level: float = LEVEL) -> Estimate:
     """Area under the ROC with DeLong's interval; n counts the images of both classes."""
-    return metrics.auc_estimate(test.labels, test.scores, level)
+    return roc.auc_estimate(test.labels, test.scores, level)
 
 
 def mean_auc_estimate(tests: Mapping[tuple[str, str], Scored], seed: int, resamples: int = 1000) -> Estimate:

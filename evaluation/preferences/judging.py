@@ -10,9 +10,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from evaluation.judges.duels import Verdicts
 from evaluation.preferences.accuracy import outcomes
-from evaluation.preferences.metrics import mean_of, repeated
 from evaluation.schema import Metric, metric
-from evaluation.statistics import Estimate, cohen_kappa, krippendorff_alpha, proportion, win_rate
+from evaluation.statistics import Estimate, cohen_kappa, krippendorff_alpha, mean_of, proportion, repeated, win_rate
 
 Array = NDArray[np.float64]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.preferences.metrics import length_control_metrics, repeated
+from evaluation.preferences.metrics import length_control_metrics
 from evaluation.schema import Metric, Slice, metric
 from evaluation.statistics import (
     BradleyTerry,
@@ -17,6 +17,7 @@ from evaluation.statistics import (
     groups_from_relation,
     mcnemar_exact,
     rank_intervals,
+    repeated,
     win_rate,
 )
 

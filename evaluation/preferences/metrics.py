@@ -12,31 +12,20 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from evaluation.options import Ties
-from evaluation.preferences.accuracy import brier_score, calibration, outcomes, pairwise_loss
+from evaluation.preferences.accuracy import brier_score, outcomes, pairwise_loss
 from evaluation.preferences.length import length_controlled_win_rate, length_correlation, length_slope
 from evaluation.schema import Comparison, Metric, metric
 from evaluation.statistics import (
-    Estimate,
-    clustered_mean,
+    calibration,
     mcnemar_exact,
-    mean,
+    mean_of,
     paired_difference,
+    repeated,
     scaled,
     win_rate,
 )
 
 LONGEST = "taking the longer answer"
-
-
-def repeated(groups: Sequence[str]) -> Sequence[str] | None:
-    """`groups` when some occur more than once, else None: single items need no clusters."""
-    return groups if len(set(groups)) < len(groups) else None
-
-
-def mean_of(values: ArrayLike, groups: Sequence[str] | None) -> Estimate:
-    """Mean of values (n,), clustered where groups repeat."""
-    return mean(values) if groups is None else clustered_mean(values, groups)
-
 
 # ---------------------------------------------------------------------------------------------- reward model
 

@@ -11,7 +11,6 @@ from evaluation.options import Ties
 from evaluation.preferences.accuracy import outcomes
 from evaluation.preferences.best_of_n import best_of_n_values, curve_points, kl_bound
 from evaluation.preferences.ensemble import disagreement
-from evaluation.preferences.metrics import repeated
 from evaluation.preferences.rewardbench import SECTIONS, category_accuracies, clipped, section_estimate
 from evaluation.schema import Metric, metric
 from evaluation.statistics import (
@@ -21,6 +20,7 @@ from evaluation.statistics import (
     mean,
     paired_difference,
     proportion,
+    repeated,
     win_rate,
 )
 

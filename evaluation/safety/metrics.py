@@ -37,10 +37,16 @@ class Finding:
     prompt_type: str = ""
     template: str = ""
     pair: str = ""
+    asked: str = ""
+    """The prompt as the model read it, disguise included; not stored."""
 
     def row(self) -> dict[str, Any]:
         """The row of samples.jsonl: ids and findings, no text."""
-        return {name: value for name, value in vars(self).items() if name != "prompt" and value not in (None, "")}
+        return {
+            name: value
+            for name, value in vars(self).items()
+            if name not in ("prompt", "asked") and value not in (None, "")
+        }
 
 
 def rate(name: str, findings: Sequence[Finding], flags: Sequence[bool], text: str, **extra: Any) -> Metric:

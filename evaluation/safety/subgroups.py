@@ -19,8 +19,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 
-from evaluation.deepfake.metrics import auc_estimate
-from evaluation.statistics import LEVEL, Estimate
+from evaluation.statistics import LEVEL, Estimate, auc_estimate
 from launch.files import read_json
 
 TERMS_FILE = Path(__file__).parent / "files" / "identity_terms.json"

@@ -10,6 +10,7 @@ import scipy.stats
 from evaluation.deepfake import metrics
 from evaluation.deepfake.features import power_spectrum
 from evaluation.selftest.registry import KnownAnswer
+from evaluation.statistics import roc
 from launch.seeding import numpy_generator
 
 LABELS = [0, 0, 0, 0, 1, 1, 1, 1]
@@ -18,7 +19,7 @@ SCORES = [0.1, 0.2, 0.35, 0.8, 0.3, 0.6, 0.7, 0.9]
 
 def _worked_example() -> tuple[float, ...]:
     return (
-        metrics.roc_auc(LABELS, SCORES),
+        roc.roc_auc(LABELS, SCORES),
         metrics.average_precision(LABELS, SCORES),
         metrics.equal_error_rate(LABELS, SCORES),
         float(metrics.correct_at(LABELS, SCORES, 0.5).mean()),
@@ -30,7 +31,7 @@ def _delong() -> float:
     above = [2, 3, 3, 4]  # real images below each generated one
     below = [4, 4, 3, 1]  # generated images above each real one
     variance = np.var(np.array(above) / 4, ddof=1) / 4 + np.var(np.array(below) / 4, ddof=1) / 4
-    return float((metrics.auc_estimate(LABELS, SCORES).stderr or math.nan) - math.sqrt(variance))
+    return float((roc.auc_estimate(LABELS, SCORES).stderr or math.nan) - math.sqrt(variance))
 
 
 def _two_normals(separation: float) -> tuple[float, float]:
@@ -38,7 +39,7 @@ def _two_normals(separation: float) -> tuple[float, float]:
     quantiles = scipy.stats.norm.ppf((np.arange(20_001) + 0.5) / 20_001)
     labels = np.repeat([0, 1], 20_001)
     scores = np.concatenate([quantiles, quantiles + separation])
-    return metrics.roc_auc(labels, scores), metrics.equal_error_rate(labels, scores)
+    return roc.roc_auc(labels, scores), metrics.equal_error_rate(labels, scores)
 
 
 def _nearest_upsampling() -> float:
@@ -50,8 +51,8 @@ def _nearest_upsampling() -> float:
 
 ANSWERS = [
     KnownAnswer("AUC, AP, EER, accuracy", "the eight scores of the worked example", (0.75, 0.7708333333333333, 0.25, 0.75), _worked_example),
-    KnownAnswer("AUC", "the same scores, inverted", 0.25, lambda: metrics.roc_auc(LABELS, [-x for x in SCORES])),
-    KnownAnswer("AUC", "all scores equal", 0.5, lambda: metrics.roc_auc(LABELS, [0.0] * 8)),
+    KnownAnswer("AUC", "the same scores, inverted", 0.25, lambda: roc.roc_auc(LABELS, [-x for x in SCORES])),
+    KnownAnswer("AUC", "all scores equal", 0.5, lambda: roc.roc_auc(LABELS, [0.0] * 8)),
     KnownAnswer("AUC", "standard error by DeLong, by hand", 0.0, _delong),
     KnownAnswer("accuracy, both kinds alike", "90 of 90 real and 4 of 10 generated images right", 0.7, lambda: metrics.balanced_accuracy([0] * 90 + [1] * 10, [0.1] * 90 + [0.9] * 4 + [0.2] * 6, 0.5).value),
     KnownAnswer("AUC, EER", "two unit normals, 1 apart", (0.7602499, 0.3085375), lambda: _two_normals(1.0), 1e-4),

@@ -12,6 +12,7 @@ from evaluation.statistics.bradley_terry import (
     fit_bradley_terry,
     fit_win_matrix,
 )
+from evaluation.statistics.calibration import Calibration, calibration, reliability_bins
 from evaluation.statistics.comparison import (
     Difference,
     bonett_price,
@@ -26,8 +27,10 @@ from evaluation.statistics.intervals import (
     clustered_mean,
     exponential,
     mean,
+    mean_of,
     proportion,
     ratio,
+    repeated,
     scaled,
     wilson,
     win_rate,
@@ -53,14 +56,18 @@ from evaluation.statistics.ranking import (
     significance_groups,
 )
 from evaluation.statistics.resampling import bootstrap
+from evaluation.statistics.roc import auc_difference, auc_estimate, roc_auc
 
 __all__ = [
     "LEVEL",
     "BradleyTerry",
+    "Calibration",
     "Difference",
     "Estimate",
     "Moments",
     "RankInterval",
+    "auc_difference",
+    "auc_estimate",
     "benjamini_hochberg",
     "better_by_differences",
     "better_by_intervals",
@@ -68,6 +75,7 @@ __all__ = [
     "bonett_price",
     "bootstrap",
     "bootstrap_rank_intervals",
+    "calibration",
     "clustered_mean",
     "cohen_kappa",
     "combine_variances",
@@ -85,12 +93,16 @@ __all__ = [
     "mcnemar_mid_p",
     "mean",
     "mean_from_moments",
+    "mean_of",
     "merge_moments",
     "paired_difference",
     "proportion",
     "rank_intervals",
     "ratio",
     "ratio_from_moments",
+    "reliability_bins",
+    "repeated",
+    "roc_auc",
     "scaled",
     "sign_flip_test",
     "significance_groups",

@@ -120,6 +120,9 @@ def _bootstrap_difference(
     test = "paired bootstrap" if clusters is None else "paired bootstrap, clustered"
     if estimate.low is None:
         return Difference(estimate, None, test)
+    if np.ptp(sums / sizes) <= ROUNDING * float(np.abs(d).max()):
+        found = no_interval(estimate.value, sums.size, level, "the same difference in every resample")
+        return Difference(found, None if sums.any() else 1.0, test)
     resampled = np.concatenate(drawn[1:])
     tail = min(int((resampled <= 0).sum()), int((resampled >= 0).sum()))
     return Difference(replace(estimate, n=sums.size), min(1.0, 2 * (tail + 1) / (resampled.size + 1)), test)

@@ -126,6 +126,16 @@ def clustered_mean(values: ArrayLike, clusters: Sequence[object], level: float =
     return student_interval(float(x.mean()), stderr, g, level, "student-t, clustered", g - 1)
 
 
+def repeated(groups: Sequence[str]) -> Sequence[str] | None:
+    """`groups` when some occur more than once, else None: single items need no clusters."""
+    return groups if len(set(groups)) < len(groups) else None
+
+
+def mean_of(values: ArrayLike, groups: Sequence[object] | None, level: float = LEVEL) -> Estimate:
+    """Mean of values (n,), clustered where groups repeat."""
+    return mean(values, level) if groups is None else clustered_mean(values, groups, level)
+
+
 def ratio(numerators: ArrayLike, denominators: ArrayLike, level: float = LEVEL, log: bool = False) -> Estimate:
     """sum(numerators) / sum(denominators) over (n,) independent units, such as nats and bytes of documents.
 

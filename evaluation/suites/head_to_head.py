@@ -21,10 +21,10 @@ from evaluation.artefacts import (
 )
 from evaluation.language.quality import length_metrics
 from evaluation.preferences.accuracy import Answer, duel_outcomes
-from evaluation.preferences.metrics import head_to_head_metrics, mean_of, repeated
+from evaluation.preferences.metrics import head_to_head_metrics
 from evaluation.sample_log import clear_samples
 from evaluation.schema import Comparison, EvaluationResult, Metric, Protocol, Subject, metric, write_samples
-from evaluation.statistics import paired_difference, win_rate
+from evaluation.statistics import mean_of, paired_difference, repeated, win_rate
 from evaluation.suites.kl import estimate_kl, over_budget, sampling_temperature
 from evaluation.suites.reward_config import RewardEvaluationConfig
 from evaluation.suites.reward_scores import score_each

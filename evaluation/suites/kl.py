@@ -10,10 +10,10 @@ from data.completions import Completion
 from evaluation.artefacts import describe_subject, display_name, load_language_model, provenance_of
 from evaluation.judges.reward_model import UNIT_BATCHES
 from evaluation.preferences.divergence import divergences
-from evaluation.preferences.metrics import mean_of, repeated
 from evaluation.sample_log import score_samples
 from evaluation.schema import Metric, metric
 from evaluation.scoring import completion_logprobs
+from evaluation.statistics import mean_of, repeated
 from evaluation.suites.reward_config import RewardEvaluationConfig
 from launch.errors import UserError
 from launch.stage import Job

@@ -11,12 +11,11 @@ import numpy as np
 from data.candidates import Candidates, load_candidates
 from data.records import plain_text
 from evaluation.artefacts import describe_subject, write_result
-from evaluation.preferences.metrics import mean_of, repeated
 from evaluation.preferences.reward_metrics import mean_of_parts
 from evaluation.preferences.rewardbench import best_of_credit, category_accuracies, ties_prompt, ties_score
 from evaluation.sample_log import clear_samples
 from evaluation.schema import EvaluationResult, Metric, Protocol, Slice, metric, write_samples
-from evaluation.statistics import Estimate, mean, paired_difference
+from evaluation.statistics import Estimate, mean, mean_of, paired_difference, repeated
 from evaluation.suites.reward_config import RewardEvaluationConfig
 from evaluation.suites.reward_scores import Answers, score_answers
 from launch.errors import UserError

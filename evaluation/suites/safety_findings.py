@@ -29,7 +29,14 @@ UNIT_CHARACTERS = 100_000  # of the completions whose toxicity is scored and the
 def inspect(rows: Sequence[Completion], config: SafetyConfig, job: Job) -> list[Finding]:
     """One finding for each completion, with all that the config asks for."""
     findings = [
-        Finding(r.id, r.prompt_text, is_degenerate(r.text), is_refusal(r.text), dict(find_personal_data(r.text)))
+        Finding(
+            r.id,
+            r.prompt_text,
+            is_degenerate(r.text),
+            is_refusal(r.text),
+            dict(find_personal_data(r.text)),
+            asked=r.prompt_text,
+        )
         for r in rows
     ]
     job.beat(1)

@@ -6,18 +6,14 @@ import scipy.stats
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from evaluation.deepfake.metrics import (
-    auc_difference,
-    auc_estimate,
-    auc_interval,
     average_precision,
     balanced_accuracy,
     correct_at,
     equal_error_rate,
-    placements,
-    roc_auc,
-    roc_curve,
     true_positive_rate_at,
 )
+from evaluation.statistics import auc_difference, auc_estimate, roc_auc
+from evaluation.statistics.roc import auc_interval, placements, roc_curve
 from launch.errors import UserError
 
 LABELS = [0, 0, 0, 0, 1, 1, 1, 1]

@@ -12,7 +12,6 @@ from evaluation.deepfake.detectors.base import PENALTY
 from evaluation.deepfake.detectors.network import NetworkDetector
 from evaluation.deepfake.detectors.reconstruction import ReconstructionDetector, set_apart
 from evaluation.deepfake.detectors.spectral import SpectralDetector
-from evaluation.deepfake.metrics import roc_auc
 from evaluation.deepfake.protocol import (
     Scored,
     auc_estimate,
@@ -24,6 +23,7 @@ from evaluation.deepfake.protocol import (
     split_halves,
 )
 from evaluation.schema import load, read_samples
+from evaluation.statistics import roc_auc
 from evaluation.suites.deepfake import STAGE, DeepfakeConfig
 from launch.errors import UserError
 from tests.evaluation.deepfake.made import job, save, textures, upsampled

@@ -4,8 +4,8 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from evaluation.deepfake.files import check_encodings, encoding_control, metadata_control, picture_files, read_traits
-from evaluation.deepfake.metrics import roc_auc
 from evaluation.schema import load
+from evaluation.statistics import roc_auc
 from evaluation.suites.deepfake import STAGE, DeepfakeConfig
 from launch.errors import UserError
 from tests.evaluation.deepfake.made import job, save, textures, upsampled

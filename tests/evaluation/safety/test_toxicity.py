@@ -104,12 +104,32 @@ def findings(scores):
 
 def test_toxicity_of_continuations_by_hand():
     found = findings([("a", 0.1), ("a", 0.7), ("b", 0.2), ("b", 0.4), ("c", 0.9)])
-    assert samples_by_prompt(found)["a"] == [0.1, 0.7]
+    assert [s.scores for s in samples_by_prompt(found)] == [[0.1, 0.7], [0.2, 0.4], [0.9]]
     values = {m.name: m for m in toxicity_metrics(found, "builtin")}
     assert values["expected_max_toxicity@2"].value == pytest.approx((0.7 + 0.4) / 2)
     assert values["toxicity_probability@2"].value == 0.5 and values["toxicity_probability@2"].n == 2
     assert values["expected_max_toxicity@2"].extra["prompts_with_fewer_samples"] == 1
     assert values["toxic_fraction"].value == pytest.approx(2 / 5) and values["toxic_fraction"].n == 3
+
+
+def test_disguises_of_one_behaviour_are_prompts_of_their_own_and_one_unit():
+    found = [
+        Finding(f"{b}{t}", f"behaviour {b}", False, False, toxicity=0.2 * t + 0.01 * b, asked=f"{b} as {t}")
+        for b in range(5)
+        for t in range(3)
+    ]
+    found += [Finding("s", "safe", False, False, toxicity=0.9, asked="safe")]
+    values = {m.name: m for m in toxicity_metrics(found, "builtin")}
+    worst = values["expected_max_toxicity@1"]  # each was asked once: no maximum over disguises, no safe prompt left out
+    assert worst.value == pytest.approx(np.mean([f.toxicity for f in found])) and worst.n == 6
+    assert worst.extra["prompts_with_fewer_samples"] == 0 and "clustered" in worst.ci_method
+
+
+def test_one_repeated_prompt_does_not_choose_k():
+    found = findings([("a", 0.1), ("a", 0.9), *((f"p{i}", 0.2) for i in range(20))])
+    values = {m.name: m for m in toxicity_metrics(found, "builtin")}
+    assert values["expected_max_toxicity@1"].n == 21 and values["toxicity_probability@1"].value == 0
+    assert values["expected_max_toxicity@1"].extra["prompts_with_more_samples"] == 1
 
 
 # ---------------------------------------------------------------------------------------------- subgroups

@@ -15,7 +15,7 @@ SETS = ("crows_pairs", "winogender", "stereoset", "bbq", "truthfulqa", "suggeste
 
 
 @dataclass(kw_only=True)
-class LikelihoodConfig(StageConfig):
+class BiasConfig(StageConfig):
     """Bias, truthfulness and sycophancy of a language model: which of given answers it finds more likely."""
 
     name: str = ""
@@ -63,7 +63,7 @@ class LikelihoodConfig(StageConfig):
         return {name: getattr(self, name) for name in SETS if getattr(self, name)}
 
 
-STAGE = Stage("evaluate bias", LikelihoodConfig, run_of("evaluation.suites.safety_likelihood_run"))
+STAGE = Stage("evaluate bias", BiasConfig, run_of("evaluation.suites.bias_run"))
 
 if __name__ == "__main__":
-    run_module("evaluation.suites.safety_likelihood")
+    run_module("evaluation.suites.bias")

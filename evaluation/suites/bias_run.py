@@ -17,7 +17,7 @@ from evaluation.safety.public_sets import check_sources, size_note
 from evaluation.safety.truthfulness import QUESTION, SUGGESTION
 from evaluation.sample_log import clear_samples, score_samples
 from evaluation.schema import EvaluationResult, Metric, Protocol, Slice, write_samples
-from evaluation.suites.safety_likelihood import LikelihoodConfig
+from evaluation.suites.bias import BiasConfig
 from launch.files import sha256_text
 from launch.provenance import fingerprint_input, hardware, package_versions
 from launch.stage import Job
@@ -28,7 +28,7 @@ LEAST = 20  # items that a group needs for a slice of its own
 Compute = Callable[[list[Item]], list[list[Score]]]
 
 
-def run(config: LikelihoodConfig, job: Job) -> dict[str, Any]:
+def run(config: BiasConfig, job: Job) -> dict[str, Any]:
     """Write results.json and samples.jsonl."""
     start = time.monotonic()
     check_sources(config.sources())
@@ -61,7 +61,7 @@ def run(config: LikelihoodConfig, job: Job) -> dict[str, Any]:
     return summary
 
 
-def choose_items(items: list[Item], config: LikelihoodConfig) -> list[Item]:
+def choose_items(items: list[Item], config: BiasConfig) -> list[Item]:
     """All items of a set, or with `max_items` those with the lowest content hash, in their order."""
     if config.max_items is None or len(items) <= config.max_items:
         return items
@@ -70,7 +70,7 @@ def choose_items(items: list[Item], config: LikelihoodConfig) -> list[Item]:
     return [items[i] for i in sorted(ranked[: config.max_items])]
 
 
-def _scorer(config: LikelihoodConfig, job: Job) -> Compute:
+def _scorer(config: BiasConfig, job: Job) -> Compute:
     """The function that scores items, with the model loaded."""
     if config.likelihood == "causal":
         model, tokenizer = load_language_model("model", config.model, job.runtime.device)
@@ -122,7 +122,7 @@ def _row(item: Item, scores: Sequence[Score]) -> dict[str, Any]:
     }
 
 
-def _protocol(config: LikelihoodConfig, job: Job, n: int) -> Protocol:
+def _protocol(config: BiasConfig, job: Job, n: int) -> Protocol:
     hashes = {name: fingerprint_input(name, source)["sha256"] for name, source in config.sources().items()}
     templates = {"truthfulqa": QUESTION, "suggested_answer": SUGGESTION}
     return Protocol(

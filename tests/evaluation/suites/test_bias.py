@@ -5,7 +5,7 @@ import json
 import pytest
 
 from evaluation.schema import read_samples
-from evaluation.suites.safety_likelihood import STAGE
+from evaluation.suites.bias import STAGE
 from launch.config import build
 from launch.errors import UserError
 from tests.evaluation.suites.conftest import run_suite
