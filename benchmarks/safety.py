@@ -30,7 +30,7 @@ from benchmarks.safety_detectors import (
 )
 from evaluation.safety.refusal import is_refusal
 from launch.files import write_json
-from launch.provenance import hardware, package_versions
+from launch.provenance import code_version, hardware, package_versions
 
 RESULT = RESULTS / "safety.json"
 
@@ -53,8 +53,7 @@ def main() -> None:
         if options.patterns:
             write_json(RESULT, kept | {"refusals": refusals})
             return
-        rounds = [entry["counts"] for entry in refusals.values() if "counts" in entry]
-        refusals["all rounds"] = pooled_rounds(rounds)
+    refusals["all rounds"] = pooled_rounds([entry["counts"] for entry in refusals.values() if "counts" in entry])
     answers = autoj_answers()
     result = {
         "command": "python -m benchmarks.safety --completions FOLDER",
@@ -67,6 +66,7 @@ def main() -> None:
         "corrected_rates": coverage_rows(options.runs),
         "personal_data": personal_data_rows(),
         "seconds": round(time.perf_counter() - start, 1),
+        "code": code_version(),
         "versions": package_versions(),
         "hardware": hardware(),
     }

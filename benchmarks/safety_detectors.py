@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.special import logit
 
 from benchmarks.common import DATA
 from data.readers import read_text
@@ -50,26 +51,18 @@ def shown(estimate: s.Estimate | None) -> dict[str, Any] | None:
 # ---------------------------------------------------------------------------------------------- refusals
 
 
-def kappa(labels: Sequence[bool], found: Sequence[bool]) -> s.Estimate:
-    """Cohen's kappa of detections and labels, by the delta method."""
-    y, d = np.array(labels, dtype=float), np.array(found, dtype=float)
-
-    def of_means(m: np.ndarray) -> float:
-        by_chance = m[1] * m[2] + (1 - m[1]) * (1 - m[2])
-        return float((m[0] - by_chance) / (1 - by_chance))
-
-    return s.delta_method(of_means, s.Moments.of((y == d).astype(float), y, d))
-
-
-def detector_row(labels: Sequence[bool], texts: Sequence[str], detector: Detector) -> dict[str, Any]:
-    """Accuracy, kappa, sensitivity and specificity of a detector."""
+def detector_row(
+    labels: Sequence[bool], texts: Sequence[str], detector: Detector, prompts: Sequence[str]
+) -> dict[str, Any]:
+    """Accuracy, kappa, sensitivity and specificity of a detector; answers to one prompt are one unit."""
     found = [detector(text) for text in texts]
     right = [f == y for f, y in zip(found, labels, strict=True)]
-    row: dict[str, Any] = {"accuracy": shown(s.proportion(right))}
+    row: dict[str, Any] = {"accuracy": shown(s.proportion(right, prompts))}
     if 0 < sum(labels) < len(labels):
-        row["kappa"] = shown(kappa(labels, found))
-        row["sensitivity"] = shown(s.proportion([f for f, y in zip(found, labels, strict=True) if y]))
-        row["specificity"] = shown(s.proportion([not f for f, y in zip(found, labels, strict=True) if not y]))
+        row["kappa"] = shown(s.cohen_kappa(labels, found, s.repeated(prompts)))
+        for name, kind in (("sensitivity", True), ("specificity", False)):
+            part = [(r, p) for r, y, p in zip(right, labels, prompts, strict=True) if y is kind]
+            row[name] = shown(s.proportion([r for r, _ in part], [p for _, p in part]))
     return row
 
 
@@ -88,14 +81,16 @@ def refusal_rows(folder: Path, detector: Detector = is_refusal) -> dict[str, Any
 
     `final_label` 2_full_refusal and 3_partial_refusal count as refusals, as the authors count them.
     """
-    models: dict[str, tuple[list[str], list[bool]]] = {}
+    models: dict[str, tuple[list[str], list[bool], list[str]]] = {}
     digest = hashlib.sha256()
     for path in sorted(folder.glob("*.csv")):
         rows = list(csv.DictReader(read_text(path).splitlines(keepends=True)))
-        models[path.stem] = [r["completion"] for r in rows], [not r["final_label"].startswith("1") for r in rows]
+        refused = [not r["final_label"].startswith("1") for r in rows]
+        models[path.stem] = [r["completion"] for r in rows], refused, [r["id"] for r in rows]
         digest.update(path.read_bytes())
-    texts = [text for found, _ in models.values() for text in found]
-    labels = [label for _, found in models.values() for label in found]
+    texts = [text for found, _, _ in models.values() for text in found]
+    labels = [label for _, found, _ in models.values() for label in found]
+    prompts = [prompt for _, _, found in models.values() for prompt in found]
     rules = {"alignkit": detector, "prefixes": has_prefix}
     counts = {
         f"{'refusal' if y else 'answer'} {'flagged' if f else 'passed'}": sum(
@@ -109,19 +104,23 @@ def refusal_rows(folder: Path, detector: Detector = is_refusal) -> dict[str, Any
         "counts": counts,
         "refusals": sum(labels),
         "sha256": digest.hexdigest(),
-        "pooled": {name: detector_row(labels, texts, rule) for name, rule in rules.items()},
+        "pooled": {name: detector_row(labels, texts, rule, prompts) for name, rule in rules.items()},
         "difference_in_accuracy": shown(
             s.paired_difference(
                 [float(detector(t) == y) for t, y in zip(texts, labels, strict=True)],
                 [float(has_prefix(t) == y) for t, y in zip(texts, labels, strict=True)],
+                clusters=prompts,
             ).estimate
         ),
-        "by_model": {name: detector_row(y, t, detector) for name, (t, y) in models.items()},
+        "by_model": {name: detector_row(y, t, detector, p) for name, (t, y, p) in models.items()},
     }
 
 
 def pooled_rounds(rounds: Sequence[dict[str, int]]) -> dict[str, Any]:
-    """The detector over rounds of completions, each measured with the patterns as they were before it was looked at."""
+    """The detector over rounds of completions, each measured with the patterns as they were before it was looked at.
+
+    From counts alone, which do not say which answers share a prompt: intervals are those of independent answers.
+    """
     labels: list[bool] = []
     found: list[bool] = []
     for counts in rounds:
@@ -134,7 +133,7 @@ def pooled_rounds(rounds: Sequence[dict[str, int]]) -> dict[str, Any]:
     return {
         "completions": len(labels),
         "accuracy": shown(s.proportion([f == y for f, y in zip(found, labels, strict=True)])),
-        "kappa": shown(kappa(labels, found)),
+        "kappa": shown(s.cohen_kappa(labels, found)),
         "sensitivity": shown(s.proportion(hits)),
         "specificity": shown(s.proportion(passes)),
     }
@@ -182,37 +181,19 @@ def toxicity_rows() -> dict[str, Any]:
     }
 
 
-def calibration(labels: np.ndarray, scores: np.ndarray, bins: int = 10) -> dict[str, Any]:
-    """Expected calibration error in bins of equal width, what a calibrated scorer would show, and the reliability."""
-    index = np.minimum((scores * bins).astype(int), bins - 1)
-
-    def error(outcomes: np.ndarray) -> float:
-        return float(np.abs(np.bincount(index, weights=outcomes - scores, minlength=bins)).sum() / len(scores))
-
-    g = numpy_generator(0, "toxicity calibration")
-    null = [error((g.random(len(scores)) < scores).astype(float)) for _ in range(200)]
-    boot = [_resampled_error(labels, scores, index, bins, g) for _ in range(500)]
-    reliability = [
-        {"texts": int(inside.sum()), "stated": round(float(scores[inside].mean()), 4), "found": round(float(labels[inside].mean()), 4)}
-        for b in range(bins)
-        if (inside := index == b).any()
-    ]  # fmt: skip
+def calibration(labels: np.ndarray, scores: np.ndarray) -> dict[str, Any]:
+    """Expected calibration error, what a calibrated scorer would show, and the reliability by stated confidence."""
+    margins = np.where(labels == 1, 1, -1) * logit(np.clip(scores, 1e-9, 1 - 1e-9))
+    found = s.calibration(margins, seed=0)
     return {
-        "ece": round(error(labels), 4),
-        "ece_low": round(float(np.quantile(boot, 0.025)), 4),
-        "ece_high": round(float(np.quantile(boot, 0.975)), 4),
-        "ece_if_calibrated": round(float(np.mean(null)), 4),
+        "ece": shown(found.error),
+        "ece_if_calibrated": round(found.expected, 4),
+        "p_value_if_calibrated": round(found.p_value, 4),
         "brier": round(float(np.mean((scores - labels) ** 2)), 4),
-        "reliability": reliability,
+        "reliability": [
+            {"texts": b.n, "stated": round(b.confidence, 4), "right": round(b.accuracy, 4)} for b in found.bins
+        ],
     }
-
-
-def _resampled_error(
-    labels: np.ndarray, scores: np.ndarray, index: np.ndarray, bins: int, g: np.random.Generator
-) -> float:
-    rows = g.integers(0, len(scores), len(scores))
-    gaps = np.bincount(index[rows], weights=(labels - scores)[rows], minlength=bins)
-    return float(np.abs(gaps).sum() / len(rows))
 
 
 def subgroup_rows(data: LabelledTexts, scores: np.ndarray) -> dict[str, Any]:

@@ -126,10 +126,13 @@ def over_ranks(job: Job, items: Sequence[T], compute: Callable[[list[T]], Sequen
     return results
 
 
-def write_result(job: Job, result: EvaluationResult) -> dict[str, Any]:
-    """Write results.json on the main rank, say its first numbers, and return the stage's summary."""
+def write_result(job: Job, result: EvaluationResult, folder: Path | None = None) -> dict[str, Any]:
+    """Write results.json on the main rank, say its first numbers, and return the stage's summary.
+
+    Into the stage's folder, or one inside of it where a stage has several results.
+    """
     if job.runtime.is_main:
-        result.save(job.output_dir)
+        result.save(folder or job.output_dir)
     for entry in result.metrics[:4]:
         limits = "" if entry.ci_low is None else f" [{entry.ci_low:.4g}, {entry.ci_high:.4g}]"
         value = entry.note if entry.value is None else f"{entry.value:.4g}{limits} (n = {entry.n})"

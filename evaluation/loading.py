@@ -50,11 +50,8 @@ def read_causal(field: str, source: str, tokenizer: PreTrainedTokenizerBase) -> 
     """
     with named_errors(field, source, "a causal language model") as name:
         model, missing = load_merged(field, name, AutoModelForCausalLM, dtype=torch.float32)
-    if missing:
-        raise UserError(
-            f"{field}: {source}: the weights lack {min(missing)}, {_held(source)}, so this is no trained language model; "
-            "give one that `alignkit pretrain`, `sft`, `dpo` or `ppo` made"
-        )
+    remedy = "give one that `alignkit pretrain`, `sft`, `dpo` or `ppo` made"
+    refuse_missing(field, source, missing, "language model", remedy)
     check_embeddings(field, source, model, tokenizer)
     return model
 
@@ -69,11 +66,7 @@ def read_classifier(
     """
     with named_errors(field, source, "a reward model") as name:
         model, missing = load_merged(field, name, AutoModelForSequenceClassification, dtype=dtype or torch.float32)
-    if missing:
-        raise UserError(
-            f"{field}: {source}: the weights lack {min(missing)}, {_held(source)}, so this is no trained reward model; "
-            "train one with `alignkit reward`"
-        )
+    refuse_missing(field, source, missing, "reward model", "train one with `alignkit reward`")
     check_reward_model(model)
     if tokenizer is not None:
         check_embeddings(field, source, model, tokenizer)
@@ -128,6 +121,14 @@ def _load(name: str, auto: Any, **options: Any) -> tuple[PreTrainedModel, set[st
         for record in reports:
             logger.handle(record)
     return model, missing
+
+
+def refuse_missing(field: str, source: str, missing: set[str], what: str, remedy: str) -> None:
+    """UserError when a folder lacks weights: transformers would make them at random, and the numbers would say nothing."""
+    if missing:
+        raise UserError(
+            f"{field}: {source}: the weights lack {min(missing)}, {_held(source)}, so this is no trained {what}; {remedy}"
+        )
 
 
 def _held(source: str) -> str:

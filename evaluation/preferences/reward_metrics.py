@@ -18,6 +18,7 @@ from evaluation.statistics import (
     combine_variances,
     krippendorff_alpha,
     mean,
+    mean_of,
     paired_difference,
     proportion,
     repeated,
@@ -100,7 +101,7 @@ def ensemble_metrics(margins_MN: ArrayLike, prompts: Sequence[str]) -> list[Metr
         ),
         metric(
             "ensemble_disagreement",
-            mean(found.spread_N),
+            mean_of(found.spread_N, groups),
             "standard deviation over models of a pair's margin, in units of each model's root mean square margin",
             higher_is_better=None,
         ),

@@ -17,10 +17,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
-from evaluation.statistics import LEVEL, Estimate, combine_variances, jackknife
+from evaluation.statistics import LEVEL, Estimate, clustered_mean, combine_variances, jackknife
 from evaluation.statistics.estimate import as_vector, no_interval
+from evaluation.statistics.intervals import effective_size
+
+Array = NDArray[np.float64]
 
 _CODE = {f"hep-{language}": 164 for language in ("cpp", "go", "java", "js", "python", "rust")}
 SECTIONS: dict[str, dict[str, int]] = {
@@ -74,15 +77,46 @@ def section_estimate(section: str, outcomes: Mapping[str, ArrayLike], level: flo
         return None
     weights = {s: SECTIONS[section][s] for s in there}
     total = sum(weights.values())
-    variances, degrees = [], []
-    for subset, right in there.items():
-        p = (float(right.sum()) + 0.5) / (right.size + 1)
-        variances.append((weights[subset] / total) ** 2 * p * (1 - p) / right.size)
-        degrees.append(max(1, right.size - 1))
+    parts = {s: _mean_variance(o, None, level) for s, o in there.items()}
+    variances = [(weights[s] / total) ** 2 * variance for s, (variance, _) in parts.items()]
+    degrees = [max(1, units - 1) for _, units in parts.values()]
     value = section_scores({s: float(o.mean()) for s, o in there.items()})[section]
     n = sum(o.size for o in there.values())
     found = combine_variances(value, n, variances, degrees, level, method="stratified, Satterthwaite")
     return clipped(found)
+
+
+def credit_estimate(
+    credits: ArrayLike,
+    subsets: Sequence[str],
+    prompts: Sequence[str] | None = None,
+    level: float = LEVEL,
+) -> Estimate:
+    """Mean of credits (n,) in [0, 1], subsets being independent strata, with the interval of `section_estimate`.
+
+    `prompts`, where some repeat, are the units; n counts them.
+    """
+    values, labels = as_vector(credits, "credits"), np.array(subsets, dtype=object)
+    variances, degrees, n = [], [], 0
+    for name in dict.fromkeys(subsets):
+        inside = np.flatnonzero(labels == name)
+        own = None if prompts is None else [prompts[i] for i in inside]
+        variance, units = _mean_variance(values[inside], own, level)
+        variances.append((inside.size / values.size) ** 2 * variance)
+        degrees.append(max(1, units - 1))
+        n += units
+    method = "stratified, Satterthwaite" if prompts is None else "stratified, clustered, Satterthwaite"
+    return clipped(combine_variances(float(values.mean()), n, variances, degrees, level, method=method))
+
+
+def _mean_variance(values: Array, prompts: Sequence[str] | None, level: float) -> tuple[float, int]:
+    """The variance of the mean of values (n,) in [0, 1], half a 0 and half a 1 added, and the number of units."""
+    n = values.size
+    p, square = ((float(v.sum()) + 0.5) / (n + 1) for v in (values, values**2))
+    if prompts is None:
+        return (square - p * p) / n, n
+    found = clustered_mean(values, prompts, level)
+    return (square - p * p) / effective_size(float(values.var()), found.stderr or 0.0, found.n, n, level), found.n
 
 
 def clipped(estimate: Estimate) -> Estimate:

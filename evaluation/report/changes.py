@@ -19,7 +19,7 @@ from evaluation.report.leaderboard import REFERENCE_KINDS, differing_fields
 from evaluation.report.paired import pair_difference
 from evaluation.schema import Metric, Protocol
 from evaluation.statistics import LEVEL, Difference, Estimate, holm
-from evaluation.statistics.estimate import z_quantile
+from evaluation.statistics.estimate import no_interval, z_quantile
 from launch.config import to_dict
 
 Verdict = Literal["worse", "better", "not told apart", "not tested"]
@@ -151,13 +151,15 @@ def unpaired_difference(new: Metric, old: Metric) -> Difference | None:
     value, error = new.value - old.value, math.hypot(*(e or 0.0 for e in errors))
     half = z_quantile(LEVEL) * error
     estimate = Estimate(value, min(new.n, old.n), error, value - half, value + half, LEVEL, "normal, independent")
-    p = float(2 * stats.norm.sf(abs(value) / error)) if error else float(value == 0)
-    return Difference(estimate, p, "unpaired z")
+    if not error:
+        why = "neither value has a standard error"
+        return Difference(no_interval(value, min(new.n, old.n), LEVEL, why), None if value else 1.0, "unpaired z")
+    return Difference(estimate, float(2 * stats.norm.sf(abs(value) / error)), "unpaired z")
 
 
 def _stderr(entry: Metric) -> float | None:
-    """The standard error, or the one that the interval implies."""
-    if entry.stderr is not None or entry.ci_low is None or entry.ci_high is None:
+    """The standard error, or the one that the interval implies where there is none, or 0: of 0 of 5, or 5 of 5."""
+    if entry.stderr or entry.ci_low is None or entry.ci_high is None:
         return entry.stderr
     return (entry.ci_high - entry.ci_low) / (2 * z_quantile(entry.ci_level))
 

@@ -128,7 +128,8 @@ class BoardView:
 def board_view(board: Leaderboard, colors: dict[str, int], sources: Sources = NO_SOURCES) -> BoardView:
     """The headline columns as a table, and a figure for each of them."""
     columns = board.headline
-    parts = [("", [c for c in columns if c.suite != "safety"]), ("Safety", [c for c in columns if c.suite == "safety"])]
+    safety = ("safety", "bias")
+    parts = [("", [c for c in columns if c.suite not in safety]), ("Safety", [c for c in columns if c.suite in safety])]
     return BoardView(
         title=board.title,
         anchor=anchor(board.title),

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data.readers import get_field, get_text
+from data.readers import Row, get_field, get_text
 from data.sources import load_rows
 from evaluation.safety.choices import Item, Option, Scores
 from evaluation.schema import Metric, metric
@@ -158,21 +158,24 @@ def load_stereoset(source: str) -> list[Item]:
 
 
 def _triple(where: str, values: dict[str, Any], kind: str) -> Item:
-    sentences = values.get("sentences")
-    if isinstance(sentences, dict):  # the hub's columns
-        labels = [LABELS_OF_HUB.get(label, str(label)) for label in sentences["gold_label"]]
-        texts = dict(zip(labels, sentences["sentence"], strict=True))
-    elif isinstance(sentences, list):
-        texts = {s["gold_label"]: s["sentence"] for s in sentences}
-    else:
-        texts = {}
+    texts = _sentences(where, values.get("sentences"))
     if set(texts) != set(LABELS):
         raise UserError(f"{where}: the sentences are not one {', one '.join(LABELS)}; mend that row")
     between = kind == "intersentence"
-    context = str(values["context"]) if between else ""
+    context = get_text(Row(where, values), "context") if between else ""
     options = tuple(Option(context, f" {texts[label]}" if between else texts[label]) for label in LABELS)
     facts = {"kind": kind, "target": str(values.get("target", ""))}
     return Item(f"stereoset {values.get('id', where)}", options, str(values.get("bias_type", "")), facts)
+
+
+def _sentences(where: str, sentences: Any) -> dict[str, str]:
+    """label -> sentence, from the list of StereoSet's JSON or the columns of the hub's rows."""
+    if isinstance(sentences, dict):
+        columns = Row(f"{where}: sentences", sentences)
+        labels, texts = (list(get_field(columns, name)) for name in ("gold_label", "sentence"))
+        return {LABELS_OF_HUB.get(label, str(label)): str(text) for label, text in zip(labels, texts, strict=False)}
+    rows = [Row(f"{where}: sentence {n}", s if isinstance(s, dict) else {}) for n, s in enumerate(sentences or [])]
+    return {str(get_field(row, "gold_label")): get_text(row, "sentence") for row in rows}
 
 
 def icat(language: NDArray[np.float64], stereotype: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -7,6 +7,7 @@ import codecs
 from collections.abc import Sequence
 from pathlib import Path
 
+from data.readers import Row, get_text
 from evaluation.safety.prompt_suites import LabelledPrompt
 from launch.errors import UserError, nearest
 from launch.files import read_json
@@ -17,8 +18,18 @@ DIRECT = "direct"
 
 
 def load_templates(path: str | Path = TEMPLATES_FILE) -> dict[str, str]:
-    """name -> text, of a file of templates; UserError where a text names nothing of the request."""
-    templates = {name: entry["text"] for name, entry in read_json(Path(path))["templates"].items()}
+    """name -> text, of a file of templates; UserError for another form, and where a text names nothing of the request."""
+    content = read_json(Path(path), remedy='give a file {"templates": {"NAME": {"text": "..."}}}')
+    entries = content.get("templates") if isinstance(content, dict) else None
+    if not isinstance(entries, dict):
+        raise UserError(
+            f'{path}: no "templates" with a text for each name; give {{"templates": {{"NAME": {{"text": "..."}}}}}}'
+        )
+    rows = {
+        str(name): Row(f"{path}: template '{name}'", entry if isinstance(entry, dict) else {})
+        for name, entry in entries.items()
+    }
+    templates = {name: get_text(row, "text") for name, row in rows.items()}
     for name, text in templates.items():
         if disguise(text, "first second") == text:
             raise UserError(f"{path}: template '{name}' holds nothing of the request; write {{prompt}} into it")

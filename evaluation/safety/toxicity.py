@@ -129,19 +129,33 @@ def toxic_labels(id2label: dict[int, str]) -> list[int]:
     return found
 
 
+def _set_pad_token(field: str, source: str, tokenizer: Any, model: Any) -> None:
+    """Batches need padding, and a causal body reads its last token by the pad token's id."""
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise UserError(f"{field}: {source}: its tokenizer has neither a pad nor an EOS token; give it a pad token")
+        tokenizer.pad_token = tokenizer.eos_token
+    if model.config.get_text_config().pad_token_id is None:
+        model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+
+
 def load_classifier(field: str, source: str, device: Any, batch_size: int = 32) -> Scorer:
     """A Hugging Face sequence classifier as a scorer: the probability of its toxic labels together.
 
     One label, and problem_type "multi_label_classification", are read through a sigmoid (the highest of several), all
-    else through a softmax. Texts are cut at the model's longest input.
+    else through a softmax. Texts are cut at the model's longest input. UserError for a folder without a trained head.
     """
     import torch
     from transformers import AutoModelForSequenceClassification
 
-    from evaluation.loading import locate, read_tokenizer
+    from evaluation.loading import load_merged, named_errors, read_tokenizer, refuse_missing
 
     tokenizer = read_tokenizer(field, source)
-    model: Any = AutoModelForSequenceClassification.from_pretrained(locate(field, source)).to(device).eval()
+    with named_errors(field, source, "a sequence classifier") as name:
+        loaded, missing = load_merged(field, name, AutoModelForSequenceClassification)
+    refuse_missing(field, source, missing, "classifier", "give one that was trained to classify")
+    model: Any = loaded.to(device).eval()
+    _set_pad_token(field, source, tokenizer, model)
     labels = toxic_labels(dict(model.config.id2label))
     if not labels:
         names = ", ".join(model.config.id2label.values())

@@ -3,12 +3,14 @@
 Letters: U units, R raters, V values, G clusters of units.
 
 Both are smooth functions of sums over units, so that the interval is the jackknife over units, or over clusters of them
-(all pairs of one prompt). With a single value everywhere chance explains everything, and there is no number: None.
+(all pairs of one prompt), cut at 1, the most that either can be. Where every unit agrees the jackknife sees no spread,
+and there is no interval. With a single value everywhere chance explains everything, and there is no number: None.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -102,10 +104,8 @@ def _estimate(
     left_out = np.array([function(total_VV - part_VV) for part_VV in table_UVV]) if n > 1 else np.array([np.nan])
     if not np.isfinite(left_out).all():
         return no_interval(value, n, level)
-    return jackknife(
-        value,
-        n,
-        left_out,
-        level=level,
-        method="jackknife over units" if clusters is None else "jackknife over clusters",
-    )
+    if np.ptp(left_out) <= 1e-12:
+        return no_interval(value, n, level, "the same without any of the units")
+    method = "jackknife over units" if clusters is None else "jackknife over clusters"
+    found = jackknife(value, n, left_out, level=level, method=method)
+    return found if found.high is None else replace(found, high=min(1.0, found.high))

@@ -6,19 +6,20 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from transformers import AutoModelForMaskedLM
 
 from data.named_splits import hash_position
 from evaluation.artefacts import describe_subject, load_language_model, write_result
-from evaluation.loading import locate, read_tokenizer
+from evaluation.loading import load_merged, named_errors, read_tokenizer, refuse_missing
 from evaluation.safety.choices import Item, Score, Scores, causal_scores, item_length, pseudo_scores
 from evaluation.safety.likelihood_sets import LIKELIHOOD_SETS
 from evaluation.safety.public_sets import check_sources, size_note
 from evaluation.safety.truthfulness import QUESTION, SUGGESTION
 from evaluation.sample_log import clear_samples, score_samples
-from evaluation.schema import EvaluationResult, Metric, Protocol, Slice, write_samples
+from evaluation.schema import EvaluationResult, Protocol, Slice, write_samples
 from evaluation.suites.bias import BiasConfig
-from launch.files import sha256_text
+from launch.errors import UserError
 from launch.provenance import fingerprint_input, hardware, package_versions
 from launch.stage import Job
 from launch.zero import plain_weights
@@ -29,34 +30,35 @@ Compute = Callable[[list[Item]], list[list[Score]]]
 
 
 def run(config: BiasConfig, job: Job) -> dict[str, Any]:
-    """Write results.json and samples.jsonl."""
-    start = time.monotonic()
+    """Write results.json and samples.jsonl of each set into a folder of its name.
+
+    A result for each set: numbers of CrowS-Pairs meet others of CrowS-Pairs, whatever sets were measured beside them.
+    """
     check_sources(config.sources())
     sets = {name: choose_items(LIKELIHOOD_SETS[name].load(source), config) for name, source in config.sources().items()}
     compute = _scorer(config, job)
     subject = describe_subject("model", config.model, "language model", config.name)
     settings = {"model": subject.sha256, "likelihood": config.likelihood, "precision": job.runtime.precision}
-    metrics: list[Metric] = []
-    slices: list[Slice] = []
-    rows: list[dict[str, Any]] = []
+    summary: dict[str, Any] = {}
     for name, items in sets.items():
+        start = time.monotonic()
         scores = score_items(job, name, items, compute, settings)
-        metrics += LIKELIHOOD_SETS[name].measure(items, scores)
-        slices += _slices(name, items, scores)
-        rows += [_row(item, found) for item, found in zip(items, scores, strict=True)]
-    result = EvaluationResult(
-        suite="safety",
-        subject=subject,
-        protocol=_protocol(config, job, len(rows)),
-        metrics=metrics,
-        slices=slices,
-        samples=write_samples(job.output_dir, rows) if job.runtime.is_main else None,
-        notes=[note for name, items in sets.items() if (note := size_note(name, len(items)))],
-        versions=package_versions(),
-        hardware=hardware(),
-        seconds=time.monotonic() - start,
-    )
-    summary = write_result(job, result)
+        folder = job.output_dir / name
+        folder.mkdir(parents=True, exist_ok=True)
+        rows = [_row(item, found) for item, found in zip(items, scores, strict=True)]
+        result = EvaluationResult(
+            suite="bias",
+            subject=subject,
+            protocol=_protocol(name, config, job, len(items)),
+            metrics=LIKELIHOOD_SETS[name].measure(items, scores),
+            slices=_slices(name, items, scores),
+            samples=write_samples(folder, rows) if job.runtime.is_main else None,
+            notes=[note for note in [size_note(name, len(items))] if note],
+            versions=package_versions(),
+            hardware=hardware(),
+            seconds=time.monotonic() - start,
+        )
+        summary |= write_result(job, result, folder)
     clear_samples(job)
     return summary
 
@@ -75,11 +77,21 @@ def _scorer(config: BiasConfig, job: Job) -> Compute:
     if config.likelihood == "causal":
         model, tokenizer = load_language_model("model", config.model, job.runtime.device)
         return lambda items: causal_scores(model, tokenizer, items, config.batch_tokens)
-    masked_tokenizer = read_tokenizer("model", config.model)
-    with plain_weights():
-        masked: Any = AutoModelForMaskedLM.from_pretrained(locate("model", config.model))
-    masked = masked.to(job.runtime.device).eval()
+    masked, masked_tokenizer = load_masked("model", config.model, job.runtime.device)
     return lambda items: [pseudo_scores(masked, masked_tokenizer, item, config.batch_tokens) for item in items]
+
+
+def load_masked(field: str, source: str, device: torch.device) -> tuple[Any, Any]:
+    """A masked language model and its tokenizer; UserError for another kind of model."""
+    tokenizer = read_tokenizer(field, source)
+    if tokenizer.mask_token_id is None:
+        raise UserError(
+            f"{field}: {source}: its tokenizer has no mask token; set likelihood: causal, or give a masked model"
+        )
+    with plain_weights(), named_errors(field, source, "a masked language model") as name:
+        model, missing = load_merged(field, name, AutoModelForMaskedLM)
+    refuse_missing(field, source, missing, "masked language model", "set likelihood: causal, or give a masked model")
+    return model.to(device).eval(), tokenizer
 
 
 def score_items(job: Job, name: str, items: Sequence[Item], compute: Compute, settings: dict[str, Any]) -> Scores:
@@ -122,18 +134,15 @@ def _row(item: Item, scores: Sequence[Score]) -> dict[str, Any]:
     }
 
 
-def _protocol(config: BiasConfig, job: Job, n: int) -> Protocol:
-    hashes = {name: fingerprint_input(name, source)["sha256"] for name, source in config.sources().items()}
-    templates = {"truthfulqa": QUESTION, "suggested_answer": SUGGESTION}
+def _protocol(name: str, config: BiasConfig, job: Job, n: int) -> Protocol:
     return Protocol(
-        dataset=", ".join(hashes),
-        dataset_sha256=sha256_text(" ".join(f"{name}={sha}" for name, sha in hashes.items())),
+        dataset=name,
+        dataset_sha256=fingerprint_input(name, config.sources()[name])["sha256"],
         n_items=n,
-        template=" | ".join(text for name, text in templates.items() if name in hashes),
+        template={"truthfulqa": QUESTION, "suggested_answer": SUGGESTION}.get(name, ""),
         settings={
             "likelihood": config.likelihood,
             "max_items": config.max_items,
             "precision": job.runtime.precision,
-            "sets": hashes,
         },
     )

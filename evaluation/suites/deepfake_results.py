@@ -25,6 +25,7 @@ from evaluation.statistics import Estimate
 from evaluation.suites.deepfake import DeepfakeConfig
 from evaluation.suites.deepfake_provenance import CLEAN, REAL, Marks, is_off
 from evaluation.suites.images import folder_name
+from launch.files import sha256_text
 from launch.provenance import hardware, package_versions
 from launch.stage import Job
 
@@ -64,6 +65,8 @@ def _protocol(config: DeepfakeConfig, real: ImageSet) -> Protocol:
             "threshold": THRESHOLD,
             "image_shape": list(real.images.shape[1:]),
             "compression": real.compression,
+            # that, and which, but not the key: whoever reads a result could mark pictures with it
+            **({"watermark_key_sha256": sha256_text(config.watermark)} if config.watermark else {}),
         },
     )
 

@@ -12,10 +12,10 @@ from data.candidates import Candidates, load_candidates
 from data.records import plain_text
 from evaluation.artefacts import describe_subject, write_result
 from evaluation.preferences.reward_metrics import mean_of_parts
-from evaluation.preferences.rewardbench import best_of_credit, category_accuracies, ties_prompt, ties_score
+from evaluation.preferences.rewardbench import best_of_credit, credit_estimate, ties_prompt, ties_score
 from evaluation.sample_log import clear_samples
 from evaluation.schema import EvaluationResult, Metric, Protocol, Slice, metric, write_samples
-from evaluation.statistics import Estimate, mean, mean_of, paired_difference, repeated
+from evaluation.statistics import Estimate, mean_of, paired_difference, repeated
 from evaluation.suites.reward_config import RewardEvaluationConfig
 from evaluation.suites.reward_scores import Answers, score_answers
 from launch.errors import UserError
@@ -71,7 +71,11 @@ def candidate_metrics(
         chosen, own = [items[i] for i in plain], [scores[i] for i in plain]
         credit = np.array([best_of_credit(s, len(item.right)) for item, s in zip(chosen, own, strict=True)])
         metrics = _credit_metrics(chosen, credit)
-        parts = {name: mean(values) for name, values in category_accuracies([i.subset for i in chosen], credit).items()}
+        prompts = [plain_text(item.prompt) for item in chosen]
+        for name in dict.fromkeys(item.subset for item in chosen):
+            inside = [n for n, item in enumerate(chosen) if item.subset == name]
+            groups = repeated([prompts[n] for n in inside])
+            parts[name] = credit_estimate(credit[inside], [name] * len(inside), groups)
     if ties is not None:
         parts["Ties"] = ties
         metrics.append(_ties_metric(ties))
@@ -91,29 +95,35 @@ def _credit_metrics(items: Sequence[Candidates], credit: np.ndarray) -> list[Met
     longest = np.array([best_of_credit(s, r) for s, r in zip(lengths, rights, strict=True)])
     shortest = np.array([best_of_credit([-v for v in s], r) for s, r in zip(lengths, rights, strict=True)])
     chance = np.array([r / len(s) for s, r in zip(lengths, rights, strict=True)])
+    subsets = [item.subset for item in items]
     rows = [
         (
             "best_of_candidates",
-            credit,
+            credit_estimate(credit, subsets, groups),
             "prompts with a right answer ranked first; 1/k where k answers tie for it",
             True,
         ),
-        ("baseline_longest", longest, "the same for a judge that reads nothing and prefers the longest answer", None),
-        ("baseline_shortest", shortest, "the same for the shortest answer", None),
-        ("baseline_chance", chance, "the same for an answer drawn at random", None),
+        (
+            "baseline_longest",
+            credit_estimate(longest, subsets, groups),
+            "the same for a judge that reads nothing and prefers the longest answer",
+            None,
+        ),
+        ("baseline_shortest", credit_estimate(shortest, subsets, groups), "the same for the shortest answer", None),
+        ("baseline_chance", mean_of(chance, groups), "the same for an answer drawn at random", None),
     ]
     difference = paired_difference(credit, chance, clusters=groups)
     return [
         metric(
             name,
-            mean_of(values, groups),
+            estimate,
             text,
             higher_is_better=direction,
             unit="share",
             baseline="chance" if direction else None,
             difference=difference if direction else None,
         )
-        for name, values, text, direction in rows
+        for name, estimate, text, direction in rows
     ]
 
 

@@ -14,6 +14,7 @@ from evaluation.safety.correction import DetectorQuality, measure_detector
 from evaluation.safety.near_copies import EDITS
 from evaluation.safety.prompt_suites import load_refusal_labels
 from evaluation.safety.refusal import is_refusal
+from evaluation.safety.toxicity import MODEL_FILE
 from evaluation.safety.toxicity_metrics import toxicity_metrics
 from evaluation.sample_log import clear_samples
 from evaluation.schema import EvaluationResult, Metric, Protocol, metric, write_samples
@@ -21,7 +22,7 @@ from evaluation.suites.safety import SafetyConfig
 from evaluation.suites.safety_findings import Finding, inspect
 from launch.errors import UserError
 from launch.files import sha256_file
-from launch.provenance import hardware, package_versions
+from launch.provenance import fingerprint_input, hardware, package_versions
 from launch.stage import Job
 
 
@@ -101,7 +102,6 @@ def _protocol(config: SafetyConfig, n: int) -> Protocol:
     origin = provenance_of(config.completions)
     made = origin.get("config", {})
     prompts_sha256 = origin.get("inputs", {}).get("prompts", {}).get("sha256")
-    files = ("training_documents", "toxicity", "toxicity_classifier", "lexicon", "prompts", "refusal_labels")
     keys = ("temperature", "max_new_tokens", "samples")
     return Protocol(
         dataset=made.get("prompts", config.completions),
@@ -114,9 +114,23 @@ def _protocol(config: SafetyConfig, n: int) -> Protocol:
             "copied_unit": config.copied_unit,
             **({"near_copied_words": config.near_copied_words} if config.training_documents else {}),
             **({"refusal_detector": refusal.VERSION} if config.prompts else {}),
-            **{key: getattr(config, key) for key in files if getattr(config, key)},
+            **_contents(config),
         },
     )
+
+
+def _contents(config: SafetyConfig) -> dict[str, Any]:
+    """The content hashes of what completions were measured with: a path may hold something else tomorrow."""
+    files = ("lexicon", "prompts", "refusal_labels", "toxicity_classifier")
+    found: dict[str, Any] = {
+        key: fingerprint_input(key, getattr(config, key))["sha256"] for key in files if getattr(config, key)
+    }
+    if config.training_documents:
+        sources = config.training_documents
+        found["training_documents"] = sorted(fingerprint_input("training_documents", s)["sha256"] for s in sources)
+    if config.toxicity and not config.toxicity_classifier:
+        found["toxicity_scorer"] = sha256_file(MODEL_FILE)
+    return found
 
 
 def _notes(config: SafetyConfig) -> list[str]:

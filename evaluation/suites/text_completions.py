@@ -16,14 +16,19 @@ from launch.stage import Job
 FEWEST = 20
 
 
+def first_of_each_prompt(rows: Sequence[Completion]) -> list[Completion]:
+    """One completion for each prompt, the first: of several samples each would repeat the one reference."""
+    return list({row.prompt_text: row for row in reversed(rows)}.values())[::-1]
+
+
 def mauve_metrics(config: TextConfig, job: Job, rows: Sequence[Completion]) -> list[Metric]:
     """`mauve` and `mauve_ceiling`; none unless `features` names a model. UserError without references."""
     if not config.features:
         return []
-    rows = [row for row in rows if row.reference is not None and row.text.strip()]
+    rows = first_of_each_prompt([row for row in rows if row.reference is not None and row.text.strip()])
     if len(rows) < FEWEST:
         raise UserError(
-            f"features: MAUVE compares completions with references, and {config.completions} has {len(rows)} with both; "
+            f"features: MAUVE compares completions with references, and {config.completions} has {len(rows)} prompts with both; "
             f"give at least {FEWEST}, or leave --features out"
         )
     model, tokenizer = load_language_model("features", config.features, job.runtime.device)
