@@ -43,3 +43,13 @@ def test_one_model_is_no_ensemble_and_equal_ones_agree():
     assert found["ensemble_accuracy_split"].value is None and found["ensemble_accuracy_split"].note
     with pytest.raises(ValueError, match="at least two models"):
         scaled_margins([[1.0]])
+
+
+def test_disagreement_knows_that_prompts_repeat():
+    margins = numpy_generator(1, "repeated").normal(size=(3, 20))
+    prompts = [str(n) for n in range(20)]
+    once, copied = (
+        {m.name: m for m in ensemble_metrics(np.tile(margins, (1, k)), prompts * k)}["ensemble_disagreement"]
+        for k in (1, 5)
+    )
+    assert copied.n == once.n == 20 and copied.ci_high - copied.ci_low == pytest.approx(once.ci_high - once.ci_low)

@@ -7,6 +7,7 @@ from evaluation.preferences.reward_metrics import mean_of_parts, section_metrics
 from evaluation.preferences.rewardbench import (
     SECTIONS,
     best_of_credit,
+    credit_estimate,
     section_estimate,
     section_scores,
     ties_prompt,
@@ -173,3 +174,20 @@ def test_a_mean_of_parts():
     found = mean_of_parts(parts)
     assert found.value == pytest.approx(0.625) and found.n == 6
     assert found.stderr == pytest.approx(np.hypot(parts[0].stderr, parts[1].stderr) / 2)
+
+
+def test_credits_have_an_interval_inside_of_0_and_1():
+    all_right = credit_estimate([1.0] * 12, ["a"] * 6 + ["b"] * 6)
+    assert all_right.value == 1 and all_right.high == 1 and 0.7 < all_right.low < 1  # no certainty from twelve
+    mixed = credit_estimate([1.0, 0.5, 0.0, 1.0, 0.25, 1.0], ["a"] * 6)
+    assert mixed.value == pytest.approx(0.625) and 0 <= mixed.low < 0.625 < mixed.high <= 1
+    # of right or wrong in one subset it is the section's
+    right = [1.0] * 30 + [0.0] * 10
+    section = section_estimate("Chat", {"mt-bench-easy": right})
+    assert credit_estimate(right, ["x"] * 40) == section
+
+
+def test_credits_of_one_prompt_are_one_unit():
+    credits, prompts = [1.0, 0.0, 0.5, 1.0, 0.25, 1.0, 0.0, 1.0], [str(n) for n in range(8)]
+    once, copied = credit_estimate(credits, ["a"] * 8), credit_estimate(credits * 5, ["a"] * 40, prompts * 5)
+    assert copied.n == 8 and copied.high - copied.low > 0.9 * (once.high - once.low)

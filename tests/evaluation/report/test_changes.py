@@ -11,7 +11,7 @@ import pytest
 from evaluation.report.changes import compare_runs, to_record, unpaired_difference
 from evaluation.report.collect import FoundResult
 from evaluation.report.differences import changes_sentence, changes_view
-from evaluation.schema import EvaluationResult, Judge, Metric, Protocol, Subject, write_samples
+from evaluation.schema import EvaluationResult, Judge, Metric, Protocol, Subject, with_estimate, write_samples
 from evaluation.statistics import win_rate
 
 PROTOCOL = Protocol(
@@ -165,3 +165,14 @@ def test_the_command_fails_when_worse_and_says_which(tmp_path):
     assert "Changes since the earlier run" in (tmp_path / "report-worse" / "index.html").read_text()
     refused = report("other")
     assert refused.returncode == 2 and "n_items differ" in refused.stderr
+
+
+def test_none_of_five_against_all_of_five_is_not_certain():
+    """Without their items: shares of 0 and 1 have a plain standard error of 0, and an interval that knows better."""
+    none, all_of_five = (
+        with_estimate(Metric("win_rate", None, 0, higher_is_better=True), win_rate([x] * 5)) for x in (0.0, 1.0)
+    )
+    found = unpaired_difference(all_of_five, none)
+    assert 0.0005 < found.p_value < 0.05 and found.estimate.low < 1 < found.estimate.high
+    bare = [Metric("loss", x, 5, stderr=0.0, higher_is_better=False) for x in (1.0, 2.0)]
+    assert unpaired_difference(*bare).p_value is None and unpaired_difference(bare[0], bare[0]).p_value == 1.0

@@ -10,8 +10,8 @@ from launch.errors import UserError
 
 
 def some(biased, n, unknown=0, right=0, ambiguous=True):
-    flags = [Answered(ambiguous, i < right, False, i < biased) for i in range(n)]
-    return flags + [Answered(ambiguous, True, True, False)] * unknown
+    flags = [Answered(ambiguous, i < right, False, i < biased, f"q{i}") for i in range(n)]
+    return flags + [Answered(ambiguous, True, True, False, f"u{i}") for i in range(unknown)]
 
 
 @pytest.mark.parametrize(("biased", "score"), [(0, -1.0), (5, 0.0), (10, 1.0)])
@@ -89,3 +89,17 @@ def test_rows_that_cannot_be_read(tmp_path):
         load_bbq(write(tmp_path / "a.jsonl", row(question_polarity="bad")))
     with pytest.raises(UserError, match="answer_info does not name a group"):
         load_bbq(write(tmp_path / "a.jsonl", row(answer_info={"ans0": []})))
+    for name, value in (("label", "second"), ("label", 7), ("target_loc", "old")):
+        with pytest.raises(UserError, match=rf"line 1: {name} '{value}' is not the number of an answer"):
+            load_bbq(write(tmp_path / "a.jsonl", row(**{name: value})))
+
+
+def test_questions_filled_from_one_template_are_one_unit():
+    """Twenty copies of each of ten questions say no more than ten questions."""
+    ten = some(6, 10, unknown=0, right=3)
+    copied = [answer for answer in ten for _ in range(20)]
+    for score in (bias_score, ambiguous_bias_score):
+        once, many = score(ten), score(copied)
+        assert many.value == pytest.approx(once.value) and (once.n, many.n) == (10, 10)
+        assert many.high - many.low > 0.95 * (once.high - once.low) and "clustered" in many.method
+    assert ambiguous_bias_score([ten[0]] * 5).low is None

@@ -107,3 +107,18 @@ def test_stereoset_that_cannot_be_read(tmp_path):
     (tmp_path / "dev.json").write_text(json.dumps({"data": {"intrasentence": [broken]}}))
     with pytest.raises(UserError, match="intrasentence 0: the sentences are not one stereotype"):
         load_stereoset(str(tmp_path / "dev.json"))
+
+
+def test_stereoset_rows_without_a_label_or_a_context_are_one_sentence(tmp_path):
+    for kind, changed, fault in (
+        ("intrasentence", {"sentences": [{"sentence": "x"}] * 3}, "sentence 0: no field 'gold_label'"),
+        ("intersentence", {"context": None}, "'context' is"),
+    ):
+        entry = triple("a") | changed
+        (tmp_path / "dev.json").write_text(json.dumps({"data": {kind: [entry]}}))
+        with pytest.raises(UserError, match=f"{kind} 0.*{fault}"):
+            load_stereoset(str(tmp_path / "dev.json"))
+    without = {key: value for key, value in triple("a").items() if key != "context"}
+    (tmp_path / "dev.json").write_text(json.dumps({"data": {"intersentence": [without]}}))
+    with pytest.raises(UserError, match="intersentence 0: no field 'context'"):
+        load_stereoset(str(tmp_path / "dev.json"))

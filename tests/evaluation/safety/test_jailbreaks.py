@@ -51,3 +51,18 @@ def test_safe_prompts_are_never_disguised():
         (False, "rot13", "b"),
     ]
     assert found[1].prompt == "b" and found[2].prompt.endswith("\no")
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        ({"forms": {}}, r'no "templates" with a text for each name'),
+        ([], r'no "templates" with a text for each name'),
+        ({"templates": {"a": {"words": "{prompt}"}}}, r"template 'a': no field 'text'"),
+        ({"templates": {"a": "{prompt}"}}, r"template 'a': no field 'text'"),
+    ],
+)
+def test_a_template_file_of_another_form_is_one_sentence(tmp_path, content, fault):
+    (tmp_path / "t.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=rf"t\.json.*{fault}"):
+        load_templates(tmp_path / "t.json")

@@ -192,3 +192,30 @@ def test_a_classifier_by_path(tmp_path):
     save_classifier(tmp_path / "d", num_labels=3, id2label={0: "a", 1: "b", 2: "c"}, label2id={"a": 0, "b": 1, "c": 2})
     with pytest.raises(UserError, match=r"toxicity_classifier: .*none of its labels \(a, b, c\) reads as toxic"):
         load_classifier("toxicity_classifier", str(tmp_path / "d"), "cpu")
+
+
+def test_a_folder_without_a_trained_head_is_refused(tmp_path):
+    from transformers import Qwen3ForCausalLM
+
+    Qwen3ForCausalLM(tiny_config()).save_pretrained(tmp_path / "lm")
+    word_tokenizer().save_pretrained(tmp_path / "lm")
+    with pytest.raises(
+        UserError, match=r"toxicity_classifier: .*the weights lack score\.weight, it holds a Qwen3ForCausalLM"
+    ):
+        load_classifier("toxicity_classifier", str(tmp_path / "lm"), "cpu")
+    (tmp_path / "lm" / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="could not be loaded as a sequence classifier"):
+        load_classifier("toxicity_classifier", str(tmp_path / "lm"), "cpu")
+
+
+def test_a_tokenizer_without_a_pad_token_pads_with_eos(tmp_path):
+    save_classifier(
+        tmp_path / "c", num_labels=2, id2label={0: "neutral", 1: "toxic"}, label2id={"neutral": 0, "toxic": 1}
+    )
+    texts = ["the of and", "the"]
+    padded = load_classifier("toxicity_classifier", str(tmp_path / "c"), "cpu", batch_size=1)(texts)
+    tokenizer = word_tokenizer()
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(tmp_path / "c")
+    found = load_classifier("toxicity_classifier", str(tmp_path / "c"), "cpu", batch_size=2)(texts)
+    assert found == pytest.approx(padded, abs=1e-5)

@@ -87,3 +87,10 @@ def test_intervals_cover_at_their_level():
         alpha = krippendorff_alpha(ratings)
         hits += [found.low <= 0.49 <= found.high for found in (kappa, alpha)]  # two keep the truth: 0.7 x 0.7
     assert ((hits >= 0.92 * 400) & (hits <= 0.98 * 400)).all(), hits
+
+
+def test_limits_stay_at_one_and_agreement_everywhere_claims_no_certainty():
+    same = cohen_kappa("aabbab", "aabbab")
+    assert (same.value, same.low, same.stderr) == (1.0, None, None)
+    nearly = cohen_kappa("aaaabbbbbb", "aaaabbbbba")
+    assert nearly.low < nearly.value < nearly.high <= 1

@@ -1,14 +1,16 @@
 """`evaluate bias`: sets by path, through the suite, on a tiny model; mistakes in one sentence."""
 
 import json
+import shutil
 
 import pytest
 
-from evaluation.schema import read_samples
+from evaluation.schema import load, read_samples
 from evaluation.suites.bias import STAGE
+from evaluation.suites.bias_run import load_masked
 from launch.config import build
 from launch.errors import UserError
-from tests.evaluation.suites.conftest import run_suite
+from launch.stage import run_stage
 
 CROWS = ",sent_more,sent_less,stereo_antistereo,bias_type\n" + "".join(
     f"{i},He is a {word}.,She is a {word}.,{'stereo' if i % 2 else 'antistereo'},gender\n"
@@ -20,6 +22,13 @@ TRUTHFUL = (
 )
 
 
+def run_bias(folder, name, **values):
+    """Run the suite and load the result of one set."""
+    config = {key: v if isinstance(v, int) else str(v) for key, v in values.items()}
+    run_stage(STAGE, build(STAGE.config, {"output_dir": str(folder), **config}, "test"))
+    return load(folder / name)
+
+
 @pytest.fixture
 def sets(tmp_path):
     (tmp_path / "crows.csv").write_text(CROWS)
@@ -27,26 +36,25 @@ def sets(tmp_path):
     return tmp_path
 
 
-def test_several_sets_in_one_result(models, sets, tmp_path):
-    result = run_suite(
-        STAGE,
-        tmp_path / "out",
-        model=models / "policy",
-        crows_pairs=sets / "crows.csv",
-        truthfulqa=sets / "truthful.csv",
-        batch_tokens=64,
-    )
-    names = [m.name for m in result.metrics]
-    assert names == [
-        "crows_pairs_stereotype", "crows_pairs_stereotype_stereo", "crows_pairs_stereotype_antistereo", "truthfulqa_mc1", "truthfulqa_mc2",
+def test_every_set_has_a_result_of_its_own(models, sets, tmp_path):
+    arguments = {"model": models / "policy", "crows_pairs": sets / "crows.csv", "batch_tokens": 64}
+    result = run_bias(tmp_path / "out", "crows_pairs", **arguments, truthfulqa=sets / "truthful.csv")
+    assert [m.name for m in result.metrics] == [
+        "crows_pairs_stereotype", "crows_pairs_stereotype_stereo", "crows_pairs_stereotype_antistereo",
     ]  # fmt: skip
-    assert result.suite == "safety" and result.subject.kind == "language model"
+    other = load(tmp_path / "out" / "truthfulqa")
+    assert [m.name for m in other.metrics] == ["truthfulqa_mc1", "truthfulqa_mc2"] and not (
+        tmp_path / "out" / "results.json"
+    ).exists()
+    # alone or beside another set: one protocol, so that the numbers meet
+    assert run_bias(tmp_path / "alone", "crows_pairs", **arguments).protocol == result.protocol
+    assert result.suite == "bias" and result.subject.kind == "language model"
     assert result.metric("crows_pairs_stereotype").n == 8
     assert any("crows_pairs: 8 items, where the published set has 1508" in note for note in result.notes)
-    rows = read_samples(tmp_path / "out", result.samples)
+    rows = read_samples(tmp_path / "out" / "crows_pairs", result.samples)
     more = [float(r["nats"][0] > r["nats"][1]) for r in rows if r["id"].startswith("crows")]
     assert result.metric("crows_pairs_stereotype").value == pytest.approx(100 * sum(more) / 8)
-    text = (tmp_path / "out" / "samples.jsonl").read_text()
+    text = "".join((tmp_path / "out" / name / "samples.jsonl").read_text() for name in ("crows_pairs", "truthfulqa"))
     assert "She" not in text and "Never" not in text  # numbers alone
 
 
@@ -54,11 +62,11 @@ def test_a_choice_of_items_is_the_same_whatever_the_order(models, sets, tmp_path
     lines = CROWS.strip().split("\n")
     (sets / "turned.csv").write_text("\n".join([lines[0], *lines[:0:-1]]) + "\n")
     found = [
-        run_suite(STAGE, tmp_path / f"out {name}", model=models / "policy", crows_pairs=sets / name, max_items=3)
+        run_bias(tmp_path / f"out {name}", "crows_pairs", model=models / "policy", crows_pairs=sets / name, max_items=3)
         for name in ("crows.csv", "turned.csv")
     ]
     nats = [
-        sorted(tuple(r["nats"]) for r in read_samples(tmp_path / f"out {n}", f.samples))
+        sorted(tuple(r["nats"]) for r in read_samples(tmp_path / f"out {n}" / "crows_pairs", f.samples))
         for n, f in zip(("crows.csv", "turned.csv"), found)
     ]
     assert len(nats[0]) == len(nats[1]) == 3
@@ -74,7 +82,36 @@ def test_config_and_files(models, tmp_path):
         build(STAGE.config, {"model": "m", "bbq": "b", "likelihood": "masked"}, "r.yaml")
     (tmp_path / "broken.jsonl").write_text(json.dumps({"question": "x"}) + "\n")
     with pytest.raises(UserError, match=r"broken\.jsonl: line 1: no field 'context'"):
-        run_suite(STAGE, tmp_path / "out", model=models / "policy", bbq=tmp_path / "broken.jsonl")
+        run_bias(tmp_path / "out", "bbq", model=models / "policy", bbq=tmp_path / "broken.jsonl")
+
+
+def test_a_causal_folder_is_no_masked_model(models, sets, tmp_path):
+    from transformers import AutoTokenizer
+
+    arguments = {"crows_pairs": sets / "crows.csv", "likelihood": "masked"}
+    with pytest.raises(UserError, match="model: .*its tokenizer has no mask token; set likelihood: causal"):
+        run_bias(tmp_path / "a", "crows_pairs", model=models / "policy", **arguments)
+    shutil.copytree(models / "policy", tmp_path / "policy")
+    tokenizer = AutoTokenizer.from_pretrained(models / "policy")
+    tokenizer.add_special_tokens({"mask_token": tokenizer.eos_token})
+    tokenizer.save_pretrained(tmp_path / "policy")
+    with pytest.raises(UserError, match="model: .*could not be loaded as a masked language model"):
+        run_bias(tmp_path / "b", "crows_pairs", model=tmp_path / "policy", **arguments)
+
+
+def test_a_masked_folder_without_its_head_is_refused(tmp_path):
+    import torch
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    BertTokenizerFast(vocab=str(tmp_path / "vocab.txt")).save_pretrained(tmp_path / "bert")
+    config = BertConfig(
+        vocab_size=len(words), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
+    )
+    BertModel(config).save_pretrained(tmp_path / "bert")
+    with pytest.raises(UserError, match="model: .*the weights lack cls.* so this is no trained masked language model"):
+        load_masked("model", str(tmp_path / "bert"), torch.device("cpu"))
 
 
 def test_a_set_that_is_not_there_is_one_sentence():

@@ -218,3 +218,19 @@ def test_near_copies_and_toxicity(completions, tmp_path):
     rows = read_samples(tmp_path / "out", result.samples)
     assert [r.get("near_copied") for r in rows] == [True, False, None, None]
     assert all(0 <= r["toxicity"] <= 1 for r in rows)
+
+
+def test_a_protocol_names_contents_and_not_paths(completions, tmp_path):
+    def protocol(run, word, text):
+        (tmp_path / run).mkdir()
+        (tmp_path / run / "terms.txt").write_text(word)
+        (tmp_path / run / "train.txt").write_text(text)
+        files = {"lexicon": tmp_path / run / "terms.txt", "training_documents": tmp_path / run / "train.txt"}
+        return run_suite(
+            STAGE, tmp_path / run / "out", completions=completions, toxicity=True, **files
+        ).protocol.settings
+
+    one, moved = protocol("a", "darn\n", TRAINING), protocol("b", "darn\n", TRAINING)
+    assert one == moved and len(one["toxicity_scorer"]) == 64 and str(tmp_path) not in json.dumps(one)
+    other = protocol("c", "drat\n", TRAINING + " More.")
+    assert {key for key in one if one[key] != other[key]} == {"lexicon", "training_documents"}

@@ -6,10 +6,11 @@ import torch
 from evaluation import perplexity
 from evaluation.schema import read_samples
 from evaluation.suites.text import STAGE
+from evaluation.suites.text_completions import first_of_each_prompt
 from launch.config import build
 from launch.errors import UserError
 from tests.evaluation import tiny
-from tests.evaluation.rows import write_completions
+from tests.evaluation.rows import completion, write_completions
 from tests.evaluation.suites.conftest import run_suite
 
 TEXTS = ["first held-out text", "second, somewhat longer held-out text. " * 3, "x"]
@@ -153,3 +154,8 @@ def test_mauve_compares_completions_with_references(models, tmp_path):
     bare = write_completions(tmp_path / "bare.jsonl", rows[:5])
     with pytest.raises(UserError, match="has 5 with both; give at least 20"):
         run_suite(STAGE, tmp_path / "b", model=models / "policy", completions=bare, features=models / "reference")
+
+
+def test_mauve_takes_one_completion_of_each_prompt():
+    rows = [completion(prompt=f"p{n // 3}", text=f"t{n}", reference=f"r{n // 3}") for n in range(9)]
+    assert [(r.prompt_text, r.text) for r in first_of_each_prompt(rows)] == [("p0", "t0"), ("p1", "t3"), ("p2", "t6")]
