@@ -135,8 +135,7 @@ def _set_pad_token(field: str, source: str, tokenizer: Any, model: Any) -> None:
         if tokenizer.eos_token_id is None:
             raise UserError(f"{field}: {source}: its tokenizer has neither a pad nor an EOS token; give it a pad token")
         tokenizer.pad_token = tokenizer.eos_token
-    if model.config.get_text_config().pad_token_id is None:
-        model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
 
 
 def load_classifier(field: str, source: str, device: Any, batch_size: int = 32) -> Scorer:

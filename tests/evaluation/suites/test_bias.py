@@ -89,13 +89,13 @@ def test_a_causal_folder_is_no_masked_model(models, sets, tmp_path):
     from transformers import AutoTokenizer
 
     arguments = {"crows_pairs": sets / "crows.csv", "likelihood": "masked"}
-    with pytest.raises(UserError, match="model: .*its tokenizer has no mask token; set likelihood: causal"):
+    with pytest.raises(UserError, match=r"model: .*its tokenizer has no mask token; set likelihood: causal"):
         run_bias(tmp_path / "a", "crows_pairs", model=models / "policy", **arguments)
     shutil.copytree(models / "policy", tmp_path / "policy")
     tokenizer = AutoTokenizer.from_pretrained(models / "policy")
     tokenizer.add_special_tokens({"mask_token": tokenizer.eos_token})
     tokenizer.save_pretrained(tmp_path / "policy")
-    with pytest.raises(UserError, match="model: .*could not be loaded as a masked language model"):
+    with pytest.raises(UserError, match=r"model: .*could not be loaded as a masked language model"):
         run_bias(tmp_path / "b", "crows_pairs", model=tmp_path / "policy", **arguments)
 
 
@@ -110,7 +110,7 @@ def test_a_masked_folder_without_its_head_is_refused(tmp_path):
         vocab_size=len(words), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
     )
     BertModel(config).save_pretrained(tmp_path / "bert")
-    with pytest.raises(UserError, match="model: .*the weights lack cls.* so this is no trained masked language model"):
+    with pytest.raises(UserError, match=r"model: .*the weights lack cls.* so this is no trained masked language model"):
         load_masked("model", str(tmp_path / "bert"), torch.device("cpu"))
 
 

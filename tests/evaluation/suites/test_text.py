@@ -152,7 +152,7 @@ def test_mauve_compares_completions_with_references(models, tmp_path):
     assert 0 < found.value <= 1 and found.n == 24 and found.ci_low < found.ci_high
     assert result.metric("mauve_ceiling").n == 12 and "features of reference" in found.description
     bare = write_completions(tmp_path / "bare.jsonl", rows[:5])
-    with pytest.raises(UserError, match="has 5 with both; give at least 20"):
+    with pytest.raises(UserError, match="has 5 prompts with both; give at least 20"):
         run_suite(STAGE, tmp_path / "b", model=models / "policy", completions=bare, features=models / "reference")
 
 
