@@ -99,10 +99,10 @@ def credit_estimate(
     values, labels = as_vector(credits, "credits"), np.array(subsets, dtype=object)
     variances, degrees, n = [], [], 0
     for name in dict.fromkeys(subsets):
-        inside = np.flatnonzero(labels == name)
-        own = None if prompts is None else [prompts[i] for i in inside]
+        inside = labels == name
+        own = None if prompts is None else [p for p, kept in zip(prompts, inside, strict=True) if kept]
         variance, units = _mean_variance(values[inside], own, level)
-        variances.append((inside.size / values.size) ** 2 * variance)
+        variances.append((int(inside.sum()) / values.size) ** 2 * variance)
         degrees.append(max(1, units - 1))
         n += units
     method = "stratified, Satterthwaite" if prompts is None else "stratified, clustered, Satterthwaite"
