@@ -32,13 +32,13 @@ def _no_better_than_chance() -> bool:
 
 def _bbq(biased: int) -> float:
     """s_DIS of 10 answers that name a group, so many of them biased."""
-    found = bias_score([Answered(False, False, False, n < biased) for n in range(10)])
+    found = bias_score([Answered(False, False, False, n < biased, str(n)) for n in range(10)])
     return math.nan if found is None else found.value
 
 
 def _bbq_ambiguous() -> float:
     """8 biased of 10 named groups, and 10 right 'unknown': (1 - .5) * .6."""
-    answers = [Answered(True, False, False, n < 8) for n in range(10)] + [Answered(True, True, True, False)] * 10
+    answers = [Answered(True, n >= 10, n >= 10, n < 8, str(n)) for n in range(20)]
     found = ambiguous_bias_score(answers)
     return math.nan if found is None else found.value
 

@@ -89,8 +89,9 @@ def load_masked(field: str, source: str, device: torch.device) -> tuple[Any, Any
             f"{field}: {source}: its tokenizer has no mask token; set likelihood: causal, or give a masked model"
         )
     with plain_weights(), named_errors(field, source, "a masked language model") as name:
-        model, missing = load_merged(field, name, AutoModelForMaskedLM)
+        loaded, missing = load_merged(field, name, AutoModelForMaskedLM)
     refuse_missing(field, source, missing, "masked language model", "set likelihood: causal, or give a masked model")
+    model: Any = loaded
     return model.to(device).eval(), tokenizer
 
 
