@@ -127,3 +127,30 @@ def test_bad_input_is_named():
         roc_auc([0, 1], [0.2, np.nan])
     with pytest.raises(UserError, match="one label and one score"):
         roc_auc([0, 1, 1], [0.2, 0.3])
+
+
+def test_detectors_whose_placements_differ_by_the_same_claim_nothing():
+    labels = [0, 0, 0, 1, 1, 1]
+    right, wrong = [0.1, 0.2, 0.3, 0.7, 0.8, 0.9], [0.9, 0.8, 0.7, 0.3, 0.2, 0.1]
+    found = auc_difference(labels, right, wrong)
+    assert (found.estimate.value, found.estimate.low, found.p_value) == (1.0, None, None)
+    assert auc_difference(labels, right, right).p_value == 1.0
+
+
+def test_the_protocol_says_which_key_was_looked_for():
+    from types import SimpleNamespace
+
+    from evaluation.suites.deepfake import DeepfakeConfig
+    from evaluation.suites.deepfake_results import _protocol
+
+    class Images(SimpleNamespace):
+        def __len__(self):
+            return len(self.images)
+
+    real = Images(images=np.zeros((2, 3, 8, 8), dtype=np.uint8), sha256="a" * 64, compression=["PNG"])
+    one, other, none = (
+        _protocol(DeepfakeConfig(output_dir="o", generators={"g": "x"}, watermark=key), real).settings
+        for key in ("mine", "theirs", "")
+    )
+    assert one["watermark_key_sha256"] != other["watermark_key_sha256"] and "watermark_key_sha256" not in none
+    assert "mine" not in str(one)
