@@ -7,6 +7,7 @@ from typing import Any
 
 from data.completions import Completion, align, completions_file, load_completions
 from evaluation.artefacts import describe_author, display_name, provenance_of, write_result
+from evaluation.resolution import resolution_notes
 from evaluation.safety import metrics as safety_metrics
 from evaluation.safety import refusal, refusal_metrics
 from evaluation.safety.before_after import with_differences
@@ -45,7 +46,7 @@ def run(config: SafetyConfig, job: Job) -> dict[str, Any]:
         metrics=metrics,
         slices=refusal_metrics.refusal_slices(findings),
         samples=samples,
-        notes=_notes(config),
+        notes=_notes(config) + resolution_notes(metrics),
         versions=package_versions(),
         hardware=hardware(),
         seconds=time.monotonic() - start,
