@@ -26,6 +26,7 @@ from evaluation.deepfake.metrics import (
 from evaluation.deepfake.perturb import Perturbation
 from evaluation.preferences.accuracy import Calibration, calibration
 from evaluation.statistics import LEVEL, Estimate, bootstrap
+from evaluation.statistics.estimate import no_interval
 from evaluation.statistics.resampling import resampled_counts
 from launch.errors import UserError
 from launch.seeding import numpy_generator, permutation
@@ -190,7 +191,10 @@ def detector_estimates(test: Scored, seed: int, resamples: int = 1000) -> dict[s
         def statistic(labels: np.ndarray, scores: np.ndarray) -> Array:
             return np.array([metric(y, s) for y, s in zip(labels, scores, strict=True)])
 
-        return bootstrap(statistic, test.labels, test.scores, seed=seed, purpose="detector", resamples=resamples)
+        found = bootstrap(statistic, test.labels, test.scores, seed=seed, purpose="detector", resamples=resamples)
+        if found.low == found.high:  # classes that are apart are so in every resample: no proof that they always are
+            return no_interval(found.value, found.n, found.level, "the same on every resample")
+        return found
 
     return {
         "auc": auc_estimate(test),
