@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import time
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
@@ -33,15 +33,17 @@ def environment_of(stage: PlannedStage, jobs: int) -> dict[str, str]:
 def _server() -> ForkServerContext:
     """Starts processes that share what is imported. Ctrl-C is off in all of them: the lifecycle gets it, and asks them.
 
-    In the server itself it would break the import of torch, that is, the first seconds of every lifecycle.
+    In the server itself it would break the import of torch, that is, the first seconds of every lifecycle. The server inherits
+    that the signal is blocked, until it ignores it (follow_parent.py); one that comes meanwhile is for the lifecycle.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    resource_tracker.ensure_running()  # first: it unblocks the signal at its end
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         forkserver.ensure_running()
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     return context
 
 

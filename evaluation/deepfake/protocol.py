@@ -18,6 +18,7 @@ from evaluation.deepfake.detectors.base import Detector, Score
 from evaluation.deepfake.metrics import average_precision, balanced_accuracy, equal_error_rate, true_positive_rate_at
 from evaluation.deepfake.perturb import Perturbation
 from evaluation.statistics import LEVEL, Calibration, Estimate, bootstrap, calibration, roc, roc_auc
+from evaluation.statistics.estimate import no_interval
 from evaluation.statistics.resampling import resampled_counts
 from launch.errors import UserError
 from launch.seeding import numpy_generator, permutation
@@ -182,7 +183,10 @@ def detector_estimates(test: Scored, seed: int, resamples: int = 1000) -> dict[s
         def statistic(labels: np.ndarray, scores: np.ndarray) -> Array:
             return np.array([metric(y, s) for y, s in zip(labels, scores, strict=True)])
 
-        return bootstrap(statistic, test.labels, test.scores, seed=seed, purpose="detector", resamples=resamples)
+        found = bootstrap(statistic, test.labels, test.scores, seed=seed, purpose="detector", resamples=resamples)
+        if found.low == found.high:  # classes that are apart are so in every resample: no proof that they always are
+            return no_interval(found.value, found.n, found.level, "the same on every resample")
+        return found
 
     return {
         "auc": auc_estimate(test),

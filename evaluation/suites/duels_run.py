@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -32,19 +32,13 @@ MODELS = "models"
 def run(config: DuelsConfig, job: Job) -> dict[str, Any]:
     """Write results.json of the judge, models/NAME/results.json of each model, and samples.jsonl of the duels."""
     start = time.monotonic()
-    if config.comparisons:
-        games, subjects = _recorded(config)
-        protocol = _protocol(config, games, None)
-        judge_metrics: list[Metric] = []
-        rows = [vars(game) for game in games]
-    else:
-        games, subjects, protocol, judge_metrics, rows = _judged(config, job)
-    table = standings(games)
+    played = _recorded(config) if config.comparisons else _judged(config, job)
+    table = standings(played.games)
     shared = {"versions": package_versions(), "hardware": hardware(), "seconds": time.monotonic() - start}
-    samples = write_samples(job.output_dir, rows) if job.runtime.is_main else None
+    samples = write_samples(job.output_dir, played.rows) if job.runtime.is_main else None
     if job.runtime.is_main:
-        _write_models(job, table, subjects, protocol, shared)
-    result = _league_result(config, table, protocol, judge_metrics, samples, shared)
+        _write_models(job, table, played, shared)
+    result = _league_result(config, table, played, samples, shared)
     _say(job, table)
     summary = write_result(job, result)
     clear_samples(job)
@@ -54,49 +48,87 @@ def run(config: DuelsConfig, job: Job) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------- duels
 
 
-def _recorded(config: DuelsConfig) -> tuple[list[Game], dict[str, Subject]]:
+@dataclass(frozen=True)
+class Played:
+    """All duels that have an outcome, by whom they were played and judged, and the rows of samples.jsonl."""
+
+    games: list[Game]
+    subjects: dict[str, Subject]
+    protocol: Protocol
+    judge_metrics: list[Metric]
+    rows: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """Two models and what they answered to a prompt."""
+
+    first: str
+    second: str
+    ours: Completion
+    theirs: Completion
+
+    @property
+    def duel(self) -> Duel:
+        """For a judge."""
+        answers = [Answer(row.text, row.finished) for row in (self.ours, self.theirs)]
+        return Duel(self.ours.prompt, *answers)
+
+    def game(self, outcome: float) -> Game:
+        """With its outcome for the first model."""
+        length = float(len(self.ours.text) - len(self.theirs.text))
+        return Game(self.first, self.second, outcome, self.ours.prompt_text, length)
+
+    def row(self, outcome: float, said: Verdict) -> dict[str, Any]:
+        """The row of samples.jsonl: both answers, the outcome (None without a verdict), what the judge said."""
+        return {
+            "id": f"{self.ours.id} {self.first} / {self.second}",
+            "prompt": self.ours.prompt_text,
+            "model": self.first,
+            "completion": self.ours.text,
+            "opponent": self.second,
+            "opponent_completion": self.theirs.text,
+            "outcome": None if np.isnan(outcome) else float(outcome),
+            **said,
+        }
+
+
+def _recorded(config: DuelsConfig) -> Played:
     """The games of a file of comparisons. All that is known of its models is their names."""
-    found = load_comparisons(config.comparisons)
-    games = [Game(c.first, c.second, c.outcome, c.prompt) for c in found]
+    games = [Game(c.first, c.second, c.outcome, c.prompt) for c in load_comparisons(config.comparisons)]
     names = dict.fromkeys(name for game in games for name in (game.first, game.second))
-    return games, {name: Subject(name, "language model", config.comparisons) for name in names}
+    subjects = {name: Subject(name, "language model", config.comparisons) for name in names}
+    return Played(games, subjects, _protocol(config, games, None), [], [vars(game) for game in games])
 
 
-def _judged(
-    config: DuelsConfig, job: Job
-) -> tuple[list[Game], dict[str, Subject], Protocol, list[Metric], list[dict[str, Any]]]:
+def _judged(config: DuelsConfig, job: Job) -> Played:
     """Every pair of models on every prompt before the judge."""
     authors = [describe_author("completions", path) for path in config.completions]
     names = _names(config, authors)
     subjects = {name: replace(author, name=name) for name, author in zip(names, authors, strict=True)}
+    meetings = _meetings(config, names)
+    judge = build_judge(config, job)
+    verdicts, said = judge_duels(job, judge, [m.duel for m in meetings])
+    outcomes = verdicts.outcomes_N.tolist()
+    games = [m.game(outcome) for m, outcome in zip(meetings, outcomes, strict=True) if not np.isnan(outcome)]
+    if not games:
+        raise UserError(
+            f"judge: {judge.name} gave no verdict on any of {len(meetings)} duels; see {job.output_dir}/scored for why"
+        )
+    metrics = verdict_metrics(verdicts, [m.ours.prompt_text for m in meetings])
+    rows = [m.row(outcome, words) for m, outcome, words in zip(meetings, outcomes, said, strict=True)]
+    return Played(games, subjects, _protocol(config, games, judge.record()), metrics, rows)
+
+
+def _meetings(config: DuelsConfig, names: Sequence[str]) -> list[Meeting]:
+    """Every pair of models, or one model with all others, on every prompt that is used."""
     sets = _chosen_prompts(config, [load_completions(path) for path in config.completions])
-    meetings = [
-        (a, b, pair)
+    return [
+        Meeting(a, b, *pair)
         for (a, ours), (b, theirs) in itertools.combinations(zip(names, sets, strict=True), 2)
         if config.against in ("", a, b)
         for pair in align(ours, theirs)
     ]
-    duels = [
-        Duel(one.prompt, Answer(one.text, one.finished), Answer(other.text, other.finished))
-        for _, _, (one, other) in meetings
-    ]
-    judge = build_judge(config, job)
-    verdicts, said = judge_duels(job, judge, duels)
-    outcomes = verdicts.outcomes_N
-    games = [
-        Game(a, b, float(outcome), one.prompt_text, float(len(one.text) - len(other.text)))
-        for (a, b, (one, other)), outcome in zip(meetings, outcomes, strict=True)
-        if not np.isnan(outcome)
-    ]
-    if not games:
-        raise UserError(
-            f"judge: {judge.name} gave no verdict on any of {len(duels)} duels; see {job.output_dir}/scored for why"
-        )
-    rows = [_row(*values) for values in zip(meetings, outcomes, said, strict=True)]
-    metrics = verdict_metrics(
-        verdicts, [duel_prompt for duel_prompt in (one.prompt_text for _, _, (one, _) in meetings)]
-    )
-    return games, subjects, _protocol(config, games, judge.record()), metrics, rows
 
 
 def _names(config: DuelsConfig, authors: Sequence[Subject]) -> list[str]:
@@ -114,21 +146,6 @@ def _chosen_prompts(config: DuelsConfig, sets: list[list[Completion]]) -> list[l
         return sets
     prompts = sorted({row.prompt_text for row in sets[0]}, key=sha256_text)[: config.max_prompts]
     return [[row for row in rows if row.prompt_text in set(prompts)] for rows in sets]
-
-
-def _row(meeting: tuple[str, str, tuple[Completion, Completion]], outcome: float, said: Verdict) -> dict[str, Any]:
-    """The row of samples.jsonl: both answers, the outcome for the first (None without a verdict), what the judge said."""
-    first, second, (ours, theirs) = meeting
-    return {
-        "id": f"{ours.id} {first} / {second}",
-        "prompt": ours.prompt_text,
-        "model": first,
-        "completion": ours.text,
-        "opponent": second,
-        "opponent_completion": theirs.text,
-        "outcome": None if np.isnan(outcome) else float(outcome),
-        **said,
-    }
 
 
 # ---------------------------------------------------------------------------------------------- results
@@ -155,15 +172,12 @@ def _protocol(config: DuelsConfig, games: Sequence[Game], judge: Judge | None) -
     )
 
 
-def _write_models(
-    job: Job, table: Sequence[Standing], subjects: dict[str, Subject], protocol: Protocol, shared: dict[str, Any]
-) -> None:
+def _write_models(job: Job, table: Sequence[Standing], played: Played, shared: dict[str, Any]) -> None:
     """One result for each model, so that a report puts them into one table."""
     for number, standing in enumerate(table):
-        notes = _notes(subjects[standing.name], protocol)
-        result = EvaluationResult(
-            "duels", subjects[standing.name], protocol, standing.metrics, standing.slices, notes=notes, **shared
-        )
+        subject, protocol = played.subjects[standing.name], played.protocol
+        notes = _notes(subject, protocol)
+        result = EvaluationResult("duels", subject, protocol, standing.metrics, standing.slices, notes=notes, **shared)
         folder = job.output_dir / MODELS / f"{number + 1:02d}-{_safe(standing.name)}"
         folder.mkdir(parents=True, exist_ok=True)
         result.save(folder)
@@ -183,13 +197,12 @@ def _notes(subject: Subject, protocol: Protocol) -> list[str]:
 def _league_result(
     config: DuelsConfig,
     table: Sequence[Standing],
-    protocol: Protocol,
-    judge_metrics: Sequence[Metric],
+    played: Played,
     samples: Samples | None,
     shared: dict[str, Any],
 ) -> EvaluationResult:
     """The result of the league itself, whose subject is its judge: Elo of every model, and how well it judges."""
-    judge = protocol.judge
+    protocol, judge = played.protocol, played.protocol.judge
     source = config.comparisons or config.judge or config.annotations
     subject = Subject(
         judge.path if judge else "recorded comparisons",
@@ -198,7 +211,7 @@ def _league_result(
         judge.sha256 if judge else protocol.dataset_sha256,
     )
     elos = [replace(s.metrics[0], name=f"elo/{s.name}", higher_is_better=None) for s in table]
-    return EvaluationResult("duels", subject, protocol, [*elos, *judge_metrics], samples=samples, **shared)
+    return EvaluationResult("duels", subject, protocol, [*elos, *played.judge_metrics], samples=samples, **shared)
 
 
 def _say(job: Job, table: Sequence[Standing]) -> None:

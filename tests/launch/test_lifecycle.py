@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from launch import lifecycle
+from launch import lifecycle, stage_process
 from launch.cli import COMMANDS
 from launch.config import load_config, read_yaml
 from launch.errors import UserError
@@ -227,6 +227,18 @@ def test_an_interrupt_while_the_libraries_are_imported_is_no_traceback(tmp_path)
     said = last_words(process)
     assert process.returncode == 130 and "Ctrl-C again ends everything" in said, said
     assert said.splitlines()[-1] == "alignkit: stopped as asked; run the same command again to resume", said
+
+
+def test_an_interrupt_at_the_very_start_of_the_server_is_not_lost(monkeypatch):
+    came = []
+    monkeypatch.setattr(stage_process.forkserver, "ensure_running", lambda: os.kill(os.getpid(), signal.SIGINT))
+    before = signal.signal(signal.SIGINT, lambda *_: came.append(signal.getsignal(signal.SIGINT)))
+    try:
+        ours = signal.getsignal(signal.SIGINT)
+        stage_process._server()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert came == [ours] and signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, set())
 
 
 def test_a_second_interrupt_ends_a_lifecycle_and_its_stages_at_once(tmp_path):

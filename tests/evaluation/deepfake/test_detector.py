@@ -106,6 +106,8 @@ def test_estimates_of_a_perfect_and_of_a_blind_detector():
         "accuracy_frozen": 1.0,
     }
     assert perfect["auc"].low < 1 and perfect["accuracy_frozen"].low < 1
+    for name in ("ap", "eer", "tpr_at_1pct_fpr"):  # a resample of classes that are apart says nothing of others
+        assert perfect[name].low is None and perfect[name].method == "none (the same on every resample)"
     blind = detector_estimates(Scored(labels, np.random.default_rng(0).random(80)), seed=0, resamples=200)
     assert blind["auc"].low < 0.5 < blind["auc"].high and blind["eer"].low < 0.5 < blind["eer"].high
     assert all(e.low <= e.value <= e.high for e in blind.values())
