@@ -178,7 +178,7 @@ def instances(result: EvaluationResult, rows: Sequence[Row]) -> Iterator[str]:
     """A line for each row with an answer whose rightness is known, as that schema asks; others are left out."""
     names = item_keys(rows)
     for (item, turn), row in zip(names, rows, strict=True):
-        wrong, text = is_wrong(row), first_text(row, TEXT_FIELDS)
+        wrong, text = is_wrong(result.suite, row), first_text(row, TEXT_FIELDS)
         if wrong is None or not text:
             continue
         digest = sha256_text(encodable(canonical_json(row)))
