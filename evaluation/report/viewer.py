@@ -137,7 +137,11 @@ def _own_text(suite: str, row: Row) -> str:
     first = row.get("model", "the first answer")
     second = row.get("opponent", "the second answer")
     outcome = row.get("outcome")
-    return "no verdict" if outcome is None else {1.0: f"{first} is better", 0.0: f"{second} is better"}.get(outcome, "a tie")
+    return (
+        "no verdict"
+        if outcome is None
+        else {1.0: f"{first} is better", 0.0: f"{second} is better"}.get(outcome, "a tie")
+    )
 
 
 def first_text(row: Row, names: Sequence[str]) -> str:

@@ -12,16 +12,16 @@ import numpy as np
 
 from data.comparisons import load_comparisons
 from data.completions import Completion, align, completions_file, load_completions
-from evaluation.artefacts import describe_author, made_from, provenance_of, write_result
+from evaluation.artefacts import describe_author, provenance_of, trained_against, write_result
 from evaluation.judges.ask import build_judge, judge_duels
 from evaluation.judges.duels import Answer, Duel, Verdict
 from evaluation.preferences.judging import verdict_metrics
-from evaluation.preferences.league import FIELD, Game, Standing, standings
+from evaluation.preferences.league import FIELD, Game, Standing, check_league, standings
 from evaluation.sample_log import clear_samples
 from evaluation.schema import EvaluationResult, Judge, Metric, Protocol, Samples, Subject, write_samples
 from evaluation.suites.duels import DuelsConfig
 from launch.errors import UserError, nearest
-from launch.files import sha256_file, sha256_text
+from launch.files import folder_name, sha256_file, sha256_text
 from launch.provenance import fingerprint_input, hardware, package_versions
 from launch.stage import Job
 
@@ -76,6 +76,7 @@ def _judged(
         if config.against in ("", a, b)
         for pair in align(ours, theirs)
     ]
+    check_league(len(names), [one.prompt_text for _, _, (one, _) in meetings])
     duels = [
         Duel(one.prompt, Answer(one.text, one.finished), Answer(other.text, other.finished))
         for _, _, (one, other) in meetings
@@ -160,24 +161,13 @@ def _write_models(
 ) -> None:
     """One result for each model, so that a report puts them into one table."""
     for number, standing in enumerate(table):
-        notes = _notes(subjects[standing.name], protocol)
+        notes = trained_against(subjects[standing.name], protocol.judge)
         result = EvaluationResult(
             "duels", subjects[standing.name], protocol, standing.metrics, standing.slices, notes=notes, **shared
         )
-        folder = job.output_dir / MODELS / f"{number + 1:02d}-{_safe(standing.name)}"
+        folder = job.output_dir / MODELS / f"{number + 1:02d}-{folder_name(standing.name)}"
         folder.mkdir(parents=True, exist_ok=True)
         result.save(folder)
-
-
-def _safe(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_." else "_" for c in name)[:80]
-
-
-def _notes(subject: Subject, protocol: Protocol) -> list[str]:
-    """A judge that the policy was trained against is no referee: say so."""
-    if protocol.judge and subject.path and made_from(subject.path, protocol.judge.sha256):
-        return [f"{subject.name} was trained against this judge; let one judge that it never saw."]
-    return []
 
 
 def _league_result(

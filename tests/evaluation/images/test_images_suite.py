@@ -12,11 +12,12 @@ from data.images import load_images
 from evaluation.images.extractors.classifier import TRAINED_ON
 from evaluation.images.grid import image_grid
 from evaluation.schema import load, read_samples
-from evaluation.suites.images import PIXELS, REAL, STAGE, ImagesConfig, folder_name
+from evaluation.suites.images import PIXELS, REAL, STAGE, ImagesConfig
 from evaluation.suites.images_sets import independent_pixels, is_model, load_sets
 from generative.train import TrainConfig
 from launch.config import build
 from launch.errors import UserError
+from launch.files import folder_name
 from tests.evaluation.images.conftest import one_rank
 from tests.forked import run_forked
 from tests.generative.tiny import train
