@@ -266,3 +266,4 @@ def test_grid_places_images_by_rows():
 
 def test_folder_names_are_safe():
     assert folder_name("../a b/ü") == "a-b" and folder_name("///") == "unnamed"
+    assert len(folder_name("x" * 500)) == 80

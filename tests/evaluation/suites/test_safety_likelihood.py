@@ -1,6 +1,7 @@
 """`evaluate bias`: sets by path, through the suite, on a tiny model; mistakes in one sentence."""
 
 import json
+from dataclasses import fields
 
 import pytest
 
@@ -85,4 +86,12 @@ def test_a_set_that_is_not_there_is_one_sentence():
         UserError, match=r"stereoset: /no/dev.json: no such file or folder; .*dev\.json .*Nadeem.*hub:McGill"
     ):
         check_sources({"stereoset": "/no/dev.json"})
-    assert {"xstest", "harmbench", "bbq", "realtoxicityprompts"} <= set(public_sets())
+    assert {"xstest", "harmbench", "bbq"} <= set(public_sets())
+
+
+def test_every_public_set_that_is_listed_is_read_by_a_command():
+    from evaluation.safety.public_sets import public_sets
+    from evaluation.suites.safety_prompts import SafetyPromptsConfig
+
+    read = {"prompts": SafetyPromptsConfig, "likelihood": STAGE.config}
+    assert [n for n, s in public_sets().items() if n not in {f.name for f in fields(read[s.use])}] == []
