@@ -64,7 +64,7 @@ def parts_of(result: EvaluationResult) -> list[EvaluationResult]:
 
 def rows_of_part(part: EvaluationResult, rows: Sequence[Row]) -> Sequence[Row]:
     """The rows of one of lm-eval's tasks, or those of no task."""
-    dataset = part.protocol.dataset
+    dataset = str(part.metrics[0].extra.get("dataset", ""))
     task = dataset.removeprefix(OF_LM_EVAL) if dataset.startswith(OF_LM_EVAL) else None
     return [row for row in rows if row.get("task") == task] if any(row.get("kind") == "task" for row in rows) else rows
 
