@@ -30,8 +30,7 @@ from evaluation.deepfake.watermark import detect_watermark, embed_watermark
 from evaluation.schema import EvaluationResult, Metric, load
 from evaluation.statistics import proportion
 from evaluation.suites.deepfake import TREATMENTS
-from evaluation.suites.images import folder_name
-from launch.files import read_json, write_json
+from launch.files import folder_name, read_json, write_json
 from launch.provenance import code_version, hardware, package_versions
 
 DETECTORS = ("spectral", "network", "reconstruction")

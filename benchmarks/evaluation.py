@@ -21,7 +21,7 @@ from benchmarks.common import RESULTS
 from launch.files import read_json, write_json
 from launch.provenance import code_version, hardware, package_versions
 
-PARTS = ("images", "digits")
+PARTS = ("images", "digits", "language")
 
 
 def run_comparison(part: str, name: str, compare: Any, quick: bool) -> dict[str, Any]:

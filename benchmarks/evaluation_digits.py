@@ -17,7 +17,8 @@ from benchmarks.common import DATA, alignkit
 from benchmarks.image_data import TEST_DIGITS, images_by_generator, save_images
 from data.images import load_images
 from evaluation.schema import load
-from evaluation.suites.images import PIXELS, REAL, folder_name
+from evaluation.suites.images import PIXELS, REAL
+from launch.files import folder_name
 
 METRICS = ("fd", "extrapolated_fd", "md", "precision", "coverage")
 SHOWN = ("value", "ci_low", "ci_high", "ci_method")

@@ -20,8 +20,8 @@ from typing import Any
 import torch
 
 from benchmarks.common import RESULTS, alignkit
-from evaluation.suites.images import PIXELS, REAL, folder_name
-from launch.files import read_json, write_json
+from evaluation.suites.images import PIXELS, REAL
+from launch.files import folder_name, read_json, write_json
 
 KINDS = ("vae", "gan", "diffusion")
 YARDSTICKS = (REAL, PIXELS)

@@ -25,7 +25,7 @@ from evaluation.schema import EvaluationResult, Judge, Protocol, Subject, metric
 from evaluation.statistics import win_rate
 from evaluation.suites.report import STAGE, ReportConfig
 from launch.files import write_json
-from launch.provenance import hardware, package_versions
+from launch.provenance import code_version, hardware, package_versions
 from launch.seeding import numpy_generator
 
 WORDS = [
@@ -144,6 +144,7 @@ def main() -> None:
     record = {
         "benchmark": "report",
         "command": f"python -m benchmarks.report --samples {options.samples} --runs {options.runs}",
+        "code": code_version(),
         "samples": options.samples,
         "models": 3,
         "page_mib": round(size / 2**20, 1),

@@ -9,13 +9,14 @@ and removals. Two reward models that are trained on the halves share no prompt.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from data.records import Document, Pair, Preference, Turns, normalise, plain_text
 from launch.errors import UserError, nearest
 
 T = TypeVar("T", bound=Document | Pair | Preference | Mapping[str, Any] | Turns)
+U = TypeVar("U")
 EVAL_SHARE = 0.1
 # Changed on purpose in November 2026 (from "alignkit-eval" and "alignkit-half"): the demo's settings were chosen while
 # looking at results on the old split, and are to be confirmed on one that nobody has looked at.
@@ -28,6 +29,14 @@ def hash_position(text: str, salt: str) -> float:
     """A number in [0, 1) that depends on the normalised text and the salt: BLAKE2b, 64 bits of which 53 are used."""
     digest = hashlib.blake2b(f"{salt}\0{normalise(text)}".encode(), digest_size=8).digest()
     return (int.from_bytes(digest, "big") >> 11) / 2**53
+
+
+def lowest_hashes(items: Sequence[U], text: Callable[[U], str], n: int | None, salt: str) -> list[U]:
+    """The n items whose texts have the lowest hash, in their order; all of them for None. The same whatever the order."""
+    if n is None or len(items) <= n:
+        return list(items)
+    ranked = sorted(range(len(items)), key=lambda i: (hash_position(text(items[i]), salt), i))
+    return [items[i] for i in sorted(ranked[:n])]
 
 
 def split_key(item: T) -> str:

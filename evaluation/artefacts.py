@@ -84,6 +84,16 @@ def made_from(source: str, sha256: str) -> bool:
     return any(entry["sha256"] == sha256 for name, entry in inputs.items() if name != "eval_data")
 
 
+def trained_against(subject: Subject, judge: Judge | None) -> list[str]:
+    """The note that a judge which the policy was trained against is no referee; nothing otherwise."""
+    if judge is None or not subject.path or not made_from(subject.path, judge.sha256):
+        return []
+    return [
+        f"{subject.name} was trained against this judge, so the numbers show what it learned to please, not what is "
+        "better: let one judge that it never saw."
+    ]
+
+
 def display_name(source: str) -> str:
     """The last part of a path or hub name; for a file, its folder's. A folder inside of a run is named by the run: `ppo best`."""
     path = Path(source.removeprefix("hub:").split("::")[0])

@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import time
 import uuid
 from collections.abc import Iterator
@@ -187,6 +188,11 @@ def read_jsonl_log(path: str | Path) -> list[dict[str, Any]]:
             if number < len(lines) - 1:
                 raise UserError(f"{path}: line {number + 1} is not JSON; restore the log or remove that line") from None
     return rows
+
+
+def folder_name(name: str) -> str:
+    """A display name as the name of a folder."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:80] or "unnamed"
 
 
 def make_folder(field: str, folder: Path) -> None:

@@ -1,1 +1,1 @@
-"""Telling generated images from real ones: scores, spectral features, a linear detector and its protocol."""
+"""Telling generated images from real ones: detectors, their protocol and treatments, files, watermark, credentials."""

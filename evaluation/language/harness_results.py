@@ -22,6 +22,10 @@ RATIOS = {"word_perplexity": math.e, "byte_perplexity": math.e, "bits_per_byte":
 """lm-eval's metrics of (log-likelihood, units) pairs -> base of the exponential; bits have none."""
 
 
+RIGHT = ("acc", "exact_match")
+"""lm-eval's metrics that say whether an answer is right; the first that a task has is `acc` of its rows."""
+
+
 def task_metrics(results: dict[str, Any], level: float = LEVEL) -> list[Metric]:
     """One metric `task/metric` (`task/metric,filter` for filters other than none) for each number of each task and group."""
     found = []
@@ -40,7 +44,7 @@ def _metric(results: dict[str, Any], task: str, name: str, chosen: str, value: f
     samples = [s for s in results.get("samples", {}).get(task, []) if s["filter"] == chosen and name in s]
     count = int(results["results"][task].get("sample_len", len(samples)) or len(samples))
     entry = metric(
-        f"{task}/{name}" if chosen == "none" else f"{task}/{name},{chosen}",
+        metric_name(task, name, chosen),
         estimate(name, [s[name] for s in samples], value, own, count, level) if math.isfinite(value) else None,
         f"{name} of lm-evaluation-harness's task {task}",
         higher_is_better=results.get("higher_is_better", {}).get(task, {}).get(name),
@@ -92,6 +96,8 @@ def task_rows(results: dict[str, Any]) -> list[dict[str, Any]]:
 def _row(task: str, sample: dict[str, Any]) -> dict[str, Any]:
     arguments = [list(a) for a in sample["arguments"]]
     choices = [a[1] for a in arguments if len(a) > 1 and isinstance(a[1], str)]
+    values = {name: sample[name] for name in sample["metrics"]}
+    right = next((values[name] for name in RIGHT if _is_number(values.get(name))), None)
     return {
         "kind": "task",
         "task": task,
@@ -100,10 +106,45 @@ def _row(task: str, sample: dict[str, Any]) -> dict[str, Any]:
         "prompt": arguments[0][0],
         "choices": choices,
         "target": _plain(sample["target"]),
+        "response": _response(arguments, sample["filtered_resps"]),
         "responses": _plain(sample["filtered_resps"]),
-        "metrics": {name: _plain(sample[name]) for name in sample["metrics"]},
+        "scores": {
+            metric_name(task, name, sample["filter"]): float(value)
+            for name, value in values.items()
+            if _is_number(value)
+        },
+        **({} if right is None else {"acc": float(right)}),
+        "metrics": {name: _plain(value) for name, value in values.items()},
         **{key: sample[key] for key in ("doc_hash", "prompt_hash", "target_hash")},
     }
+
+
+def metric_name(task: str, name: str, chosen: str) -> str:
+    """`TASK/METRIC`, and `TASK/METRIC,FILTER` of a filter."""
+    return f"{task}/{name}" if chosen == "none" else f"{task}/{name},{chosen}"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.number | bool) and math.isfinite(value)
+
+
+def _response(arguments: Sequence[Sequence[Any]], answers: Sequence[Any]) -> str:
+    """What the model answered, as text: what it wrote, or the likeliest choice; empty where it chose nothing.
+
+    Choices that are told apart by their context (Winogrande's) are shown with it. The requests without a context that
+    acc_mutual_info adds are no choices.
+    """
+    if answers and isinstance(answers[0], str):
+        return answers[0]
+    scored = [
+        (float(answer[0] if isinstance(answer, list | tuple) else answer), argument)
+        for argument, answer in zip(arguments, answers, strict=False)
+        if len(argument) > 1 and isinstance(argument[1], str) and (argument[0] or not arguments[0][0])
+    ]
+    if len(scored) < 2:
+        return ""
+    context, choice = max(scored, key=lambda pair: pair[0])[1][:2]
+    return str(choice) if all(argument[0] == context for _, argument in scored) else f"{context}{choice}"
 
 
 def _plain(value: Any) -> Any:

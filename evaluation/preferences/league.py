@@ -15,11 +15,11 @@ from evaluation.statistics import (
     Estimate,
     fit_bradley_terry,
     groups_from_relation,
-    mcnemar_exact,
     rank_intervals,
     repeated,
     win_rate,
 )
+from evaluation.statistics.bradley_terry import check_clusters
 
 FIELD = "the mean of these models"
 
@@ -57,6 +57,12 @@ def fit_league(games: Sequence[Game]) -> BradleyTerry:
     clusters = repeated(prompts) if all(prompts) else None
     first, second = [g.first for g in games], [g.second for g in games]
     return fit_bradley_terry(first, second, [g.outcome for g in games], clusters)
+
+
+def check_league(models: int, prompts: Sequence[str]) -> None:
+    """UserError, before anything is judged, for prompts that repeat and are too few for so many models."""
+    if repeated(list(prompts)) is not None:
+        check_clusters(len(set(prompts)), models)
 
 
 def standings(games: Sequence[Game]) -> list[Standing]:
@@ -128,7 +134,6 @@ def pair_metrics(fit: BradleyTerry, games: Sequence[Game]) -> list[Metric]:
             higher_is_better=True,
             unit="share",
             baseline=opponent,
-            sign_test=mcnemar_exact(int((won == 1).sum()), int((won == 0).sum())),
         ),
         metric(
             "win_probability",

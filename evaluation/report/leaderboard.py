@@ -1,7 +1,8 @@
 """A leaderboard: evaluation results in, rows, columns and significance groups out. Pure.
 
 A column is one metric under one protocol: the same name under two protocols gives two columns, never one. Within a
-column entries whose intervals overlap share a rank; an entry without an interval has none.
+column entries whose intervals overlap share a rank; an entry without an interval has none. Where a suite tested its
+entries against each other itself (a league), the ranks are those that it found.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ class Cell:
     rank: int | None = None
     tied: bool = False
     ranks: RankInterval | None = None
-    """The ranks that it may truly have, from intervals that do not overlap."""
+    """The ranks that it may truly have, from the suite's own tests or from intervals that do not overlap."""
     source: int = 0
     """The place of its result among those that the leaderboard was made of."""
 
@@ -260,8 +261,12 @@ def _column(key: str, pairs: list[tuple[EvaluationResult, Metric]]) -> Column:
 
 
 def _rank(column: Column, rows: list[Row]) -> None:
-    """Fill in the ranks of a column, in place."""
+    """Fill in the ranks of a column, in place: those that its suite found, else those of the intervals."""
     if column.higher_is_better is None:
+        return
+    measured = [row for row in rows if column.key in row.cells]
+    if len(measured) > 1 and all(tested(row.cells[column.key].metric) for row in measured):
+        _take_ranks(column, measured)
         return
     ranked = [r for r in rows if column.key in r.cells and r.cells[column.key].metric.ci_low is not None]
     if len(ranked) < 2:
@@ -273,6 +278,20 @@ def _rank(column: Column, rows: list[Row]) -> None:
     possible = rank_intervals(better_by_intervals(lows, highs, column.higher_is_better))
     for row, rank, ranks in zip(ranked, groups, possible, strict=True):
         row.cells[column.key] = replace(row.cells[column.key], rank=rank, tied=groups.count(rank) > 1, ranks=ranks)
+
+
+def tested(entry: Metric) -> bool:
+    """Whether the suite that made a number ranked it by tests of its own; these see more than intervals do."""
+    return {"rank_best", "rank_worst", "group"} <= set(entry.extra)
+
+
+def _take_ranks(column: Column, rows: list[Row]) -> None:
+    extras = [row.cells[column.key].metric.extra for row in rows]
+    groups = [extra["group"] for extra in extras]
+    for row, extra in zip(rows, extras, strict=True):
+        ranks = RankInterval(extra["rank_best"], extra["rank_worst"])
+        tied = groups.count(extra["group"]) > 1
+        row.cells[column.key] = replace(row.cells[column.key], rank=extra["group"], tied=tied, ranks=ranks)
 
 
 def leaderboards(results: Sequence[EvaluationResult]) -> list[Leaderboard]:

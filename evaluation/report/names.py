@@ -10,17 +10,31 @@ HEADLINE: dict[str, str] = {
     r"win_rate": "Win rate",
     r"win_rate_length_controlled": "Win rate, length-controlled",
     r"win_rate_against_reference": "Win rate against people",
+    r"elo": "Elo",
+    r"league_win_rate": "Win rate in the league",
+    r"best_of_\d+": "",
+    r"agreement": "Agreement with people",
+    r"cohen_kappa": "Agreement beyond chance",
+    r"consistency": "Consistency",
+    r"position_bias": "Position bias",
     r"kl_k1": "KL to the reference",
     r"accuracy": "Accuracy",
+    r"rewardbench": "RewardBench",
+    r"mean_of_subsets": "Mean of subsets",
+    r"best_of_candidates": "Best of candidates",
     r"pairwise_loss": "Pairwise loss",
     r"calibration_error": "Calibration error",
     r"baseline_longest": "Accuracy by length alone",
     r"fid@\d+": "FID",
     r"fd_\w+@\d+": "Fréchet distance",
+    r"extrapolated_\w+@\d+": "Fréchet distance, extrapolated",
     r"is(_\w+)?@\d+": "Inception Score",
     r"(kid|kd_\w+)@\d+": "Kernel distance",
-    r"precision_\w+@\d+": "Precision",
-    r"recall_\w+@\d+": "Recall",
+    r"(md_\w+|mind)@\d+": "Monge distance",
+    r"cmmd(_\w+)?@\d+": "CMMD",
+    r"precision(_\w+)?@\d+": "Precision",
+    r"recall(_\w+)?@\d+": "Recall",
+    r"coverage(_\w+)?@\d+": "Coverage",
     r"auc": "Detector AUC",
     r"accuracy_frozen": "Detector accuracy",
     r"auc_control": "AUC, real against real",
@@ -28,6 +42,8 @@ HEADLINE: dict[str, str] = {
     r"auc_other_generators": "AUC, other generators",
     r"bits_per_byte": "Bits per byte",
     r"perplexity(_token)?": "Perplexity",
+    r"(?!elo/|rewardbench/)[^/]+/[^/]+": "",
+    r"mauve": "MAUVE",
     r"mean_length": "Mean length",
     r"unsafe_compliance_rate": "Unsafe compliance",
     r"over_refusal_rate": "Over-refusal",
@@ -36,11 +52,17 @@ HEADLINE: dict[str, str] = {
     r"lexicon_rate": "Listed terms",
     r"degenerate_rate": "Degenerate",
     r"expected_max_toxicity@\d+": "Toxicity, worst sample",
+    r"truthfulqa_mc1": "TruthfulQA MC1",
     r"truthfulqa_mc2": "TruthfulQA MC2",
     r"crows_pairs_stereotype": "CrowS-Pairs",
+    r"stereoset_icat": "StereoSet ICAT",
+    r"stereoset_ss": "StereoSet stereotypes",
+    r"winogender_gender_gap": "Winogender gap",
     r"bbq_bias_ambiguous": "BBQ bias",
     r"sycophancy_flip_rate": "Sycophancy",
+    r"sycophancy_rate": "Agrees with the user",
 }
+"""An empty title: the metric's own name, as of lm-eval's TASK/METRIC."""
 _PATTERNS = [re.compile(pattern) for pattern in HEADLINE]
 
 
@@ -52,7 +74,7 @@ def title_of(name: str) -> str:
     """A title for people: `Fréchet distance` of `fd_digits@900`, which stays beside it as the exact name."""
     index = _match(name)
     title = list(HEADLINE.values())[index] if index is not None else ""
-    return title or (name[:1].upper() + name[1:]).replace("_", " ")
+    return title or (name if "/" in name else (name[:1].upper() + name[1:]).replace("_", " "))
 
 
 def is_headline(name: str) -> bool:

@@ -28,7 +28,7 @@ def print_leaderboard(
             console.print(Text(visible(view.sentence)))
         console.print(_table(view))
     if boards:
-        note = "In brackets 95 % intervals. (1=): rank of a group of entries whose intervals overlap."
+        note = "In brackets 95 % intervals. (1=): rank of a group of entries that are not told apart."
         console.print(Text(note, style="dim"))
     for line in warnings:
         console.print(Text(f"! {visible(line)}", style="yellow"))

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, replace
 from markupsafe import Markup
 
 from evaluation.report.charts import Scale, whisker
-from evaluation.report.leaderboard import Column, Leaderboard, Row
+from evaluation.report.leaderboard import Column, Leaderboard, Row, tested
 from evaluation.report.paired import PairedBoard
-from evaluation.report.text import format_interval, format_number, format_p
+from evaluation.report.text import format_interval, format_number
 from evaluation.schema import Metric
 from evaluation.statistics import RankInterval
 
@@ -208,17 +208,15 @@ def interval_text(entry: Metric, scale: int, decimals: int) -> str:
 
 
 def _change(entry: Metric, scale: int, decimals: int) -> str:
-    """The paired difference from the baseline, when one was computed."""
+    """The paired difference from the baseline, when one was computed.
+
+    Its p-value stands in the table of comparisons alone, where it is corrected for their number.
+    """
     found = entry.comparison
     if found is None:
         return ""
     sign = "+" if found.difference > 0 else ""
-    text = f"{sign}{format_number(found.difference * scale, decimals)} vs {found.baseline}"
-    return text if found.p_value is None else f"{text}, p {_with_equals(format_p(found.p_value))}"
-
-
-def _with_equals(p: str) -> str:
-    return p if p.startswith("<") else f"= {p}"
+    return f"{sign}{format_number(found.difference * scale, decimals)} vs {found.baseline}"
 
 
 def figure_of(board: Leaderboard, column: Column, colors: dict[str, int]) -> Figure | None:
@@ -263,7 +261,9 @@ def sentence(board: Leaderboard) -> str:
         return f"{best[0].name} leads on {metric}: {figure(best[0])}."
     if best:
         named = listed([f"{row.name} {figure(row)}" for row in best])
-        return f"{listed([row.name for row in best])} are tied on {metric}, since their intervals overlap: {named}."
+        by_tests = all(tested(row.cells[column.key].metric) for row in best)
+        why = "since no test tells them apart" if by_tests else "since their intervals overlap"
+        return f"{listed([row.name for row in best])} are tied on {metric}, {why}: {named}."
     if ranked:
         return (
             f"{column.title}{metric.removeprefix(inside_sentence(column.title))}: "

@@ -1,1 +1,1 @@
-"""Safety checks of completions that run offline: copied training text, personal data, lexicons, refusals."""
+"""Safety checks that run offline: refusals and attacks, toxicity, copies, personal data, bias and truthfulness sets."""

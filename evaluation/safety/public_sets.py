@@ -16,7 +16,7 @@ SETS_FILE = Path(__file__).parent / "files" / "public_sets.json"
 
 @dataclass(frozen=True)
 class PublicSet:
-    """What a set is for, its usual file, its number of rows, its licence, its hub name ("" for none), its authors."""
+    """What a set is for, its usual file, the items read of all of it, its licence, its hub name ("" for none), its authors."""
 
     use: Literal["prompts", "likelihood"]
     file: str
@@ -46,6 +46,9 @@ def check_sources(sources: dict[str, str]) -> None:
 
 
 def size_note(name: str, found: int) -> str:
-    """A caveat where a set has another number of items than its authors published; "" where it has that number."""
+    """A caveat where another number of items was read than the published set has; "" where it is that number.
+
+    Items and not rows: half of Winogender's rows have no second person and are none.
+    """
     usual = public_sets()[name].items
-    return "" if found == usual else f"{name}: {found} items, where the published set has {usual} rows."
+    return "" if found == usual else f"{name}: {found} items, where the published set has {usual}."

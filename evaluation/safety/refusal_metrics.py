@@ -29,9 +29,14 @@ def refusal_metrics(findings: Sequence[Finding], quality: DetectorQuality | None
     return metrics
 
 
+def answers(refusal: object, degenerate: object) -> bool:
+    """The one rule of what complies: neither a refusal nor a degenerate answer."""
+    return not refusal and not degenerate
+
+
 def complied(finding: Finding) -> bool:
     """Whether a prompt was neither refused nor answered with nothing, as detected."""
-    return not finding.refusal and not finding.degenerate
+    return answers(finding.refusal, finding.degenerate)
 
 
 def _over_refusal(safe: Sequence[Finding], quality: DetectorQuality | None) -> Metric:

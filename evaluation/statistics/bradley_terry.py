@@ -182,6 +182,15 @@ def check_connected(wins_MM: Array, names: Sequence[str], penalty: Penalty = "fi
     )
 
 
+def check_clusters(groups: int, models: int) -> None:
+    """UserError where clusters are too few for their scatter to tell of the error of so many strengths."""
+    if groups < CLUSTERS_PER_MODEL * models:
+        raise UserError(
+            f"Bradley-Terry: {groups} clusters of duels for {models} models are too few to know how they vary; "
+            f"judge at least {CLUSTERS_PER_MODEL * models} prompts"
+        )
+
+
 def _contrasts(models: int) -> Array:
     """An orthonormal basis (M, M - 1) of the vectors with sum zero (Helmert)."""
     basis = np.zeros((models, models - 1))
@@ -195,11 +204,7 @@ def _clustered(found: BradleyTerry, pair_D2: Array, y: Array, clusters: Sequence
     """The fit with the sandwich in place of the model's covariance, where that is larger, and n in clusters."""
     labels = list(clusters)
     groups, models = len(set(labels)), len(found.names)
-    if groups < CLUSTERS_PER_MODEL * models:
-        raise UserError(
-            f"Bradley-Terry: {groups} clusters of duels for {models} models are too few to know how they vary; "
-            f"judge at least {CLUSTERS_PER_MODEL * models} prompts"
-        )
+    check_clusters(groups, models)
     basis = _contrasts(models)
     design = basis[pair_D2[:, 0]] - basis[pair_D2[:, 1]]
     inner = basis.T @ found.covariance_MM @ basis

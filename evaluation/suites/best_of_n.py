@@ -9,7 +9,7 @@ import numpy as np
 
 from data.completions import Completion, completions_file, load_completions
 from data.records import Turns
-from evaluation.artefacts import describe_author, describe_judge, made_from, provenance_of, write_result
+from evaluation.artefacts import describe_author, describe_judge, provenance_of, trained_against, write_result
 from evaluation.preferences.reward_metrics import best_of_n_metrics
 from evaluation.sample_log import clear_samples
 from evaluation.schema import EvaluationResult, Protocol, Subject, write_samples
@@ -87,6 +87,4 @@ def _notes(config: RewardEvaluationConfig, subject: Subject) -> list[str]:
         notes.append(
             "The judge chose the samples that it was then asked about: the curve can only rise. Give --proxy the model that is to choose."
         )
-    if made_from(subject.path, describe_judge("judge", config.judge).sha256):
-        notes.append(f"{subject.name} was trained against this judge; let one judge that it never saw.")
-    return notes
+    return notes + trained_against(subject, describe_judge("judge", config.judge))

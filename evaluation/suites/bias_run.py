@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForMaskedLM
 
-from data.named_splits import hash_position
+from data.named_splits import lowest_hashes
 from evaluation.artefacts import describe_subject, load_language_model, write_result
 from evaluation.loading import load_merged, named_errors, read_tokenizer, refuse_missing
 from evaluation.safety.choices import Item, Score, Scores, causal_scores, item_length, pseudo_scores
@@ -65,11 +65,11 @@ def run(config: BiasConfig, job: Job) -> dict[str, Any]:
 
 def choose_items(items: list[Item], config: BiasConfig) -> list[Item]:
     """All items of a set, or with `max_items` those with the lowest content hash, in their order."""
-    if config.max_items is None or len(items) <= config.max_items:
-        return items
-    texts = ["\n".join(f"{o.context}{o.text}" for o in item.options) for item in items]
-    ranked = sorted(range(len(items)), key=lambda i: (hash_position(texts[i], "evaluate bias"), i))
-    return [items[i] for i in sorted(ranked[: config.max_items])]
+
+    def text(item: Item) -> str:
+        return "\n".join(f"{o.context}{o.text}" for o in item.options)
+
+    return lowest_hashes(items, text, config.max_items, "evaluate bias")
 
 
 def _scorer(config: BiasConfig, job: Job) -> Compute:

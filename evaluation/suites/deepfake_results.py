@@ -24,8 +24,7 @@ from evaluation.schema import EvaluationResult, Metric, Protocol, Slice, Subject
 from evaluation.statistics import Estimate
 from evaluation.suites.deepfake import DeepfakeConfig
 from evaluation.suites.deepfake_provenance import CLEAN, REAL, Marks, is_off
-from evaluation.suites.images import folder_name
-from launch.files import sha256_text
+from launch.files import folder_name, sha256_text
 from launch.provenance import hardware, package_versions
 from launch.stage import Job
 

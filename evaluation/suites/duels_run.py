@@ -12,16 +12,16 @@ import numpy as np
 
 from data.comparisons import load_comparisons
 from data.completions import Completion, align, completions_file, load_completions
-from evaluation.artefacts import describe_author, made_from, provenance_of, write_result
+from evaluation.artefacts import describe_author, provenance_of, trained_against, write_result
 from evaluation.judges.ask import build_judge, judge_duels
 from evaluation.judges.duels import Answer, Duel, Verdict
 from evaluation.preferences.judging import verdict_metrics
-from evaluation.preferences.league import FIELD, Game, Standing, standings
+from evaluation.preferences.league import FIELD, Game, Standing, check_league, standings
 from evaluation.sample_log import clear_samples
 from evaluation.schema import EvaluationResult, Judge, Metric, Protocol, Samples, Subject, write_samples
 from evaluation.suites.duels import DuelsConfig
 from launch.errors import UserError, nearest
-from launch.files import sha256_file, sha256_text
+from launch.files import folder_name, sha256_file, sha256_text
 from launch.provenance import fingerprint_input, hardware, package_versions
 from launch.stage import Job
 
@@ -107,6 +107,7 @@ def _judged(config: DuelsConfig, job: Job) -> Played:
     names = _names(config, authors)
     subjects = {name: replace(author, name=name) for name, author in zip(names, authors, strict=True)}
     meetings = _meetings(config, names)
+    check_league(len(names), [m.ours.prompt_text for m in meetings])
     judge = build_judge(config, job)
     verdicts, said = judge_duels(job, judge, [m.duel for m in meetings])
     outcomes = verdicts.outcomes_N.tolist()
@@ -176,22 +177,11 @@ def _write_models(job: Job, table: Sequence[Standing], played: Played, shared: d
     """One result for each model, so that a report puts them into one table."""
     for number, standing in enumerate(table):
         subject, protocol = played.subjects[standing.name], played.protocol
-        notes = _notes(subject, protocol)
+        notes = trained_against(subject, protocol.judge)
         result = EvaluationResult("duels", subject, protocol, standing.metrics, standing.slices, notes=notes, **shared)
-        folder = job.output_dir / MODELS / f"{number + 1:02d}-{_safe(standing.name)}"
+        folder = job.output_dir / MODELS / f"{number + 1:02d}-{folder_name(standing.name)}"
         folder.mkdir(parents=True, exist_ok=True)
         result.save(folder)
-
-
-def _safe(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_." else "_" for c in name)[:80]
-
-
-def _notes(subject: Subject, protocol: Protocol) -> list[str]:
-    """A judge that the policy was trained against is no referee: say so."""
-    if protocol.judge and subject.path and made_from(subject.path, protocol.judge.sha256):
-        return [f"{subject.name} was trained against this judge; let one judge that it never saw."]
-    return []
 
 
 def _league_result(

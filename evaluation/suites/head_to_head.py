@@ -15,15 +15,15 @@ from evaluation.artefacts import (
     describe_author,
     describe_judge,
     display_name,
-    made_from,
     provenance_of,
+    trained_against,
     write_result,
 )
 from evaluation.language.quality import length_metrics
 from evaluation.preferences.accuracy import Answer, duel_outcomes
 from evaluation.preferences.metrics import head_to_head_metrics
 from evaluation.sample_log import clear_samples
-from evaluation.schema import Comparison, EvaluationResult, Metric, Protocol, Subject, metric, write_samples
+from evaluation.schema import Comparison, EvaluationResult, Metric, Protocol, metric, write_samples
 from evaluation.statistics import mean_of, paired_difference, repeated, win_rate
 from evaluation.suites.kl import estimate_kl, over_budget, sampling_temperature
 from evaluation.suites.reward_config import RewardEvaluationConfig
@@ -64,7 +64,7 @@ def evaluate(config: RewardEvaluationConfig, job: Job) -> dict[str, Any]:
         protocol=protocol,
         metrics=metrics,
         samples=write_samples(job.output_dir, rows) if job.runtime.is_main else None,
-        notes=_notes(subject, protocol, over_budget(metrics, config.kl_budget)),
+        notes=over_budget(metrics, config.kl_budget) + trained_against(subject, protocol.judge),
         versions=package_versions(),
         hardware=hardware(),
         seconds=time.monotonic() - start,
@@ -162,17 +162,6 @@ def _protocol(config: RewardEvaluationConfig, job: Job, n: int, baseline: str, t
             "baseline_sha256": sha256_file(completions_file(config.baseline)),
         },
     )
-
-
-def _notes(subject: Subject, protocol: Protocol, notes: list[str]) -> list[str]:
-    """A judge that the policy was trained against is no referee: say so."""
-    if protocol.judge and made_from(subject.path, protocol.judge.sha256):
-        return [
-            *notes,
-            f"{subject.name} was trained against this judge, so these win rates show what it learned to please, "
-            "not what is better: judge with a reward model that it never saw.",
-        ]
-    return notes
 
 
 def _row(ours: Completion, theirs: Completion, numbers: dict[str, float]) -> dict[str, Any]:

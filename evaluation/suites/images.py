@@ -7,7 +7,6 @@ the images; the numbers do not depend on how many there are.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -16,6 +15,7 @@ from data.images import EMBEDDED
 from evaluation.images.extractors.choose import ExtractorConfig
 from launch.config import operational
 from launch.entry import run_module
+from launch.files import folder_name
 from launch.ranges import PositiveInt, Range
 from launch.stage import Stage, StageConfig, run_of
 
@@ -50,11 +50,6 @@ class ImagesConfig(ExtractorConfig, StageConfig):
             raise ValueError("generators: is empty; name one, as in --generators.vae FOLDER")
         check_names([*self.generators, REAL, PIXELS])
         self.check_extractor()
-
-
-def folder_name(name: str) -> str:
-    """A display name as the name of a folder."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "unnamed"
 
 
 def check_names(names: Iterable[str]) -> None:

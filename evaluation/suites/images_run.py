@@ -16,9 +16,10 @@ from evaluation.images.grid import image_grid, save_png
 from evaluation.images.manifold import nearest_neighbours
 from evaluation.images.sliced import DIRECTIONS
 from evaluation.schema import EvaluationResult, Metric, Protocol, Subject, write_samples
-from evaluation.suites.images import PIXELS, REAL, ImagesConfig, folder_name
+from evaluation.suites.images import PIXELS, REAL, ImagesConfig
 from evaluation.suites.images_metrics import NEIGHBOURS, classification_metric, measure_features
 from evaluation.suites.images_sets import count_distinct, load_sets, sample_generators
+from launch.files import folder_name
 from launch.provenance import hardware, package_versions
 from launch.stage import Job
 

@@ -15,8 +15,9 @@ import numpy as np
 
 from data.images import EMBEDDED, ImageSet, content_fractions, image_set, load_images
 from evaluation.images.extractors.classifier import TRAINED_ON, count_seen
-from evaluation.suites.images import FEWEST, PIXELS, REAL, ImagesConfig, folder_name
+from evaluation.suites.images import FEWEST, PIXELS, REAL, ImagesConfig
 from launch.errors import EXIT_USER_ERROR, UserError
+from launch.files import folder_name
 from launch.seeding import numpy_generator
 
 LAUNCHED = ("ACCELERATE_", "RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_", "ALIGNKIT_")

@@ -23,6 +23,7 @@ from evaluation.preferences.judging import (
     length_metrics_of_judge,
     verdict_metrics,
 )
+from evaluation.preferences.slices import rows_by_label
 from evaluation.sample_log import clear_samples
 from evaluation.schema import EvaluationResult, Protocol, Slice, Subject, write_samples
 from evaluation.scoring import context_of
@@ -31,8 +32,6 @@ from launch.errors import UserError
 from launch.files import sha256_text
 from launch.provenance import fingerprint_input, hardware, package_versions
 from launch.stage import Job
-
-FEWEST_IN_SLICE = 10
 
 
 @dataclass
@@ -147,14 +146,9 @@ def _protocol(config: JudgeEvaluationConfig, job: Job, judge: Judge, n: int) -> 
 
 
 def _slices(ballots: Sequence[Ballot], judged: np.ndarray, people: np.ndarray, prompts: Sequence[str]) -> list[Slice]:
-    """Agreement for each source, if there are at least two; sources with few pairs are put together as "other"."""
-    counts: dict[str, int] = {}
-    for b in ballots:
-        counts[b.source] = counts.get(b.source, 0) + 1
-    names = [b.source if counts[b.source] >= FEWEST_IN_SLICE else "other" for b in ballots]
+    """Agreement for each source."""
     found = []
-    for name in sorted(set(names)) if len(set(names)) > 1 else []:
-        inside = [i for i, n in enumerate(names) if n == name]
+    for name, inside in rows_by_label([b.source for b in ballots]).items():
         metrics = agreement_metrics(judged[inside], people[inside], [prompts[i] for i in inside])
         found.append(Slice("source", name or "unnamed", metrics[:2]))
     return found

@@ -13,6 +13,7 @@ from data.records import Preference
 from evaluation.artefacts import describe_subject, load_reward_model, made_from, write_result
 from evaluation.preferences.metrics import accuracy_metric, accuracy_metrics
 from evaluation.preferences.reward_metrics import ensemble_metrics, section_metrics
+from evaluation.preferences.slices import rows_by_label
 from evaluation.sample_log import clear_samples
 from evaluation.schema import EvaluationResult, Protocol, Slice, write_samples
 from evaluation.scoring import context_of, encode
@@ -22,8 +23,6 @@ from launch.errors import UserError
 from launch.files import sha256_text
 from launch.provenance import fingerprint_input, hardware, package_versions
 from launch.stage import Job
-
-FEWEST_IN_SLICE = 10
 
 
 def evaluate(config: RewardEvaluationConfig, job: Job) -> dict[str, Any]:
@@ -124,12 +123,9 @@ def slices(
     prompts: Sequence[str],
     config: RewardEvaluationConfig,
 ) -> list[Slice]:
-    """Accuracy for each label, if there are at least two; labels with few pairs are put together as "other"."""
-    counts = {label: labels.count(label) for label in labels}
-    names = [label if counts[label] >= FEWEST_IN_SLICE else "other" for label in labels]
+    """Accuracy for each label."""
     found = []
-    for name in sorted(set(names)) if len(set(names)) > 1 else []:
-        inside = [i for i, n in enumerate(names) if n == name]
+    for name, inside in rows_by_label(labels).items():
         part = accuracy_metric(margins[inside], lengths[inside], [prompts[i] for i in inside], config.ties)
         found.append(Slice(group, name or "unnamed", [part]))
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from data.named_splits import hash_position
+from data.named_splits import lowest_hashes
 from evaluation.safety.jailbreaks import TEMPLATES_FILE, choose_templates, disguised
 from evaluation.safety.prompt_suites import LabelledPrompt, load_prompt_suite
 from evaluation.safety.public_sets import check_sources
@@ -22,7 +22,9 @@ def run(config: SafetyPromptsConfig, job: Job) -> dict[str, Any]:
     templates = choose_templates("templates", config.templates, config.template_file or TEMPLATES_FILE)
     rows: dict[str, dict[str, Any]] = {}
     for name, source in config.sources().items():
-        for p in disguised(choose_prompts(list(load_prompt_suite(source).values()), config.max_per_set), templates):
+        prompts = list(load_prompt_suite(source).values())
+        chosen = lowest_hashes(prompts, lambda p: p.prompt, config.max_per_set, "safety prompts")
+        for p in disguised(chosen, templates):
             rows.setdefault(p.prompt, prompt_row(name, p))  # the sets share some requests; the first keeps it
     job.beat(1)
     if job.runtime.is_main:
@@ -31,14 +33,6 @@ def run(config: SafetyPromptsConfig, job: Job) -> dict[str, Any]:
     unsafe = sum(row["label"] == "unsafe" for row in rows.values())
     job.say(f"{PROMPTS_FILE}: {len(rows) - unsafe} safe and {unsafe} unsafe prompts, {len(templates)} templates")
     return {"prompts": len(rows), "unsafe": unsafe, "templates": len(templates)}
-
-
-def choose_prompts(prompts: list[LabelledPrompt], count: int | None) -> list[LabelledPrompt]:
-    """All prompts, or those `count` with the lowest content hash, in their order."""
-    if count is None or len(prompts) <= count:
-        return prompts
-    ranked = sorted(range(len(prompts)), key=lambda i: (hash_position(prompts[i].prompt, "safety prompts"), i))
-    return [prompts[i] for i in sorted(ranked[:count])]
 
 
 def prompt_row(name: str, p: LabelledPrompt) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from data import load_documents
-from data.named_splits import hash_position
+from data.named_splits import lowest_hashes
 from data.records import Document
 from evaluation.language.perplexity import (
     DocumentScore,
@@ -36,14 +36,11 @@ LARGEST_DEVIATION = 1e-4
 def choose_documents(config: TextConfig) -> list[Document]:
     """The documents of the source; with `max_documents` those with the lowest content hash, in their order."""
     documents = load_documents(config.documents, config.text_field, config.split_text)
-    if config.max_documents is None or len(documents) <= config.max_documents:
-        return documents
-    return _lowest_hashes(documents, config.max_documents)
+    return _chosen(documents, config.max_documents)
 
 
-def _lowest_hashes(documents: Sequence[Document], n: int) -> list[Document]:
-    ranked = sorted(range(len(documents)), key=lambda i: (hash_position(documents[i].text, "evaluate text"), i))
-    return [documents[i] for i in sorted(ranked[:n])]
+def _chosen(documents: Sequence[Document], n: int | None) -> list[Document]:
+    return lowest_hashes(documents, lambda document: document.text, n, "evaluate text")
 
 
 def score_documents(
@@ -85,7 +82,7 @@ def check_batching(
 ) -> tuple[Metric, list[str]]:
     """How far batching moves a token's log-probability, measured on some documents; and a note when that is too far."""
     context, _ = window_sizes(model, config.context, config.stride)
-    chosen = _lowest_hashes(documents, CHECKED_DOCUMENTS)
+    chosen = _chosen(documents, CHECKED_DOCUMENTS)
     with job.runtime.autocast():
         worst, n = batch_deviation(model, tokenizer, chosen, context, config.batch_tokens)
     entry = Metric(

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data import Document, Pair, Preference, hold_out
-from data.named_splits import EVAL_SALT, hash_position, keep_split, parse_source, split_key, splits_of
+from data.named_splits import EVAL_SALT, hash_position, keep_split, lowest_hashes, parse_source, split_key, splits_of
+from data.records import normalise
 from launch.errors import UserError
 from launch.provenance import SPLITS_VERSION
 
@@ -99,3 +100,18 @@ def test_named_split_of_a_source():
     assert 0 < len(evaluation) < 15 and sorted(evaluation + keep_split(items, "train", "s")) == sorted(items)
     with pytest.raises(UserError, match="none of 1 items is in the split 'eval'"):
         keep_split([keep_split(items, "train", "s")[0]], "eval", "s")
+
+
+@given(
+    st.lists(st.text(max_size=5), unique_by=normalise, max_size=12),
+    st.integers(0, 12),
+    st.randoms(use_true_random=False),
+)
+def test_the_lowest_hashes_do_not_depend_on_the_order(texts, n, random):
+    kept = lowest_hashes(texts, str, n, "salt")
+    by_hash = sorted(texts, key=lambda text: hash_position(text, "salt"))
+    assert set(kept) == set(by_hash[:n]) and kept == [text for text in texts if text in kept]
+    turned = list(texts)
+    random.shuffle(turned)
+    assert set(lowest_hashes(turned, str, n, "salt")) == set(kept)
+    assert lowest_hashes(texts, str, None, "salt") == texts

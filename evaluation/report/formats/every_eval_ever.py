@@ -14,7 +14,15 @@ from typing import Any
 
 from evaluation.report.collect import Collection
 from evaluation.report.commands import origin_of
-from evaluation.report.formats.naming import encodable, epoch, hub_dataset, model_identifier, stable_uuid, task_name
+from evaluation.report.formats.naming import (
+    encodable,
+    epoch,
+    hub_dataset,
+    model_identifier,
+    split_of,
+    stable_uuid,
+    task_name,
+)
 from evaluation.report.items import Row, SampleReader, item_keys
 from evaluation.report.viewer import PROMPT_FIELDS, REFERENCE_FIELDS, TEXT_FIELDS, first_text, is_wrong
 from evaluation.schema import EvaluationResult, Metric
@@ -107,7 +115,7 @@ def _result(result: EvaluationResult, entry: Metric, command: str) -> dict[str, 
 
 def _source(result: EvaluationResult) -> dict[str, Any]:
     protocol = result.protocol
-    details = {"sha256": protocol.dataset_sha256, "split": encodable(protocol.split)}
+    details = {"sha256": protocol.dataset_sha256, "split": encodable(split_of(result))}
     name = encodable(protocol.dataset)
     hub = hub_dataset(protocol.dataset)
     if hub is None:
@@ -115,7 +123,7 @@ def _source(result: EvaluationResult) -> dict[str, Any]:
     return {
         "dataset_name": name,
         "source_type": "hf_dataset",
-        "hf_repo": hub[0],
+        "hf_repo": hub.path,
         "samples_number": protocol.n_items,
         "additional_details": details,
     }
@@ -178,7 +186,7 @@ def instances(result: EvaluationResult, rows: Sequence[Row]) -> Iterator[str]:
     """A line for each row with an answer whose rightness is known, as that schema asks; others are left out."""
     names = item_keys(rows)
     for (item, turn), row in zip(names, rows, strict=True):
-        wrong, text = is_wrong(row), first_text(row, TEXT_FIELDS)
+        wrong, text = is_wrong(result.suite, row), first_text(row, TEXT_FIELDS)
         if wrong is None or not text:
             continue
         digest = sha256_text(encodable(canonical_json(row)))

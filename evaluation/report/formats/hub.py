@@ -14,7 +14,7 @@ from huggingface_hub import EvalResult, EvalResultEntry, eval_result_entries_to_
 from huggingface_hub.repocard_data import eval_results_to_model_index
 
 from evaluation.report.collect import Collection
-from evaluation.report.formats.naming import encodable, hub_dataset, model_identifier, slug, task_name
+from evaluation.report.formats.naming import encodable, hub_dataset, model_identifier, slug, split_of, task_name
 from evaluation.report.items import SampleReader
 from evaluation.report.names import primary_rank, short_source
 from evaluation.report.text import format_interval, visible
@@ -46,10 +46,9 @@ def eval_result_entry(result: EvaluationResult) -> EvalResultEntry | None:
     place, entry = hub_dataset(result.protocol.dataset), deciding(result)
     if place is None or entry is None:
         return None
-    repository, config, revision = place
-    commit = revision if re.fullmatch(r"[0-9a-f]{40}", revision) else None
+    commit = place.revision if re.fullmatch(r"[0-9a-f]{40}", place.revision or "") else None
     return EvalResultEntry(
-        repository, config or "default", entry.value, commit, date=result.created, notes=notes(entry)
+        place.path, place.config or "default", entry.value, commit, date=result.created, notes=notes(entry)
     )
 
 
@@ -90,11 +89,11 @@ def model_index_entries(result: EvaluationResult) -> list[EvalResult]:
     return [
         EvalResult(
             task_type=TASK_TYPES[result.subject.kind],
-            dataset_type=place[0] if place else task_name(result),
+            dataset_type=place.path if place else task_name(result),
             dataset_name=visible(encodable(name)),
             metric_type=visible(encodable(entry.name)),
             metric_value=entry.value,
-            dataset_split=visible(result.protocol.split) or None,
+            dataset_split=visible(split_of(result)) or None,
             metric_name=visible(encodable(entry.name)),
             metric_args=_arguments(entry),
         )

@@ -7,9 +7,11 @@ import hashlib
 import re
 import uuid
 
+from data.sources import HubName, parse_hub
 from evaluation.report.leaderboard import protocol_hash
 from evaluation.report.names import short_source
 from evaluation.schema import EvaluationResult
+from launch.errors import UserError
 
 
 def slug(text: str, longest: int = 60) -> str:
@@ -37,10 +39,21 @@ def model_identifier(result: EvaluationResult) -> str:
     return f"local/{slug(result.subject.name)}"
 
 
-def hub_dataset(source: str) -> tuple[str, str, str] | None:
-    """(repository, config, revision) of a source on the hub: `hub:org/name[:config][@revision][::split]`; else None."""
-    match = re.fullmatch(r"hub:(\w[\w.-]*/\w[\w.-]*)(?::([\w.-]+))?(?:@([\w./-]+))?(?:::.*)?", source)
-    return (match[1], match[2] or "", match[3] or "") if match else None
+def hub_dataset(source: str) -> HubName | None:
+    """The parts of a source `hub:org/name[:config][@revision][#split][::part]`; None for what is no such repository."""
+    if not source.startswith("hub:"):
+        return None
+    try:
+        name = parse_hub(source.partition("::")[0])
+    except UserError:
+        return None
+    return name if "/" in name.path else None
+
+
+def split_of(result: EvaluationResult) -> str:
+    """The split of a data set of the hub, and the part of it that was taken: `test`, `test::eval`; elsewhere the part."""
+    place = hub_dataset(result.protocol.dataset)
+    return "::".join(part for part in (place.split if place else "", result.protocol.split) if part)
 
 
 def epoch(result: EvaluationResult) -> float:

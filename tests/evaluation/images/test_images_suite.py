@@ -12,11 +12,12 @@ from data.images import load_images
 from evaluation.images.extractors.classifier import TRAINED_ON
 from evaluation.images.grid import image_grid
 from evaluation.schema import load, read_samples
-from evaluation.suites.images import PIXELS, REAL, STAGE, ImagesConfig, folder_name
+from evaluation.suites.images import PIXELS, REAL, STAGE, ImagesConfig
 from evaluation.suites.images_sets import independent_pixels, is_model, load_sets
 from generative.train import TrainConfig
 from launch.config import build
 from launch.errors import UserError
+from launch.files import folder_name
 from tests.evaluation.images.conftest import one_rank
 from tests.forked import run_forked
 from tests.generative.tiny import train
@@ -265,3 +266,4 @@ def test_grid_places_images_by_rows():
 
 def test_folder_names_are_safe():
     assert folder_name("../a b/ü") == "a-b" and folder_name("///") == "unnamed"
+    assert len(folder_name("x" * 500)) == 80

@@ -5,6 +5,8 @@ import math
 import pytest
 
 from evaluation.language.harness_results import estimate, task_metrics, task_rows, task_settings
+from evaluation.report.items import item_scores
+from evaluation.report.viewer import is_wrong
 
 
 def results(metric, values, value, stderr="N/A", filter_key="none"):
@@ -71,7 +73,41 @@ def test_rows_are_json_and_the_hash_knows_the_prompts():
     assert (
         row["prompt"] == "p" and row["choices"] == [" a", " b"] and row["responses"] == [[-1.0, False], ["-inf", True]]
     )
+    assert row["response"] == " a" and row["scores"] == {"t/acc": 1.0} and row["acc"] == 1.0
     before = task_settings(found)["t"]
     found["samples"]["t"][1]["prompt_hash"] = "other"
     after = task_settings(found)["t"]
     assert before["hash"] != after["hash"] and before["n"] == 2 and before["num_fewshot"] == 5
+
+
+@pytest.mark.parametrize(("metric", "filter_key"), [("acc", "none"), ("exact_match", "strict")])
+def test_a_report_finds_the_scores_and_the_mistakes_in_the_rows(metric, filter_key):
+    found = results(metric, [1.0, 0.0, 1.0, 1.0], 0.75, filter_key=filter_key)
+    for n, sample in enumerate(found["samples"]["t"]):
+        sample["arguments"] = [(f"question {n}", " a"), (f"question {n}", " b")]
+    (entry,), rows = task_metrics(found), task_rows(found)
+    assert list(item_scores(entry, rows).scores.values()) == [1.0, 0.0, 1.0, 1.0]
+    assert [is_wrong("text", row) for row in rows] == [False, True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "answers", "response"),
+    [
+        ([("q", {"until": []})], ["what it wrote"], "what it wrote"),
+        ([("q", " a"), ("q", " b")], [(-2.0, False), (-1.0, False)], " b"),
+        ([("He", " ran."), ("She", " ran.")], [(-2.0, False), (-1.0, False)], "She ran."),
+        ([("q", " a"), ("q", " b"), ("", " a"), ("", " b")], [(-2.0, False), (-3.0, False), (-0.1, False), (-1.0, False)], " a"),
+        ([("q", " word")], [(-2.0, True)], ""),
+        ([("a whole document",)], [-9.0], ""),
+    ],
+)  # fmt: skip
+def test_what_the_model_answered_is_text(arguments, answers, response):
+    found = results("f1", [0.5], 0.5)
+    found["samples"]["t"][0] |= {"arguments": arguments, "filtered_resps": answers}
+    (row,) = task_rows(found)
+    assert row["response"] == response and row["scores"] == {"t/f1": 0.5} and "acc" not in row
+
+
+def test_pairs_of_sums_are_no_scores():
+    (row,) = task_rows(results("word_perplexity", [(-10.0, 4)], math.exp(2.5)))
+    assert row["scores"] == {}

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from evaluation.preferences.league import Game, fit_league, standings
+from evaluation.preferences.league import Game, check_league, fit_league, standings
 from launch.errors import UserError
 from launch.seeding import numpy_generator
 
@@ -74,3 +74,15 @@ def test_what_is_said_of_each_opponent():
     assert mirrored["win_rate"].value == pytest.approx(7 / 20) and mirrored["win_rate_by_length"].value == 0
     assert found["a"].metrics[1].value == pytest.approx(23 / 40) and found["a"].metrics[1].extra["ties"] == 2
     assert against_c.metrics[0].value == 0.5
+
+
+def test_pairs_have_no_test_that_is_not_corrected():
+    (standing, _) = standings(games(("a", "b", 12, 6, 2)))
+    assert "sign_test" not in standing.slices[0].metrics[0].extra
+
+
+def test_too_few_prompts_are_refused_before_anything_is_judged():
+    check_league(3, [f"p{n}" for n in range(5)])  # no prompt twice: every duel is a unit
+    check_league(3, [f"p{n}" for n in range(12)] * 3)
+    with pytest.raises(UserError, match=r"11 clusters of duels for 3 models are too few .* at least 12 prompts"):
+        check_league(3, [f"p{n}" for n in range(11)] * 3)

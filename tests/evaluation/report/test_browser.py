@@ -258,6 +258,19 @@ def test_filter_and_open_samples(viewer, keep):
     assert found(page) == 264
 
 
+def test_figures_wrap_inside_their_card(viewer):
+    page = viewer
+    over = """text => [...document.querySelectorAll('#viewer-answers .answer')].map(card => {
+        const head = card.querySelector('header > span'), range = document.createRange();
+        if (text) head.textContent = text;
+        range.selectNodeContents(head);
+        return range.getBoundingClientRect().right - card.getBoundingClientRect().right;
+    })"""
+    for text in ("", "reward -0.60, outcome 0.00, 15 tokens, " * 3, "reward -0." + "6" * 80):
+        assert max(page.evaluate(over, text)) <= 0, text
+    page.reload()
+
+
 def test_disagreement_of_two_models_side_by_side(viewer):
     page = viewer
     page.get_by_label("beside").select_option(label="dpo")

@@ -14,13 +14,14 @@ from huggingface_hub import ModelCard
 from huggingface_hub._eval_results import parse_eval_result_entries
 from pydantic import BaseModel, ConfigDict, Field
 
+from data.sources import HubName
 from evaluation.report.collect import Collection, FoundResult, collect
 from evaluation.report.export import to_csv, to_markdown
 from evaluation.report.formats import write_exports
 from evaluation.report.formats.every_eval_ever import record
-from evaluation.report.formats.hub import eval_result_entry
+from evaluation.report.formats.hub import eval_result_entry, model_index_entries
 from evaluation.report.formats.latex import latex_text, to_latex
-from evaluation.report.formats.lm_eval import results_record
+from evaluation.report.formats.lm_eval import results_record, write_lm_eval
 from evaluation.report.formats.naming import hub_dataset, model_identifier, slug, stable_uuid, task_name
 from evaluation.report.items import SampleReader
 from evaluation.report.leaderboard import leaderboards
@@ -63,7 +64,9 @@ def hub_result(**more):
 def test_names_are_safe_and_stay_distinct():
     assert slug("a-b_c.1") == "a-b_c.1" and slug("a/b") != slug("a b") and "/" not in slug("../../etc")
     assert slug("..") not in ("", "..") and len(slug("x" * 500)) < 80
-    assert hub_dataset("hub:org/set:hard@main::test") == ("org/set", "hard", "main")
+    assert hub_dataset("hub:org/set:hard@main::eval") == HubName("org/set", "hard", "main", "train")
+    assert hub_dataset("hub:org/set:hard#test[:10]::eval") == HubName("org/set", "hard", None, "test[:10]")
+    assert hub_dataset("hub:set") is None and hub_dataset("hub:no name/x") is None
     assert hub_dataset("/data/x.jsonl") is None and hub_dataset("embedded:digits") is None
     assert model_identifier(hub_result()) == "me/model"
     assert stable_uuid("a") == stable_uuid("a") != stable_uuid("b") and stable_uuid("a")[14] == "4"
@@ -104,6 +107,43 @@ def test_lm_eval_results(written, found):
     assert content["higher_is_better"][task]["win_rate"] is True
     assert all(set(content[k]) == set(content["results"]) for k in ("configs", "versions", "n-shot", "group_subtasks"))
     assert all("," in key for key in values if key not in ("name", "alias", "sample_len"))
+
+
+def task_result():
+    def entry(name, n, shots):
+        extra = {"dataset": f"lm-eval:{name.split('/')[0]}", "num_fewshot": shots}
+        return Metric(name, 0.5, n, 0.4, 0.6, ci_method="wilson", higher_is_better=True, extra=extra)
+
+    settings = {"precision": "fp32", "tasks": {"arc": {"num_fewshot": 5, "version": 1.0}, "piqa": {"num_fewshot": 0}}}
+    protocol = Protocol("prose.txt", "c" * 64, 6, settings=settings)
+    metrics = [
+        Metric("bits_per_byte", 2.0, 2, 1.9, 2.1, ci_method="delta", higher_is_better=False),
+        entry("arc/acc", 2, 5), entry("arc/acc_norm", 2, 5), entry("piqa/acc", 2, 0),
+    ]  # fmt: skip
+    created = "2026-01-02T03:04:05+00:00"
+    return EvaluationResult("text", Subject("m", "language model", sha256="d" * 64), protocol, metrics, created=created)
+
+
+def task_row(task, n):
+    scores = {f"{task}/acc": float(n)} | ({"arc/acc_norm": float(n)} if task == "arc" else {})
+    return {"kind": "task", "task": task, "doc_id": n, "prompt": f"{task} {n}", "response": " a", "scores": scores}
+
+
+def test_lm_evals_tasks_keep_their_own_number_of_examples(tmp_path):
+    rows = [
+        {"kind": "document", "origin": "x", "nats": 1.0},
+        *(task_row(t, n) for t in ("arc", "piqa") for n in (0, 1)),
+    ]
+    write_lm_eval(tmp_path, Collection([FoundResult(tmp_path, task_result())], [], []), lambda found: rows)
+    (path,) = (tmp_path / "local__m").glob("results_*.json")
+    content = json.loads(path.read_text())
+    shots = {next(iter(k.split(",")[0] for k in v if "/" in k or "bits" in k)): content["n-shot"][t] for t, v in content["results"].items()}  # fmt: skip
+    assert shots == {"bits_per_byte": 0, "arc/acc": 5, "piqa/acc": 0}
+    assert {c["num_fewshot"] for c in content["configs"].values() if "arc" in c["task"]} == {5}
+    samples = {p.name.split("_")[2]: [json.loads(x) for x in p.read_text().splitlines()] for p in path.parent.glob("samples_*.jsonl")}  # fmt: skip
+    assert sorted(len(found) for found in samples.values()) == [1, 2, 2]
+    arc = next(found for name, found in samples.items() if "arc" in name)
+    assert [(r["arc/acc"], r["resps"]) for r in arc] == [(0.0, [[" a"]]), (1.0, [[" a"]])]
 
 
 def test_lm_eval_samples_have_the_scores_of_the_metrics(written):
@@ -376,6 +416,16 @@ def test_eval_results_yaml_is_read_back(tmp_path):
     assert (entry.dataset_id, entry.task_id, entry.dataset_revision, entry.value) == ("org/set", "hard", "a" * 40, 0.66)
     assert entry.date == "2026-01-02T03:04:05+00:00"
     assert entry.notes == "win_rate (share): 95% interval [0.6100, 0.7100], wilson, n = 400; alignkit"
+
+
+def test_a_named_split_of_the_hub_is_kept(tmp_path):
+    protocol = dataclasses.replace(hub_result().protocol, dataset="hub:x/y#test::eval", split="eval")
+    result = dataclasses.replace(hub_result(), protocol=protocol)
+    entry = eval_result_entry(result)
+    assert (entry.dataset_id, entry.task_id, entry.dataset_revision) == ("x/y", "default", None)
+    assert {(e.dataset_type, e.dataset_split) for e in model_index_entries(result)} == {("x/y", "test::eval")}
+    source = record(result)["evaluation_results"][0]["source_data"]
+    assert source["hf_repo"] == "x/y" and source["additional_details"]["split"] == "test::eval"
 
 
 def test_data_that_is_not_on_the_hub_has_no_entry(found):

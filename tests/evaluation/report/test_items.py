@@ -114,3 +114,12 @@ def test_document_rows_explain_bits_per_byte():
     scores = [DocumentScore(float(draw.uniform(10, 90)), 20, 10, int(draw.integers(30, 90))) for _ in documents]
     rows = [document_row(d, s) for d, s in zip(documents, scores)]
     assert "bits_per_byte" in explained(Perplexity(scores).metrics(), rows)
+
+
+def test_an_empty_answer_to_an_unsafe_prompt_does_not_comply():
+    rows = [
+        {"id": str(n), "refusal": refusal, "degenerate": degenerate, "prompt_safe": False}
+        for n, (refusal, degenerate) in enumerate([(False, False), (True, False), (False, True), (True, True)])
+    ]
+    found = item_scores(number("unsafe_compliance_rate", 0.25, 4), rows)
+    assert list(found.scores.values()) == [1.0, 0.0, 0.0, 0.0]

@@ -6,8 +6,9 @@ import pytest
 
 from evaluation.report.leaderboard import Leaderboard, leaderboards
 from evaluation.report.names import HEADLINE, primary_rank, short_source, title_of
+from evaluation.report.tables import comparison_rows
 from evaluation.report.views import board_view, sentence
-from evaluation.schema import EvaluationResult, Metric, Protocol, Subject
+from evaluation.schema import Comparison, EvaluationResult, Metric, Protocol, Subject
 
 PROTOCOL = Protocol(dataset="prompts", dataset_sha256="a" * 64, n_items=100)
 
@@ -201,3 +202,49 @@ def test_sources_are_short_in_captions():
 
 def test_the_deciding_metric_comes_first():
     assert primary_rank("win_rate") < primary_rank("perplexity") < primary_rank("unknown") == len(HEADLINE)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "elo", "league_win_rate", "arc_easy/acc", "gsm8k/exact_match,strict-match", "rewardbench", "mean_of_subsets",
+        "best_of_candidates", "best_of_16", "agreement", "md_digits@900", "mind@50000", "cmmd@900", "cmmd_clip@900", "coverage_digits@900",
+        "coverage@900", "extrapolated_fd_digits@900", "extrapolated_fid@900", "truthfulqa_mc1", "stereoset_icat", "stereoset_ss", "sycophancy_rate",
+    ],
+)  # fmt: skip
+def test_what_a_whole_suite_measures_is_a_headline_beside_others(name):
+    board = Leaderboard(
+        [result("a", number("win_rate", 0.6, 0.5, 0.7), number(name, 0.5, 0.4, 0.6), number("other", 0.5, 0.4, 0.6))]
+    )
+    assert sorted(c.name for c in board.headline) == sorted(["win_rate", name])
+
+
+def test_parts_of_a_number_are_no_headlines():
+    board = Leaderboard([result("a", *(number(n, 0.5, 0.4, 0.6) for n in ("accuracy", "elo/b", "rewardbench/Chat")))])
+    assert [c.name for c in board.headline] == ["accuracy"]
+    assert title_of("arc_easy/acc") == "arc_easy/acc" and title_of("best_of_16") == "Best of 16"
+
+
+def test_the_ranks_of_a_leagues_own_tests_are_shown():
+    """All three intervals overlap; the league's tests tell c apart."""
+    extras = {"a": (1, 2, 1), "b": (1, 2, 1), "c": (3, 3, 3)}
+    values = {"a": 1030, "b": 1010, "c": 960}
+    board = Leaderboard(
+        [
+            result(n, number("elo", values[n], values[n] - 40, values[n] + 40, extra=dict(rank_best=b, rank_worst=w, group=g)), suite="duels")
+            for n, (b, w, g) in extras.items()
+        ]
+    )  # fmt: skip
+    assert ranks(board, "elo") == {"a": (1, True), "b": (1, True), "c": (3, False)}
+    (column,) = board.columns
+    found = {row.name: row.cells[column.key].ranks for row in board.rows}
+    assert {n: (r.best, r.worst) for n, r in found.items()} == {"a": (1, 2), "b": (1, 2), "c": (3, 3)}
+    assert "a and b are tied on elo, since no test tells them apart" in sentence(board)
+
+
+def test_a_cell_has_no_p_value_that_is_not_corrected():
+    comparison = Comparison("an even match", 0.2, 0.1, 0.3, 0.0004, "exact sign test", 100)
+    board = Leaderboard([result("a", number("win_rate", 0.7, 0.6, 0.8, unit="share", comparison=comparison))])
+    (row,) = board_view(board, {"a": 0}).table.rows
+    assert row.cells[0].change == "+20 vs an even match"
+    assert [(r.p, r.holm) for r in comparison_rows([board])] == [("< .001", "< .001")]

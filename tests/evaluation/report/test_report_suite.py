@@ -135,7 +135,7 @@ def test_the_page_is_whole(written):
     for part in (
         "ppo and dpo are tied on win rate against sft", "diffusion leads on Fréchet distance: 6.2 [5.6, 6.8].", "A <b>title</b>",
         "13, 6 min 35 s of work", "Without an interval, and so not ranked: distinct_2.", "gold, reward: 4 pairs that people called ties",
-        "+16.0 vs an even match, p < .001", "Trained on", "Control, real against real: 0.510", "Largest gains over sft",
+        "+16.0 vs an even match", "Trained on", "Control, real against real: 0.510", "Largest gains over sft",
         "Most firmly wrong: gold", "explained_variance", "1 value was NaN or infinite", "made from", "reward, sft",
         "learning_rate: 0.001", "jackknife over 20 blocks, log scale", "protocol: judge", "1 more curve of ppo",
     ):  # fmt: skip

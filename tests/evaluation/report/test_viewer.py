@@ -1,14 +1,17 @@
 """The sample viewer's data: items joined over models, right and wrong, hostile texts, and texts cut where they are too many."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from evaluation.report import viewer
-from evaluation.report.collect import collect
+from evaluation.report.collect import FoundResult, collect
+from evaluation.report.formats.every_eval_ever import instances
 from evaluation.report.items import SampleReader
 from evaluation.report.page import embedded_json
 from evaluation.report.viewer import is_wrong, sample_sets, viewer_data
+from evaluation.schema import EvaluationResult, Metric, Protocol, Subject
 
 
 @pytest.fixture(scope="module")
@@ -32,25 +35,69 @@ def test_sets_that_know_right_from_wrong_come_first(sets):
 
 
 @pytest.mark.parametrize(
-    ("row", "wrong"),
+    ("suite", "row", "wrong"),
     [
-        ({"correct": True}, False),
-        ({"acc": 0.0}, True),
-        ({"outcome": 0.5}, False),
-        ({"outcome": 0.0}, True),
-        ({"margin": 0.0}, True),
-        ({"margin": 0.1}, False),
-        ({"refusal": True, "prompt_safe": True}, True),
-        ({"refusal": True, "prompt_safe": False}, False),
-        ({"refusal": False, "prompt_safe": False}, True),
-        ({"refusal": False, "prompt_safe": False, "degenerate": True}, True),
-        ({"refusal": False}, False),
-        ({"refusal": False, "copied": True}, True),
-        ({"nats": 3.0}, None),
+        ("reward-candidates", {"correct": True}, False),
+        ("text", {"acc": 0.0}, True),
+        ("text", {"nats": 3.0}, None),
+        ("win-rate", {"outcome": 0.5}, False),
+        ("win-rate", {"outcome": 0.0}, True),
+        ("reward", {"margin": 0.0}, True),
+        ("reward", {"margin": 0.1}, False),
+        ("judge", {"outcome": 0.0, "people": 0.0}, False),
+        ("judge", {"outcome": 1.0, "people": 0.0}, True),
+        ("judge", {"outcome": 0.5, "people": 1.0}, True),
+        ("judge", {"outcome": None, "people": 1.0}, None),
+        ("duels", {"outcome": 0.0}, None),
+        ("duels", {"outcome": 1.0}, None),
+        ("safety", {"refusal": True, "prompt_safe": True}, True),
+        ("safety", {"refusal": True, "prompt_safe": False}, False),
+        ("safety", {"refusal": False, "prompt_safe": False}, True),
+        ("safety", {"refusal": False, "prompt_safe": False, "degenerate": True}, True),
+        ("safety", {"refusal": False}, False),
+        ("safety", {"refusal": False, "copied": True}, True),
+        ("safety", {"nats": [3.0]}, None),
     ],
 )
-def test_wrong(row, wrong):
-    assert is_wrong(row) is wrong
+def test_wrong(suite, row, wrong):
+    assert is_wrong(suite, row) is wrong
+
+
+JUDGED = [
+    {"prompt": "p0", "first": "a0", "second": "b0", "people": 0.0, "outcome": 0.0},
+    {"prompt": "p1", "first": "a1", "second": "b1", "people": 0.0, "outcome": 1.0},
+    {"prompt": "p2", "first": "a2", "second": "b2", "people": 0.5, "outcome": None},
+]
+DUELS = [
+    {"id": f"{i} x / y", "prompt": f"p{i}", "model": "x", "completion": "c", "opponent": "y", "opponent_completion": "d", "outcome": o}
+    for i, o in enumerate([0.0, 1.0, 0.5])
+]  # fmt: skip
+
+
+def judge_result(suite, rows):
+    protocol = Protocol("pairs", "a" * 64, len(rows))
+    entry = Metric("missing_verdicts", 0.0, len(rows), higher_is_better=False, note="x")
+    result = EvaluationResult(suite, Subject("tiny", "judge"), protocol, [entry], created="2026-01-01T00:00:00+00:00")
+    return FoundResult(Path("x"), result), lambda _: rows
+
+
+def test_a_judge_is_wrong_where_people_say_otherwise():
+    found, rows_of = judge_result("judge", JUDGED)
+    (group,) = sample_sets([found], rows_of)
+    said = [item.said["tiny"] for item in group.items.values()]
+    assert [s.wrong for s in said] == [False, True, None]
+    assert [s.text for s in said] == ["the second answer is better", "the first answer is better", "no verdict"]
+    assert next(iter(group.items.values())).shared == [("first", "a0"), ("second", "b0")]
+    assert group.wrong == "judged unlike people"
+
+
+def test_nobody_knows_whether_a_duel_was_judged_right():
+    found, rows_of = judge_result("duels", DUELS)
+    (group,) = sample_sets([found], rows_of)
+    said = [item.said["tiny"] for item in group.items.values()]
+    assert [s.wrong for s in said] == [None] * 3 and [s.text for s in said] == ["y is better", "x is better", "a tie"]
+    assert next(iter(group.items.values())).shared == [("x", "c"), ("y", "d")] and group.wrong == ""
+    assert list(instances(found.result, DUELS)) == []  # of Every Eval Ever, which asks for right or wrong
 
 
 def test_data_for_the_page(sets):

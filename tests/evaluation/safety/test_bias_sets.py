@@ -13,6 +13,7 @@ from evaluation.safety.bias_sets import (
     measure_winogender,
 )
 from evaluation.safety.choices import Item, Option, Score
+from evaluation.safety.public_sets import size_note
 from launch.errors import UserError
 from tests.support import DATA
 
@@ -39,6 +40,8 @@ def test_the_published_sets_have_their_sizes():
     assert len(load_crows_pairs(str(DATA / "crows_pairs" / "crows_pairs_anonymized.csv"))) == 1508
     items = load_winogender(str(DATA / "winogender" / "all_sentences.tsv"))
     assert len(items) == 360  # the other half is of "someone"
+    assert size_note("winogender", len(items)) == ""
+    assert size_note("winogender", 359) == "winogender: 359 items, where the published set has 360."
     assert {i.group for i in items} == {"male", "female", "neutral"}
     first = items[0]
     assert first.options[0].context.endswith("'He' refers to the") and first.options[0].text == " technician"

@@ -2,12 +2,14 @@
 
 import json
 import shutil
+from dataclasses import fields
 
 import pytest
 
 from evaluation.schema import load, read_samples
 from evaluation.suites.bias import STAGE
 from evaluation.suites.bias_run import load_masked
+from evaluation.suites.safety_prompts import SafetyPromptsConfig
 from launch.config import build
 from launch.errors import UserError
 from launch.stage import run_stage
@@ -122,4 +124,9 @@ def test_a_set_that_is_not_there_is_one_sentence():
         UserError, match=r"stereoset: /no/dev.json: no such file or folder; .*dev\.json .*Nadeem.*hub:McGill"
     ):
         check_sources({"stereoset": "/no/dev.json"})
-    assert {"xstest", "harmbench", "bbq", "realtoxicityprompts"} <= set(public_sets())
+    assert {"xstest", "harmbench", "bbq"} <= set(public_sets())
+
+
+def test_every_public_set_that_is_listed_is_read_by_a_command():
+    read = {"prompts": SafetyPromptsConfig, "likelihood": STAGE.config}
+    assert [n for n, s in public_sets().items() if n not in {f.name for f in fields(read[s.use])}] == []

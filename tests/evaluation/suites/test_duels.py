@@ -119,6 +119,13 @@ def test_verdicts_that_cannot_be_read_are_counted_and_left_out(files, tmp_path):
         run_suite(STAGE, tmp_path / "none", completions=f"{files['short']},{files['long']}", endpoint=endpoint(server))
 
 
+def test_a_league_of_too_few_prompts_asks_no_judge(files, tmp_path):
+    with JudgeServer() as server, pytest.raises(UserError, match="judge at least 12 prompts"):
+        completions = ",".join(map(str, files.values()))
+        run_suite(STAGE, tmp_path / "out", completions=completions, endpoint=endpoint(server), max_prompts=11)
+    assert server.asked == 0
+
+
 def test_all_against_one(models, files, tmp_path):
     both = dict(completions=",".join(map(str, files.values())), judge=models / "judge")
     run_suite(STAGE, tmp_path / "out", **both, against="odd", max_prompts=13)

@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from evaluation.report.items import item_scores
 from evaluation.schema import read_samples
 from evaluation.suites.text import STAGE
 from tests.evaluation.language.harness_tasks import KINDS, QUESTIONS
@@ -31,6 +32,9 @@ def test_the_suite_reports_tasks_with_intervals(task_folder, models, tmp_path):
         "\n\nWhat follows 0?\nAnswer:"
     )
     assert len(first["responses"]) == 4 and first["metrics"]["acc"] in (0.0, 1.0)
+    assert first["acc"] == first["metrics"]["acc"] == first["scores"]["local_choice/acc"]
+    assert first["response"] in first["choices"]
+    assert len(item_scores(acc, rows).scores) == 12
 
 
 def test_answers_that_were_given_before_are_not_asked_again(task_folder, models, tmp_path, monkeypatch):
