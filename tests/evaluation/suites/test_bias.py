@@ -6,6 +6,7 @@ from dataclasses import fields
 
 import pytest
 
+from evaluation.safety.public_sets import check_sources, public_sets
 from evaluation.schema import load, read_samples
 from evaluation.suites.bias import STAGE
 from evaluation.suites.bias_run import load_masked
@@ -117,8 +118,6 @@ def test_a_masked_folder_without_its_head_is_refused(tmp_path):
 
 
 def test_a_set_that_is_not_there_is_one_sentence():
-    from evaluation.safety.public_sets import check_sources, public_sets
-
     check_sources({"bbq": "hub:anybody/bbq"})
     with pytest.raises(
         UserError, match=r"stereoset: /no/dev.json: no such file or folder; .*dev\.json .*Nadeem.*hub:McGill"
