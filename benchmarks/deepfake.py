@@ -34,7 +34,7 @@ from launch.files import folder_name, read_json, write_json
 from launch.provenance import code_version, hardware, package_versions
 
 DETECTORS = ("spectral", "network", "reconstruction")
-OWN = {"vae": 800, "gan": 600, "diffusion": 300}
+OWN = {"vae": 800, "gan": 400, "diffusion": 150}
 """Kind -> updates, at 32x32."""
 RATE = 2e-3
 """The default rates are chosen for 8x8 images: at 32x32 the VAE's diverges."""
@@ -87,12 +87,12 @@ def measure_own(work: Path, quick: bool) -> dict[str, Any]:
         options = ("--kind", kind, "--image_size", 32, "--steps", 5 if quick else steps)
         options += ("--learning_rate", RATE)
         alignkit("train-generative", "--data", DATA / "mnist", *options, "--output_dir", work / kind)
-        for name, key in ((kind, ""), (f"{kind}-marked", KEY)):
-            words = ("--count", 120 if quick else 600, *(("--watermark", key) if key else ()))
+        for name, key in ((kind, ""), (f"{kind}_marked", KEY)):
+            words = ("--count", 120 if quick else 400, *(("--watermark", key) if key else ()))
             alignkit("sample", "--model", work / kind, *words, "--output_dir", work / "samples" / name)
         samples[kind] = work / "samples" / kind
     found = {d: summary(evaluate(work, d, real, samples)) for d in DETECTORS[: 1 if quick else 3]}
-    marked = {f"{kind}-marked": work / "samples" / f"{kind}-marked" for kind in OWN}
+    marked = {f"{kind}_marked": work / "samples" / f"{kind}_marked" for kind in OWN}
     found["marked"] = summary(evaluate(work / "marked", "spectral", real, marked, "--watermark", KEY))
     return found
 
@@ -136,11 +136,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []])
     parser.add_argument("--quick", action="store_true", help="few images and steps; nothing is written")
+    parser.add_argument(
+        "--work", type=Path, help="a folder to keep, so that what was cut off goes on; else a temporary one"
+    )
     options = parser.parse_args()
     path = RESULTS / "deepfake.json"
     for name in options.parts or PARTS:
-        with tempfile.TemporaryDirectory() as work:
-            found = PARTS[name](Path(work), options.quick)
+        with tempfile.TemporaryDirectory() as temporary:
+            found = PARTS[name]((options.work or Path(temporary)) / name, options.quick)
         about = {"command": f"python -m benchmarks.deepfake {name}", "code": code_version(), "hardware": hardware()}
         print(f"{name}: done", flush=True)
         if not options.quick:
