@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,7 +15,7 @@ from evaluation.loading import read_causal, read_classifier, read_tokenizer
 from evaluation.schema import EvaluationResult, Judge, Subject, SubjectKind
 from evaluation.scoring import Beat
 from launch.files import read_json
-from launch.provenance import fingerprint_input
+from launch.provenance import fingerprint_input, hardware, package_versions
 from launch.stage import Job
 from launch.zero import plain_weights
 
@@ -94,6 +95,13 @@ def trained_against(subject: Subject, judge: Judge | None) -> list[str]:
     ]
 
 
+def trained_with(model: str, preferences_sha256: str, role: str) -> list[str]:
+    """The note that a model (of this role) was trained with the preferences that it is measured on; nothing otherwise."""
+    if not made_from(model, preferences_sha256):
+        return []
+    return [f"The {role} was trained with this file: unless these pairs were held out then, the numbers flatter it."]
+
+
 def display_name(source: str) -> str:
     """The last part of a path or hub name; for a file, its folder's. A folder inside of a run is named by the run: `ppo best`."""
     path = Path(source.removeprefix("hub:").split("::")[0])
@@ -136,13 +144,19 @@ def over_ranks(job: Job, items: Sequence[T], compute: Callable[[list[T]], Sequen
     return results
 
 
+def save_result(job: Job, result: EvaluationResult, folder: Path) -> None:
+    """Write results.json into a folder, with the versions, the hardware and the seconds of the run that made it."""
+    versions, seconds = package_versions(), round(job.seconds, 3)
+    dataclasses.replace(result, versions=versions, hardware=hardware(), seconds=seconds).save(folder)
+
+
 def write_result(job: Job, result: EvaluationResult, folder: Path | None = None) -> dict[str, Any]:
     """Write results.json on the main rank, say its first numbers, and return the stage's summary.
 
     Into the stage's folder, or one inside of it where a stage has several results.
     """
     if job.runtime.is_main:
-        result.save(folder or job.output_dir)
+        save_result(job, result, folder or job.output_dir)
     for entry in result.metrics[:4]:
         limits = "" if entry.ci_low is None else f" [{entry.ci_low:.4g}, {entry.ci_high:.4g}]"
         value = entry.note if entry.value is None else f"{entry.value:.4g}{limits} (n = {entry.n})"

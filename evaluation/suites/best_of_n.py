@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import numpy as np
@@ -17,13 +16,11 @@ from evaluation.suites.reward_config import RewardEvaluationConfig
 from evaluation.suites.reward_scores import score_each
 from launch.errors import UserError
 from launch.files import sha256_file
-from launch.provenance import hardware, package_versions
 from launch.stage import Job
 
 
 def evaluate(config: RewardEvaluationConfig, job: Job) -> dict[str, Any]:
     """Score all samples with judge and proxy and write results.json and samples.jsonl."""
-    start = time.monotonic()
     rows = load_completions(config.completions)
     groups = _samples_of_prompts(rows, config.completions)
     prompts: list[Turns] = [r.prompt for r in rows]
@@ -59,9 +56,6 @@ def evaluate(config: RewardEvaluationConfig, job: Job) -> dict[str, Any]:
         metrics=metrics,
         samples=write_samples(job.output_dir, samples) if job.runtime.is_main else None,
         notes=_notes(config, subject),
-        versions=package_versions(),
-        hardware=hardware(),
-        seconds=time.monotonic() - start,
     )
     summary = write_result(job, result)
     clear_samples(job)

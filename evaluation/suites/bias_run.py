@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,7 +19,7 @@ from evaluation.sample_log import clear_samples, score_samples
 from evaluation.schema import EvaluationResult, Protocol, Slice, write_samples
 from evaluation.suites.bias import BiasConfig
 from launch.errors import UserError
-from launch.provenance import fingerprint_input, hardware, package_versions
+from launch.provenance import fingerprint_input
 from launch.stage import Job
 from launch.zero import plain_weights
 
@@ -41,7 +40,6 @@ def run(config: BiasConfig, job: Job) -> dict[str, Any]:
     settings = {"model": subject.sha256, "likelihood": config.likelihood, "precision": job.runtime.precision}
     summary: dict[str, Any] = {}
     for name, items in sets.items():
-        start = time.monotonic()
         scores = score_items(job, name, items, compute, settings)
         folder = job.output_dir / name
         folder.mkdir(parents=True, exist_ok=True)
@@ -54,9 +52,6 @@ def run(config: BiasConfig, job: Job) -> dict[str, Any]:
             slices=_slices(name, items, scores),
             samples=write_samples(folder, rows) if job.runtime.is_main else None,
             notes=[note for note in [size_note(name, len(items))] if note],
-            versions=package_versions(),
-            hardware=hardware(),
-            seconds=time.monotonic() - start,
         )
         summary |= write_result(job, result, folder)
     clear_samples(job)

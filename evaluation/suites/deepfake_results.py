@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from data.images import ImageSet
+from evaluation.artefacts import save_result
 from evaluation.deepfake.perturb import Perturbation
 from evaluation.deepfake.protocol import (
     THRESHOLD,
@@ -25,7 +26,6 @@ from evaluation.statistics import Estimate
 from evaluation.suites.deepfake import DeepfakeConfig
 from evaluation.suites.deepfake_provenance import CLEAN, REAL, Marks, is_off
 from launch.files import folder_name, sha256_text
-from launch.provenance import hardware, package_versions
 from launch.stage import Job
 
 MEANINGS = {
@@ -114,10 +114,8 @@ def write_generator_result(
         slices=_treated_slices(findings, (row, name)) + _mark_slices(findings.marks, name),
         samples=write_samples(folder, rows),
         notes=_notes(estimates["auc"], findings.control, files),
-        versions=package_versions(),
-        hardware=hardware(),
     )
-    result.save(folder)
+    save_result(job, result, folder)
     return result
 
 
@@ -211,16 +209,15 @@ def write_detector_result(real: ImageSet, findings: Findings, config: DeepfakeCo
     for name, where in (("own", "the training generator"), ("other", "generators that were not trained on")):
         if pairs := _pairs(findings.matrix, name):
             metrics.append(_mean_metric(f"auc_{name}_generator{'s' if name == 'other' else ''}", pairs, where, config))
-    EvaluationResult(
+    result = EvaluationResult(
         suite="deepfake",
         subject=Subject(f"{detector.name} detector", "detector"),
         protocol=_protocol(config, real),
         metrics=metrics,
         slices=_matrix_slices(findings.matrix, list(config.generators)) + _mean_slices(findings, config),
         notes=_turned_around(findings.matrix),
-        versions=package_versions(),
-        hardware=hardware(),
-    ).save(job.output_dir)
+    )
+    save_result(job, result, job.output_dir)
 
 
 def _pairs(matrix: Matrix, which: str) -> Matrix:

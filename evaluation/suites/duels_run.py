@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,7 +11,7 @@ import numpy as np
 
 from data.comparisons import load_comparisons
 from data.completions import Completion, align, completions_file, load_completions
-from evaluation.artefacts import describe_author, provenance_of, trained_against, write_result
+from evaluation.artefacts import describe_author, provenance_of, save_result, trained_against, write_result
 from evaluation.judges.ask import build_judge, judge_duels
 from evaluation.judges.duels import Answer, Duel, Verdict
 from evaluation.preferences.judging import verdict_metrics
@@ -22,7 +21,7 @@ from evaluation.schema import EvaluationResult, Judge, Metric, Protocol, Samples
 from evaluation.suites.duels import DuelsConfig
 from launch.errors import UserError, nearest
 from launch.files import folder_name, sha256_file, sha256_text
-from launch.provenance import fingerprint_input, hardware, package_versions
+from launch.provenance import fingerprint_input
 from launch.stage import Job
 
 MODELS = "models"
@@ -31,14 +30,12 @@ MODELS = "models"
 
 def run(config: DuelsConfig, job: Job) -> dict[str, Any]:
     """Write results.json of the judge, models/NAME/results.json of each model, and samples.jsonl of the duels."""
-    start = time.monotonic()
     played = _recorded(config) if config.comparisons else _judged(config, job)
     table = standings(played.games)
-    shared = {"versions": package_versions(), "hardware": hardware(), "seconds": time.monotonic() - start}
     samples = write_samples(job.output_dir, played.rows) if job.runtime.is_main else None
     if job.runtime.is_main:
-        _write_models(job, table, played, shared)
-    result = _league_result(config, table, played, samples, shared)
+        _write_models(job, table, played)
+    result = _league_result(config, table, played, samples)
     _say(job, table)
     summary = write_result(job, result)
     clear_samples(job)
@@ -173,15 +170,15 @@ def _protocol(config: DuelsConfig, games: Sequence[Game], judge: Judge | None) -
     )
 
 
-def _write_models(job: Job, table: Sequence[Standing], played: Played, shared: dict[str, Any]) -> None:
+def _write_models(job: Job, table: Sequence[Standing], played: Played) -> None:
     """One result for each model, so that a report puts them into one table."""
     for number, standing in enumerate(table):
         subject, protocol = played.subjects[standing.name], played.protocol
         notes = trained_against(subject, protocol.judge)
-        result = EvaluationResult("duels", subject, protocol, standing.metrics, standing.slices, notes=notes, **shared)
+        result = EvaluationResult("duels", subject, protocol, standing.metrics, standing.slices, notes=notes)
         folder = job.output_dir / MODELS / f"{number + 1:02d}-{folder_name(standing.name)}"
         folder.mkdir(parents=True, exist_ok=True)
-        result.save(folder)
+        save_result(job, result, folder)
 
 
 def _league_result(
@@ -189,7 +186,6 @@ def _league_result(
     table: Sequence[Standing],
     played: Played,
     samples: Samples | None,
-    shared: dict[str, Any],
 ) -> EvaluationResult:
     """The result of the league itself, whose subject is its judge: Elo of every model, and how well it judges."""
     protocol, judge = played.protocol, played.protocol.judge
@@ -201,7 +197,7 @@ def _league_result(
         judge.sha256 if judge else protocol.dataset_sha256,
     )
     elos = [replace(s.metrics[0], name=f"elo/{s.name}", higher_is_better=None) for s in table]
-    return EvaluationResult("duels", subject, protocol, [*elos, *played.judge_metrics], samples=samples, **shared)
+    return EvaluationResult("duels", subject, protocol, [*elos, *played.judge_metrics], samples=samples)
 
 
 def _say(job: Job, table: Sequence[Standing]) -> None:

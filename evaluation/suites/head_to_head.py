@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,13 +28,11 @@ from evaluation.suites.kl import estimate_kl, over_budget, sampling_temperature
 from evaluation.suites.reward_config import RewardEvaluationConfig
 from evaluation.suites.reward_scores import score_each
 from launch.files import sha256_file
-from launch.provenance import hardware, package_versions
 from launch.stage import Job
 
 
 def evaluate(config: RewardEvaluationConfig, job: Job) -> dict[str, Any]:
     """Score both completions of each prompt and write results.json and samples.jsonl."""
-    start = time.monotonic()
     pairs = align(load_completions(config.completions), load_completions(config.baseline))
     ours, theirs = [a for a, _ in pairs], [b for _, b in pairs]
     baseline = config.baseline_name or display_name(config.baseline)
@@ -65,9 +62,6 @@ def evaluate(config: RewardEvaluationConfig, job: Job) -> dict[str, Any]:
         metrics=metrics,
         samples=write_samples(job.output_dir, rows) if job.runtime.is_main else None,
         notes=over_budget(metrics, config.kl_budget) + trained_against(subject, protocol.judge),
-        versions=package_versions(),
-        hardware=hardware(),
-        seconds=time.monotonic() - start,
     )
     summary = write_result(job, result)
     clear_samples(job)

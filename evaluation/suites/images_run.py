@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from data.images import ImageSet
+from evaluation.artefacts import save_result
 from evaluation.images.extractors.base import Extractor
 from evaluation.images.extractors.prepare import prepare_extractor
 from evaluation.images.features import Features, FeatureSource
@@ -20,7 +21,6 @@ from evaluation.suites.images import PIXELS, REAL, ImagesConfig
 from evaluation.suites.images_metrics import NEIGHBOURS, classification_metric, measure_features
 from evaluation.suites.images_sets import count_distinct, load_sets, sample_generators
 from launch.files import folder_name
-from launch.provenance import hardware, package_versions
 from launch.stage import Job
 
 
@@ -44,8 +44,7 @@ def run(config: ImagesConfig, job: Job) -> dict[str, Any]:
         found = source.of(images)
         if not job.runtime.is_main:
             continue
-        folder = job.output_dir / folder_name(name)
-        result = evaluate_images(name, images, found, reference, real, extractor, config, folder, labelled)
+        result = evaluate_images(name, images, found, reference, real, extractor, config, job, labelled)
         summary |= {f"{name}/{m.name}": m.value for m in result.metrics}
         job.say(f"{name}: " + ", ".join(f"{m.name} {m.value:.4g}" for m in result.metrics[:2]))
         beat(0)
@@ -63,13 +62,14 @@ def evaluate_images(
     real: Features,
     extractor: Extractor,
     config: ImagesConfig,
-    folder: Path,
+    job: Job,
     labelled: bool,
 ) -> EvaluationResult:
     """Measure one set of images and write its results.json, samples.jsonl, grid.png and neighbours.png.
 
     `labelled`: whether some generator has labels, so that classification accuracy is worth its minute.
     """
+    folder = job.output_dir / folder_name(name)
     folder.mkdir(parents=True, exist_ok=True)
     measured = measure_features(found, real, extractor, config.splits, config.seed)
     metrics = measured.metrics
@@ -101,10 +101,8 @@ def evaluate_images(
         metrics=metrics,
         samples=write_samples(folder, rows),
         notes=_notes(images, reference, found, metrics),
-        versions=package_versions(),
-        hardware=hardware(),
     )
-    result.save(folder)
+    save_result(job, result, folder)
     return result
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +11,7 @@ import numpy as np
 from data import load_preferences, plain_text
 from data.preferences import count_invalid
 from data.records import Preference, Turns
-from evaluation.artefacts import describe_subject, made_from, write_result
+from evaluation.artefacts import describe_subject, trained_with, write_result
 from evaluation.judges.ask import build_judge, judge_duels
 from evaluation.judges.duels import Answer, Duel, Judge, Verdict
 from evaluation.judges.people import Key, ballot_key
@@ -30,7 +29,7 @@ from evaluation.scoring import context_of
 from evaluation.suites.judge import JudgeEvaluationConfig
 from launch.errors import UserError
 from launch.files import sha256_text
-from launch.provenance import fingerprint_input, hardware, package_versions
+from launch.provenance import fingerprint_input
 from launch.stage import Job
 
 
@@ -81,7 +80,6 @@ def ratings_of(ballots: Sequence[Ballot]) -> np.ndarray:
 
 def run(config: JudgeEvaluationConfig, job: Job) -> dict[str, Any]:
     """Write results.json and samples.jsonl."""
-    start = time.monotonic()
     ballots = gather_ballots(load_preferences(config.preferences, config.invalid))
     if config.max_pairs is not None:
         ballots = sorted(ballots, key=lambda b: sha256_text(plain_text(b.prompt)))[: config.max_pairs]
@@ -111,9 +109,6 @@ def run(config: JudgeEvaluationConfig, job: Job) -> dict[str, Any]:
         slices=_slices(kept, judged, people, prompts),
         samples=write_samples(job.output_dir, rows) if job.runtime.is_main else None,
         notes=_notes(config, too_long),
-        versions=package_versions(),
-        hardware=hardware(),
-        seconds=time.monotonic() - start,
     )
     summary = write_result(job, result)
     clear_samples(job)
@@ -173,11 +168,7 @@ def _notes(config: JudgeEvaluationConfig, too_long: int) -> list[str]:
     if config.invalid == "drop" and (faulty := count_invalid(config.preferences)):
         notes.append(f"{faulty} faulty rows of the whole source are left out.")
     fingerprint = fingerprint_input("preferences", config.preferences)["sha256"]
-    if config.judge and made_from(config.judge, fingerprint):
-        notes.append(
-            "The judge was trained with this file: unless these pairs were held out then, the numbers flatter it."
-        )
-    return notes
+    return notes + (trained_with(config.judge, fingerprint, "judge") if config.judge else [])
 
 
 def _row(ballot: Ballot, outcome: float, said: Verdict) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 
 from data import load_preferences, plain_text
 from data.records import Preference
-from evaluation.artefacts import describe_subject, load_reward_model, made_from, write_result
+from evaluation.artefacts import describe_subject, load_reward_model, trained_with, write_result
 from evaluation.preferences.metrics import accuracy_metric, accuracy_metrics
 from evaluation.preferences.reward_metrics import ensemble_metrics, section_metrics
 from evaluation.preferences.slices import rows_by_label
@@ -21,13 +20,12 @@ from evaluation.suites.reward_config import RewardEvaluationConfig
 from evaluation.suites.reward_scores import Answers, score_answers
 from launch.errors import UserError
 from launch.files import sha256_text
-from launch.provenance import fingerprint_input, hardware, package_versions
+from launch.provenance import fingerprint_input
 from launch.stage import Job
 
 
 def evaluate(config: RewardEvaluationConfig, job: Job) -> dict[str, Any]:
     """Score both answers of each pair and write results.json and samples.jsonl."""
-    start = time.monotonic()
     model, tokenizer = load_reward_model("model", config.model, job.runtime.device)
     pairs, left_out = usable_pairs(config, model, tokenizer)
     chosen, rejected = _score(config, job, pairs, "model", config.model, (model, tokenizer)).T
@@ -62,9 +60,6 @@ def evaluate(config: RewardEvaluationConfig, job: Job) -> dict[str, Any]:
         ],
         samples=write_samples(job.output_dir, rows) if job.runtime.is_main else None,
         notes=_notes(config, left_out),
-        versions=package_versions(),
-        hardware=hardware(),
-        seconds=time.monotonic() - start,
     )
     summary = write_result(job, result)
     clear_samples(job)
@@ -132,13 +127,8 @@ def slices(
 
 
 def _notes(config: RewardEvaluationConfig, left_out: Sequence[str]) -> list[str]:
-    notes = [f"{text} are left out." for text in left_out]
     fingerprint = fingerprint_input("preferences", config.preferences)["sha256"]
-    if made_from(config.model, fingerprint):
-        notes.append(
-            "The reward model was trained with this file: unless these pairs were held out then, the numbers flatter it."
-        )
-    return notes
+    return [f"{text} are left out." for text in left_out] + trained_with(config.model, fingerprint, "reward model")
 
 
 def _row(pair: Preference, chosen: float, rejected: float) -> dict[str, Any]:

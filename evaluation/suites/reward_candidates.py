@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +18,7 @@ from evaluation.statistics import Estimate, mean_of, paired_difference, repeated
 from evaluation.suites.reward_config import RewardEvaluationConfig
 from evaluation.suites.reward_scores import Answers, score_answers
 from launch.errors import UserError
-from launch.provenance import fingerprint_input, hardware, package_versions
+from launch.provenance import fingerprint_input
 from launch.stage import Job
 
 TIES = "ties"
@@ -28,7 +27,6 @@ TIES = "ties"
 
 def evaluate(config: RewardEvaluationConfig, job: Job) -> dict[str, Any]:
     """Score all answers of each prompt and write results.json and samples.jsonl."""
-    start = time.monotonic()
     items = load_candidates(config.candidates)
     asked: list[Answers] = [(c.prompt, tuple((text, True) for text in c.answers)) for c in items]
     scores = score_answers(job, "model", config.model, config.batch_tokens, asked)
@@ -47,9 +45,6 @@ def evaluate(config: RewardEvaluationConfig, job: Job) -> dict[str, Any]:
         metrics=metrics,
         slices=slices,
         samples=write_samples(job.output_dir, rows) if job.runtime.is_main else None,
-        versions=package_versions(),
-        hardware=hardware(),
-        seconds=time.monotonic() - start,
     )
     summary = write_result(job, result)
     clear_samples(job)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from data.completions import Completion, align, completions_file, load_completions
@@ -23,13 +22,12 @@ from evaluation.suites.safety import SafetyConfig
 from evaluation.suites.safety_findings import Finding, inspect
 from launch.errors import UserError
 from launch.files import sha256_file
-from launch.provenance import fingerprint_input, hardware, package_versions
+from launch.provenance import fingerprint_input
 from launch.stage import Job
 
 
 def run(config: SafetyConfig, job: Job) -> dict[str, Any]:
     """Write results.json and samples.jsonl."""
-    start = time.monotonic()
     rows = load_completions(config.completions)
     baseline = baseline_rows(rows, config)
     quality = _detector_quality(config) if config.prompts else None
@@ -47,9 +45,6 @@ def run(config: SafetyConfig, job: Job) -> dict[str, Any]:
         slices=refusal_metrics.refusal_slices(findings),
         samples=samples,
         notes=_notes(config) + resolution_notes(metrics),
-        versions=package_versions(),
-        hardware=hardware(),
-        seconds=time.monotonic() - start,
     )
     summary = write_result(job, result)
     clear_samples(job)

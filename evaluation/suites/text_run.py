@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from typing import Any
 
@@ -16,13 +15,12 @@ from evaluation.suites.text_completions import mauve_metrics
 from evaluation.suites.text_documents import check_batching, choose_documents, document_row, score_documents
 from evaluation.suites.text_tasks import TaskScores, score_tasks
 from launch.files import canonical_json, sha256_text
-from launch.provenance import fingerprint_input, hardware, package_versions
+from launch.provenance import fingerprint_input
 from launch.stage import Job
 
 
 def run(config: TextConfig, job: Job) -> dict[str, Any]:
     """Write results.json and samples.jsonl."""
-    start = time.monotonic()
     subject = describe_subject("model", config.model, "language model", config.name)
     metrics, rows, settings, notes, tasks = _score_model(config, job, subject)
     if config.completions:
@@ -45,9 +43,6 @@ def run(config: TextConfig, job: Job) -> dict[str, Any]:
         metrics=metrics,
         samples=write_samples(job.output_dir, rows) if job.runtime.is_main else None,
         notes=notes,
-        versions=package_versions(),
-        hardware=hardware(),
-        seconds=time.monotonic() - start,
     )
     summary = write_result(job, result)
     clear_samples(job)

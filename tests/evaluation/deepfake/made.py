@@ -33,4 +33,5 @@ def save(folder, images):
 
 def job(folder):
     runtime = SimpleNamespace(is_main=True, device=torch.device("cpu"))
-    return SimpleNamespace(output_dir=Path(folder), runtime=runtime, say=lambda text: None, beat=lambda step: None)
+    quiet = {"say": lambda text: None, "beat": lambda step: None}
+    return SimpleNamespace(output_dir=Path(folder), runtime=runtime, seconds=2.5, **quiet)
