@@ -13,6 +13,7 @@ D hidden size.
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +38,7 @@ from evaluation.scoring import (
     score_ids,
 )
 
+LOG = logging.getLogger(__name__)
 SHARED_START = 64
 """Contexts that agree in so many first tokens have what they share run once, through the cache."""
 CACHED_PER_TOKEN = 4
@@ -356,8 +358,12 @@ def takes_packed_rows(model: PreTrainedModel, longest: int) -> bool:
         return False
     try:
         return _trial(model)
-    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, NotImplementedError):
-        return False  # a model that does not know such masks, or such a cache
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, NotImplementedError) as error:
+        # a model that does not know such masks, or such a cache: foreign code, which says so in ways of its own
+        LOG.info("%s takes no packed rows, so pairs are scored one by one: %r", type(model).__name__, error)
+        return False
 
 
 def _trial(model: PreTrainedModel) -> bool:

@@ -172,6 +172,23 @@ def test_a_model_that_masks_wrongly_is_found_out():
     assert not takes_packed_rows(model, 10)
 
 
+def test_a_model_that_cannot_read_such_masks_is_named_and_lack_of_memory_is_no_such_model(caplog):
+    def fails(error):
+        def forward(*words, **named):
+            raise error
+
+        model = tiny.language_model()
+        model.model.forward = forward
+        return model
+
+    with caplog.at_level("INFO", "evaluation.shared_prefix"):
+        assert not takes_packed_rows(fails(TypeError("a mask of four dimensions")), 10)
+    (said,) = caplog.messages
+    assert "takes no packed rows" in said and "a mask of four dimensions" in said
+    with pytest.raises(torch.OutOfMemoryError):
+        takes_packed_rows(fails(torch.OutOfMemoryError("no memory")), 10)
+
+
 def test_bf16_is_near_and_fp32_does_not_depend_on_the_batch():
     model = tiny.language_model(max_position_embeddings=256)
     arguments = [c for c, _ in PAIRS], [a for _, a in PAIRS]
