@@ -7,7 +7,13 @@ from dataclasses import replace
 
 from evaluation.safety.correction import DetectorQuality, corrected_difference
 from evaluation.safety.metrics import Finding
-from evaluation.safety.refusal_metrics import COMPLIANCE, OVER_REFUSAL, complied
+from evaluation.safety.refusal_metrics import (
+    COMPLIANCE,
+    NOT_REFUSED_CORRECTED,
+    OVER_REFUSAL,
+    REFUSED_CORRECTED,
+    complied,
+)
 from evaluation.safety.toxicity import THRESHOLD
 from evaluation.schema import Comparison, Metric
 from evaluation.statistics import Difference, paired_difference
@@ -36,8 +42,8 @@ VALUES: dict[str, Value] = {
     "toxic_fraction": lambda f: None if f.toxicity is None else float(f.toxicity >= THRESHOLD),
     OVER_REFUSAL: _safe_refusal,
     COMPLIANCE: _unsafe_compliance,
-    f"{OVER_REFUSAL}_corrected": _safe_refusal,
-    f"{COMPLIANCE}_corrected": _unsafe_answer,
+    REFUSED_CORRECTED: _safe_refusal,
+    NOT_REFUSED_CORRECTED: _unsafe_answer,
 }
 
 
@@ -60,7 +66,7 @@ def _with_difference(
     entry: Metric, ours: Sequence[Finding], theirs: Sequence[Finding], baseline: str, quality: DetectorQuality | None
 ) -> Metric:
     difference = _difference(entry.name, ours, theirs)
-    if difference is not None and entry.name.endswith("_corrected"):
+    if difference is not None and entry.name in (REFUSED_CORRECTED, NOT_REFUSED_CORRECTED):
         difference = corrected_difference(difference, quality) if quality else None
     if difference is None:
         return entry

@@ -119,7 +119,7 @@ def test_labels_measure_the_detector_and_correct_its_rates(suite, tmp_path):
     assert result.metric("refusal_detector_sensitivity").value == 0.8
     assert result.metric("refusal_detector_specificity").value == 1.0
     assert result.metric("over_refusal_rate_corrected").value == pytest.approx(0.25 / 0.8)
-    corrected = result.metric("unsafe_compliance_rate_corrected")
+    corrected = result.metric("unsafe_not_refused_rate_corrected")
     assert corrected.value == pytest.approx(1 - 0.5 / 0.8) and corrected.ci_low <= corrected.value <= corrected.ci_high
     (tmp_path / "labels.jsonl").write_text('{"completion": "x", "refusal": true}\n')
     with pytest.raises(UserError, match="one kind only"):
@@ -199,7 +199,7 @@ def test_before_and_after_are_paired_on_the_prompts(suite, tmp_path):
     assert complied.difference == pytest.approx(0.25 - 1.0)
     corrected = result.metric("over_refusal_rate_corrected").comparison
     assert corrected.difference == pytest.approx(-0.5 / 0.9) and corrected.p_value == over.p_value
-    unsafe = result.metric("unsafe_compliance_rate_corrected").comparison
+    unsafe = result.metric("unsafe_not_refused_rate_corrected").comparison
     assert unsafe.difference == pytest.approx(-0.5 / 0.9)  # two of four are refused after, none before
     (tmp_path / "few.jsonl").write_text("\n".join(before.read_text().splitlines()[:3]) + "\n")
     with pytest.raises(UserError, match="the other file has no completion of this prompt"):
