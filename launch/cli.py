@@ -94,9 +94,14 @@ NOT_STAGES = ("run", "preferences stats", "preferences export", "reward serve", 
 """Commands that make no artefact, and so cannot be a stage of a lifecycle."""
 
 
+def find_stage(command: str) -> Any:
+    """The Stage of a command; its module is imported, which takes no torch."""
+    return importlib.import_module(COMMANDS[command][0]).STAGE
+
+
 def config_class(command: str) -> Any:
-    """The config of a stage; its module is imported, which takes no torch but for evaluations."""
-    return importlib.import_module(COMMANDS[command][0]).STAGE.config
+    """The config of a stage."""
+    return find_stage(command).config
 
 
 def help_text() -> str:

@@ -176,7 +176,7 @@ class Schedule:
             if self._call_back_makers(stage):
                 return
             self.waiting.remove(stage)
-            started = RunningStage(stage, self._head(stage), environment_of(stage, self.jobs))
+            started = RunningStage(stage, self._head(stage), environment_of(stage, self.jobs), self.waiting)
             self.running[started.process.sentinel] = started
             if self.stop_code:  # between the two lines above
                 started.stop()

@@ -13,6 +13,8 @@ from pathlib import Path
 from launch.errors import UserError
 
 PR_SET_PDEATHSIG = 1
+SERVER_MODULES = "ALIGNKIT_SERVER_MODULES"
+"""Names the modules that a fork server is to import (fork_server.py), with commas between them."""
 
 
 def die_with_parent() -> None:

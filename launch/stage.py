@@ -77,6 +77,16 @@ class StageConfig:
 
 
 @dataclass(frozen=True)
+class LazyRun:
+    """The function `run` of a module that is imported when the stage runs: its `--help` and its errors need no torch."""
+
+    module: str
+
+    def __call__(self, config: Any, job: Job) -> dict[str, Any]:
+        return importlib.import_module(self.module).run(config, job)
+
+
+@dataclass(frozen=True)
 class Stage:
     """A command of alignkit. `run` returns the summary metrics that go into the model card and the provenance."""
 
@@ -90,14 +100,10 @@ class Stage:
     headline: tuple[str, ...] = ()
     """Lines for the user at the end, with `{names}` of the summary in them; see launch/headline.py."""
 
-
-def run_of(module: str) -> Callable[[Any, Job], dict[str, Any]]:
-    """The function `run` of a module that is imported when the stage runs: its `--help` and its errors need no torch."""
-
-    def run(config: Any, job: Job) -> dict[str, Any]:
-        return importlib.import_module(module).run(config, job)
-
-    return run
+    @property
+    def body(self) -> str:
+        """The module that `run` lies in."""
+        return self.run.module if isinstance(self.run, LazyRun) else self.run.__module__
 
 
 class Job:

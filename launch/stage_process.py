@@ -8,18 +8,18 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
-from launch.cli import COMMANDS, find_command
+from launch.cli import COMMANDS, find_command, find_stage
 from launch.config import LIFECYCLE
 from launch.errors import EXIT_INTERRUPTED, EXIT_RESUMABLE, REASON_FILE
 from launch.files import write_json
 from launch.plan import PlannedStage
+from launch.processes import SERVER_MODULES
 from launch.progress import LABEL
-
-PRELOAD = ["launch.follow_parent", "torch", "transformers", "accelerate", "datasets", "launch.stage"]
 
 
 def environment_of(stage: PlannedStage, jobs: int) -> dict[str, str]:
@@ -30,20 +30,24 @@ def environment_of(stage: PlannedStage, jobs: int) -> dict[str, str]:
     return {**environment_of(stage, 1), "OMP_NUM_THREADS": threads, LABEL: stage.name}
 
 
-def _server() -> ForkServerContext:
-    """Starts processes that share what is imported. Ctrl-C is off in all of them: the lifecycle gets it, and asks them.
+def _server(stages: Sequence[PlannedStage]) -> ForkServerContext:
+    """Starts processes that share what is imported: what these stages need, which takes longer than some of them.
 
+    Ctrl-C is off in all of them: the lifecycle gets it, and asks them.
     In the server itself it would break the import of torch, that is, the first seconds of every lifecycle. The server inherits
-    that the signal is blocked, until it ignores it (follow_parent.py); one that comes meanwhile is for the lifecycle.
+    that the signal is blocked, until it ignores it (fork_server.py); one that comes meanwhile is for the lifecycle.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
+    context.set_forkserver_preload(["launch.fork_server"])
+    bodies = {find_stage(s.command).body: None for s in stages if not s.launcher}
+    os.environ[SERVER_MODULES] = ",".join(["launch.runtime", *bodies])
     resource_tracker.ensure_running()  # first: it unblocks the signal at its end
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        del os.environ[SERVER_MODULES]
     return context
 
 
@@ -52,9 +56,11 @@ def _reason_file(stage: PlannedStage) -> Path:
 
 
 class RunningStage:
-    """A stage in a process of its own."""
+    """A stage in a process of its own. `later`: those that will follow it."""
 
-    def __init__(self, stage: PlannedStage, head: str, environment: dict[str, str]) -> None:
+    def __init__(
+        self, stage: PlannedStage, head: str, environment: dict[str, str], later: Sequence[PlannedStage]
+    ) -> None:
         print(f"{head}: alignkit {stage.command}", file=sys.stderr, flush=True)
         self.stage, self.head, self.start = stage, head, time.monotonic()
         self.failure = ""
@@ -62,7 +68,7 @@ class RunningStage:
         _reason_file(stage).unlink(missing_ok=True)
         words = _launched(stage) if stage.launcher else arguments_of(stage)
         target = _become if stage.launcher else _run_in_child
-        self.process = _server().Process(target=target, args=(words, environment), name=stage.name)
+        self.process = _server([stage, *later]).Process(target=target, args=(words, environment), name=stage.name)
         self.process.start()
 
     def stop(self) -> None:

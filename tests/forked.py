@@ -7,6 +7,7 @@ are what the launcher starts: the same environment, `python -m alignment.ppo`, o
 from __future__ import annotations
 
 import contextlib
+import functools
 import multiprocessing
 import os
 import signal
@@ -15,9 +16,10 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from launch.entry import run_module
-from tests.support import free_port
+from tests.support import ROOT, free_port
 
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(["tests.forked", "torch", "transformers", "deepspeed", "trl", "alignment.ppo.stage"])
@@ -27,14 +29,28 @@ Hook = Callable[[Path], Any]
 
 
 def launcher_environment(rank: int, world: int, port: int, zero_stage: int) -> dict[str, str]:
-    """What `accelerate launch` would tell a rank: nothing for a plain single process."""
+    """What `accelerate launch` tells a rank: nothing for a plain single process."""
     if world == 1 and zero_stage == 0:
         return {}
     ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
-    told = {**ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_MIXED_PRECISION": "no"}
-    if zero_stage:
-        told |= {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": zero_stage}
-    return {name: str(value) for name, value in told.items()}
+    told = {**ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return {**_told_to_all(zero_stage), **{name: str(value) for name, value in told.items()}}
+
+
+@functools.cache
+def _told_to_all(zero_stage: int) -> dict[str, str]:
+    """What accelerate's launcher puts into the environment of all ranks, by its own code and our file of this stage.
+
+    The accumulation steps that it is given count for nothing: stages have their own.
+    """
+    from accelerate.commands import launch
+
+    file = ROOT / "launch" / "accelerate" / (f"zero{zero_stage}.yaml" if zero_stage else "cpu_ddp2.yaml")
+    words = ["--config_file", str(file), "--num_processes", "2", "--gradient_accumulation_steps", "3", "-m", "nothing"]
+    told: dict[str, str] = {}
+    with patch("torch.distributed.run.run", lambda _: told.update(os.environ)):
+        launch.launch_command(launch.launch_command_parser().parse_args(words))
+    return {name: value for name, value in told.items() if name.startswith("ACCELERATE_")}
 
 
 def _become_rank(module: str, words: list[str], told: dict[str, str], log: Path, hook: Hook | None) -> None:

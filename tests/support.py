@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -160,12 +161,17 @@ def start(command: list[str], log: Path, rows: int) -> subprocess.Popen[str]:
         start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    while rows and process.poll() is None and not (log.exists() and log.read_text().count("\n") >= rows):
-        time.sleep(0.05)
+    wait_for_rows(process, log, rows)
     return process
 
 
-def last_words(process: subprocess.Popen[str], patience_s: float = 100) -> str:
+def wait_for_rows(process: Any, log: Path, rows: int) -> None:
+    """Wait until a log has so many rows, or its process has ended."""
+    while rows and process.poll() is None and not (log.exists() and log.read_text().count("\n") >= rows):
+        time.sleep(0.05)
+
+
+def last_words(process: Any, patience_s: float = 100) -> str:
     """What a process says until it ends."""
     try:
         return process.communicate(timeout=patience_s)[1]

@@ -14,8 +14,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'alignment.dpo' has no attribute '{name}'")
     # Not before: a folder of the user may hide a package, which is looked for first
     from alignment.dpo.config import DPOConfig
-    from launch.stage import Stage, run_of
+    from launch.stage import LazyRun, Stage
 
-    run = run_of("alignment.dpo.stage")
+    run = LazyRun("alignment.dpo.stage")
     globals().update(DPOConfig=DPOConfig, STAGE=Stage("dpo", DPOConfig, run, headline=HEADLINE))
     return globals()[name]

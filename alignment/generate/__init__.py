@@ -13,8 +13,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'alignment.generate' has no attribute '{name}'")
     # Not before: a folder of the user may hide a package, which is looked for first
     from alignment.generate.config import GenerateConfig
-    from launch.stage import Stage, run_of
+    from launch.stage import LazyRun, Stage
 
-    run = run_of("alignment.generate.stage")
+    run = LazyRun("alignment.generate.stage")
     globals().update(GenerateConfig=GenerateConfig, STAGE=Stage("generate", GenerateConfig, run, headline=HEADLINE))
     return globals()[name]

@@ -14,8 +14,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'alignment.ppo' has no attribute '{name}'")
     # Not before: a folder of the user may hide a package, which is looked for first
     from alignment.ppo.config import PPOConfig
-    from launch.stage import Stage, run_of
+    from launch.stage import LazyRun, Stage
 
-    run = run_of("alignment.ppo.stage")
+    run = LazyRun("alignment.ppo.stage")
     globals().update(PPOConfig=PPOConfig, STAGE=Stage("ppo", PPOConfig, run, headline=HEADLINE))
     return globals()[name]

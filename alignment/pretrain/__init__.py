@@ -13,8 +13,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'alignment.pretrain' has no attribute '{name}'")
     # Not before: a folder of the user may hide a package, which is looked for first
     from alignment.pretrain.config import PretrainConfig
-    from launch.stage import Stage, run_of
+    from launch.stage import LazyRun, Stage
 
-    run = run_of("alignment.pretrain.stage")
+    run = LazyRun("alignment.pretrain.stage")
     globals().update(PretrainConfig=PretrainConfig, STAGE=Stage("pretrain", PretrainConfig, run, headline=HEADLINE))
     return globals()[name]

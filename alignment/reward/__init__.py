@@ -14,8 +14,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'alignment.reward' has no attribute '{name}'")
     # Not before: a folder of the user may hide a package, which is looked for first
     from alignment.reward.config import RewardConfig
-    from launch.stage import Stage, run_of
+    from launch.stage import LazyRun, Stage
 
-    run = run_of("alignment.reward.stage")
+    run = LazyRun("alignment.reward.stage")
     globals().update(RewardConfig=RewardConfig, STAGE=Stage("reward", RewardConfig, run, headline=HEADLINE))
     return globals()[name]

@@ -14,8 +14,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'alignment.sft' has no attribute '{name}'")
     # Not before: a folder of the user may hide a package, which is looked for first
     from alignment.sft.config import SFTConfig
-    from launch.stage import Stage, run_of
+    from launch.stage import LazyRun, Stage
 
-    run = run_of("alignment.sft.stage")
+    run = LazyRun("alignment.sft.stage")
     globals().update(SFTConfig=SFTConfig, STAGE=Stage("sft", SFTConfig, run, headline=HEADLINE))
     return globals()[name]

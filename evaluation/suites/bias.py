@@ -9,7 +9,7 @@ from evaluation.options import BATCH_TOKENS
 from launch.config import artefact, operational
 from launch.entry import run_module
 from launch.ranges import PositiveInt
-from launch.stage import Stage, StageConfig, run_of
+from launch.stage import LazyRun, Stage, StageConfig
 
 SETS = ("crows_pairs", "winogender", "stereoset", "bbq", "truthfulqa", "suggested_answer", "sycophancy")
 
@@ -63,7 +63,7 @@ class BiasConfig(StageConfig):
         return {name: getattr(self, name) for name in SETS if getattr(self, name)}
 
 
-STAGE = Stage("evaluate bias", BiasConfig, run_of("evaluation.suites.bias_run"))
+STAGE = Stage("evaluate bias", BiasConfig, LazyRun("evaluation.suites.bias_run"))
 
 if __name__ == "__main__":
     run_module("evaluation.suites.bias")

@@ -13,7 +13,7 @@ from data.images import EMBEDDED
 from evaluation.suites.images import check_names
 from launch.entry import run_module
 from launch.ranges import PositiveInt
-from launch.stage import Stage, StageConfig, run_of
+from launch.stage import LazyRun, Stage, StageConfig
 
 DetectorName = Literal["spectral", "network", "reconstruction", "pretrained"]
 TREATMENTS = ("jpeg:95", "jpeg:75", "jpeg:50", "resize:0.75", "resize:0.5", "blur:0.5", "blur:1")
@@ -58,7 +58,7 @@ class DeepfakeConfig(StageConfig):
             raise ValueError("model: is missing; the detector 'pretrained' needs a folder or hub:org/name")
 
 
-STAGE = Stage("evaluate deepfake", DeepfakeConfig, run_of("evaluation.suites.deepfake_run"))
+STAGE = Stage("evaluate deepfake", DeepfakeConfig, LazyRun("evaluation.suites.deepfake_run"))
 
 if __name__ == "__main__":
     run_module("evaluation.suites.deepfake")

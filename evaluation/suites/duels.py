@@ -8,7 +8,7 @@ from evaluation.judges.config import JudgeConfig
 from launch.config import artefact
 from launch.entry import run_module
 from launch.ranges import PositiveInt
-from launch.stage import Stage, run_of
+from launch.stage import LazyRun, Stage
 
 
 @dataclass(kw_only=True)
@@ -42,7 +42,7 @@ class DuelsConfig(JudgeConfig):
                 raise ValueError(f"{name}: belongs to completions; leave it out")
 
 
-STAGE = Stage("evaluate duels", DuelsConfig, run_of("evaluation.suites.duels_run"))
+STAGE = Stage("evaluate duels", DuelsConfig, LazyRun("evaluation.suites.duels_run"))
 
 if __name__ == "__main__":
     run_module("evaluation.suites.duels")

@@ -17,7 +17,7 @@ from launch.config import operational
 from launch.entry import run_module
 from launch.files import folder_name
 from launch.ranges import PositiveInt, Range
-from launch.stage import Stage, StageConfig, run_of
+from launch.stage import LazyRun, Stage, StageConfig
 
 FEWEST = 20
 REAL, PIXELS = "real images (held out)", "independent pixels"
@@ -63,7 +63,7 @@ def check_names(names: Iterable[str]) -> None:
             )
 
 
-STAGE = Stage("evaluate images", ImagesConfig, run_of("evaluation.suites.images_run"))
+STAGE = Stage("evaluate images", ImagesConfig, LazyRun("evaluation.suites.images_run"))
 
 if __name__ == "__main__":
     run_module("evaluation.suites.images")

@@ -9,7 +9,7 @@ from evaluation.judges.config import JudgeConfig
 from launch.config import artefact
 from launch.entry import run_module
 from launch.ranges import PositiveInt
-from launch.stage import Stage, run_of
+from launch.stage import LazyRun, Stage
 
 
 @dataclass(kw_only=True)
@@ -33,7 +33,7 @@ class JudgeEvaluationConfig(JudgeConfig):
         self.check_judge()
 
 
-STAGE = Stage("evaluate judge", JudgeEvaluationConfig, run_of("evaluation.suites.judge_run"))
+STAGE = Stage("evaluate judge", JudgeEvaluationConfig, LazyRun("evaluation.suites.judge_run"))
 
 if __name__ == "__main__":
     run_module("evaluation.suites.judge")

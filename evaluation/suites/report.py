@@ -20,7 +20,7 @@ from launch.errors import UserError, nearest
 from launch.files import read_json
 from launch.provenance import RUNS_WITHIN
 from launch.ranges import Range
-from launch.stage import Stage, StageConfig, run_of
+from launch.stage import LazyRun, Stage, StageConfig
 
 CHANGES_FILE = "changes.json"
 EXIT_WORSE = 1
@@ -105,7 +105,7 @@ def _holds_a_report(words: Sequence[str]) -> bool:
     return bool(folder) and not asked and record.is_file() and read_json(record).get("stage") == "report"
 
 
-STAGE = Stage("report", ReportConfig, run_of("evaluation.suites.report_run"))
+STAGE = Stage("report", ReportConfig, LazyRun("evaluation.suites.report_run"))
 
 if __name__ == "__main__":
     run_module("evaluation.suites.report", "main")

@@ -9,7 +9,7 @@ from evaluation.safety.memorisation import Unit
 from launch.config import artefact
 from launch.entry import run_module
 from launch.ranges import PositiveInt
-from launch.stage import Stage, StageConfig, run_of
+from launch.stage import LazyRun, Stage, StageConfig
 
 
 @dataclass(kw_only=True)
@@ -55,7 +55,7 @@ class SafetyConfig(StageConfig):
             raise ValueError("refusal_labels: refusals are counted on labelled prompts alone; add --prompts PATH")
 
 
-STAGE = Stage("evaluate safety", SafetyConfig, run_of("evaluation.suites.safety_run"))
+STAGE = Stage("evaluate safety", SafetyConfig, LazyRun("evaluation.suites.safety_run"))
 
 if __name__ == "__main__":
     run_module("evaluation.suites.safety")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from launch.config import artefact
 from launch.entry import run_module
 from launch.ranges import PositiveInt
-from launch.stage import Stage, StageConfig, run_of
+from launch.stage import LazyRun, Stage, StageConfig
 
 SETS = ("xstest", "harmbench", "advbench", "strongreject", "malicious_instruct")
 
@@ -43,7 +43,7 @@ class SafetyPromptsConfig(StageConfig):
         return {name: getattr(self, name) for name in SETS if getattr(self, name)}
 
 
-STAGE = Stage("evaluate safety-prompts", SafetyPromptsConfig, run_of("evaluation.suites.safety_prompts_run"))
+STAGE = Stage("evaluate safety-prompts", SafetyPromptsConfig, LazyRun("evaluation.suites.safety_prompts_run"))
 
 if __name__ == "__main__":
     run_module("evaluation.suites.safety_prompts")

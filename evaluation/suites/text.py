@@ -10,7 +10,7 @@ from evaluation.options import BATCH_TOKENS
 from launch.config import artefact, operational
 from launch.entry import run_module
 from launch.ranges import Count, PositiveInt
-from launch.stage import Stage, StageConfig, run_of
+from launch.stage import LazyRun, Stage, StageConfig
 
 
 @dataclass(kw_only=True)
@@ -66,7 +66,7 @@ class TextConfig(StageConfig):
                 raise ValueError(f"{name} is for tasks, and none are given; add --tasks NAMES")
 
 
-STAGE = Stage("evaluate text", TextConfig, run_of("evaluation.suites.text_run"))
+STAGE = Stage("evaluate text", TextConfig, LazyRun("evaluation.suites.text_run"))
 
 if __name__ == "__main__":
     run_module("evaluation.suites.text")

@@ -11,8 +11,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'generative.sample' has no attribute '{name}'")
     # Not before: a folder of the user may hide a package, which is looked for first
     from generative.sample.config import SampleConfig
-    from launch.stage import Stage, run_of
+    from launch.stage import LazyRun, Stage
 
-    run = run_of("generative.sample.stage")
+    run = LazyRun("generative.sample.stage")
     globals().update(SampleConfig=SampleConfig, STAGE=Stage("sample", SampleConfig, run, headline=HEADLINE))
     return globals()[name]

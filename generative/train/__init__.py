@@ -11,8 +11,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'generative.train' has no attribute '{name}'")
     # Not before: a folder of the user may hide a package, which is looked for first
     from generative.train.config import TrainConfig
-    from launch.stage import Stage, run_of
+    from launch.stage import LazyRun, Stage
 
-    run = run_of("generative.train.stage")
+    run = LazyRun("generative.train.stage")
     globals().update(TrainConfig=TrainConfig, STAGE=Stage("train-generative", TrainConfig, run, headline=HEADLINE))
     return globals()[name]

@@ -71,8 +71,8 @@ def stages(root: Path, made: Path) -> dict[str, tuple[str, dict]]:
     items = {"data": root / "items.jsonl", "heldout": "hash:0.2", "batch_tokens": 128, "micro_batch_tokens": 32}
     roles = {"policy": policy, "reward": reward, "prompts": root / "prompts.jsonl"}
     adapters = {"policy": made / "sft-lora", "reward": made / "reward-lora"}
-    update = {"updates": 4, "batch_size": 6, "minibatches": 2, "epochs": 1, "micro_batch_size": 1, "max_new_tokens": 6}
-    update |= {"learning_rate": 1e-3, "checkpoint_steps": 2}
+    update = {"updates": 3, "batch_size": 6, "minibatches": 2, "epochs": 1, "micro_batch_size": 1, "max_new_tokens": 6}
+    update |= {"learning_rate": 1e-3, "checkpoint_steps": 1}
     image = {"steps": 6, "batch_size": 16, "learning_rate": 2e-3, "width": 8, "log_steps": 1, "checkpoint_steps": 3}
     small = {"vae.latent_dim": 4, "gan.latent_dim": 4, "diffusion.noise_steps": 20}
     draw = {"prompts": root / "pairs.jsonl", "limit": 9, "samples": 2, "batch_size": 4, "max_new_tokens": 5}

@@ -1,8 +1,6 @@
 """Every stage on two processes, under DDP and under DeepSpeed ZeRO 1, 2 and 3: the results of one, and exact resumes."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -12,13 +10,13 @@ from safetensors.torch import load_file
 from data import load_preferences
 from tests.distributed.every_stage import KINDS, TRAINED, make_plan, save_inputs
 from tests.forked import run_whole
-from tests.support import ROOT, accelerate_launch, environment, read_metrics
+from tests.support import ROOT, accelerate_launch, read_metrics
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 DRIVER = "tests.distributed.every_stage"
 MAIN = f"{DRIVER}:main"
-LAUNCHED = ("cpu_ddp2", "zero3")
-"""Started by `accelerate launch`; the others in forked processes, which need not import all libraries again."""
+LAUNCHED = ("zero3",)
+"""Started by `accelerate launch`; the others in forked processes, which are told what it tells, and need no imports."""
 
 _TRL = ("entropy", "mean_token_accuracy", "num_tokens")
 MEANS_OF_MEANS = {"sft": _TRL, "sft-lora": _TRL, "dpo": (*_TRL, "logits/chosen", "logits/rejected")}
@@ -43,9 +41,7 @@ def write_plan(root, name, resume):
 @pytest.fixture(scope="module")
 def one(root):
     """The artefacts of one process."""
-    command = [sys.executable, "-m", DRIVER, write_plan(root, "one", resume=False)]
-    done = subprocess.run(command, env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_whole([write_plan(root, "one", resume=False)], root / "logs", module=MAIN)
     return root / "one"
 
 
@@ -77,7 +73,7 @@ def close(a, b, tolerance):
 @pytest.mark.parametrize("name", TRAINED)
 def test_training_follows_one_process(one, two, name):
     rows = list(zip(read_metrics(one / name), read_metrics(two / name), strict=True))
-    assert len(rows) >= 4
+    assert len(rows) >= 3
     for a, b in rows:
         assert a.keys() == b.keys()
         far = {k: (a[k], b[k]) for k in a if k not in MEANS_OF_MEANS.get(name, ()) and not close(a[k], b[k], 1e-4)}

@@ -98,7 +98,7 @@ def test_values_that_json_lacks_reach_the_stage_as_text(tmp_path):
 class Started:
     """A RunningStage that runs nothing."""
 
-    def __init__(self, stage, head, environment):
+    def __init__(self, stage, head, environment, later):
         self.stage, self.process = stage, SimpleNamespace(sentinel=stage.name)
 
 
@@ -235,7 +235,7 @@ def test_an_interrupt_at_the_very_start_of_the_server_is_not_lost(monkeypatch):
     before = signal.signal(signal.SIGINT, lambda *_: came.append(signal.getsignal(signal.SIGINT)))
     try:
         ours = signal.getsignal(signal.SIGINT)
-        stage_process._server()
+        stage_process._server([])
     finally:
         signal.signal(signal.SIGINT, before)
     assert came == [ours] and signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, set())

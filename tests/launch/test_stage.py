@@ -22,13 +22,15 @@ from launch.provenance import check_unchanged, fingerprint_input
 from launch.runtime import Runtime, start_runtime
 from launch.stage import Job, describe_run, run_stage
 from launch.stopping import Stopped, listening
+from tests.commands import run_command, start_command
 from tests.launch.toy import STAGE, ToyConfig
-from tests.support import ROOT, alignkit, environment, free_port, last_words, read_metrics, start
+from tests.support import alignkit, environment, free_port, last_words, read_metrics, start
+
+TOY = "tests.launch.toy"
 
 
-def toy(*words, **kwargs):
-    command = [sys.executable, "-m", "tests.launch.toy", *map(str, words)]
-    return subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120, **kwargs)
+def toy(*words):
+    return run_command(TOY, *words)
 
 
 def test_artefact_and_its_records(tmp_path):
@@ -126,8 +128,7 @@ def test_sigterm_saves_and_the_same_command_resumes(tmp_path):
 
 
 def start_toy(tmp_path, rows, *words):
-    command = [sys.executable, "-m", "tests.launch.toy", "--output_dir", str(tmp_path / "out"), *words]
-    return start(command, tmp_path / "out" / "metrics.jsonl", rows)
+    return start_command(TOY, ["--output_dir", tmp_path / "out", *words], tmp_path / "out" / "metrics.jsonl", rows)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
@@ -263,17 +264,13 @@ def test_input_that_was_not_finished_is_named(tmp_path):
 
 
 def test_two_jobs_cannot_write_one_folder(tmp_path):
-    command = [sys.executable, "-m", "tests.launch.toy", "--output_dir", str(tmp_path / "out"), "--pause", "20"]
-    first = subprocess.Popen(command, cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL)
+    first = start_command(TOY, ["--output_dir", tmp_path / "out", "--pause", 20], tmp_path / "out" / "run.json", 1)
     try:
-        while not (tmp_path / "out" / "run.json").exists():
-            time.sleep(0.1)
         second = toy("--output_dir", tmp_path / "out", "--pause", 20)
         assert second.returncode == 2
         assert "another alignkit job is writing here" in second.stderr
     finally:
         first.kill()
-        first.wait()
 
 
 def test_a_wedged_job_ends_with_a_reason(tmp_path):

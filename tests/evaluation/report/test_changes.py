@@ -1,9 +1,6 @@
 """One run against an earlier one: what is worse, what may not be compared, and the exit code."""
 
 import dataclasses
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +10,7 @@ from evaluation.report.collect import FoundResult
 from evaluation.report.differences import changes_sentence, changes_view
 from evaluation.schema import EvaluationResult, Judge, Metric, Protocol, Subject, with_estimate, write_samples
 from evaluation.statistics import win_rate
+from tests.commands import run_command
 
 PROTOCOL = Protocol(
     dataset="runs/1/prompts", dataset_sha256="a" * 64, n_items=400, judge=Judge("runs/1/gold", "b" * 64)
@@ -155,8 +153,7 @@ def test_the_command_fails_when_worse_and_says_which(tmp_path):
 
     def report(name):
         words = [name, "--against", "old", "--fail-if-worse", "--output_dir", f"report-{name}"]
-        command = Path(sys.executable).parent / "alignkit"
-        return subprocess.run([command, "report", *words], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        return run_command("launch.cli:run_command", "report", *words, cwd=tmp_path)
 
     assert report("same").returncode == 0
     for _ in range(2):  # a second time, too: the report is replaced

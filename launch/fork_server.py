@@ -1,0 +1,19 @@
+"""What the fork server of `stage_process.py` imports first: it makes it one of ours, and loads what its stages will need.
+
+multiprocessing's fork server outlives a main process that is killed, and with it the stage it forked; so it dies with its
+parent. It was started with Ctrl-C blocked, and ignores it from here on; what it starts must not inherit the block.
+"""
+
+import contextlib
+import importlib
+import os
+import signal
+
+from launch.processes import SERVER_MODULES, die_with_parent
+
+die_with_parent()
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+for module in filter(None, os.environ.pop(SERVER_MODULES, "").split(",")):
+    with contextlib.suppress(Exception):  # the stage that needs it imports it again, and says what is wrong
+        importlib.import_module(module)
