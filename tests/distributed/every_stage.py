@@ -68,6 +68,7 @@ def stages(root: Path, made: Path) -> dict[str, tuple[str, dict]]:
     """name -> (command, settings); what a stage reads of another lies in `made`."""
     policy, reward, preferences = root / "policy", root / "reward", root / "preferences.jsonl"
     batch = {"batch_size": 4, "micro_batch_size": 1, "epochs": 2, "learning_rate": 1e-3, "checkpoint_steps": 2}
+    adapter = {"lora.rank": 4, "epochs": 1}
     items = {"data": root / "items.jsonl", "heldout": "hash:0.2", "batch_tokens": 128, "micro_batch_tokens": 32}
     roles = {"policy": policy, "reward": reward, "prompts": root / "prompts.jsonl"}
     adapters = {"policy": made / "sft-lora", "reward": made / "reward-lora"}
@@ -85,8 +86,8 @@ def stages(root: Path, made: Path) -> dict[str, tuple[str, dict]]:
         "dpo": ("dpo", {"model": policy, "data": preferences, **batch}),
         "ppo": ("ppo", {**roles, **update}),
         "ppo-trunk": ("ppo", {**roles, **update, "critic_from": "trunk", "critic_learning_rate": 1e-2}),
-        "sft-lora": ("sft", {"model": policy, "data": root / "pairs.jsonl", **batch, "lora.rank": 4}),
-        "reward-lora": ("reward", {"model": made / "sft-lora", "data": preferences, **batch, "lora.rank": 4}),
+        "sft-lora": ("sft", {"model": policy, "data": root / "pairs.jsonl", **batch, **adapter}),
+        "reward-lora": ("reward", {"model": made / "sft-lora", "data": preferences, **batch, **adapter}),
         "ppo-lora": ("ppo", {**roles, **adapters, **update, "lora.rank": 6}),
         **{kind: ("train-generative", {"kind": kind, **image, **small}) for kind in KINDS},
         "generate": ("generate", {"model": policy, **draw}),
