@@ -10,12 +10,12 @@ from transformers import PreTrainedTokenizerBase
 
 from data.records import Preference, plain_text
 from evaluation.artefacts import describe_subject, display_name, load_language_model, provenance_of
-from evaluation.judges.reward_model import CHARACTERS_PER_TOKEN, UNIT_BATCHES
+from evaluation.judges.reward_model import CHARACTERS_PER_TOKEN, UNIT_BATCHES, longest_rows
 from evaluation.loading import read_tokenizer
 from evaluation.preferences.implicit import answer_logprobs, implicit_rewards
 from evaluation.sample_log import score_samples
 from evaluation.schema import Subject
-from evaluation.scoring import context_of
+from evaluation.scoring import check_context, context_of
 from evaluation.suites.reward_accuracy import pair_notes, usable_pairs, write_accuracy
 from evaluation.suites.reward_config import RewardEvaluationConfig
 from launch.errors import UserError
@@ -67,6 +67,9 @@ def _score(
     pairs: Sequence[Preference],
 ) -> tuple[np.ndarray, np.ndarray]:
     """Log-probabilities in nats and token counts (N, 2) of the answers under the model of a config field."""
+
+    answers = [[(pair.chosen, True), (pair.rejected, True)] for pair in pairs]
+    check_context(model, longest_rows(tokenizer, [pair.prompt for pair in pairs], answers), "row")
 
     def compute(part: list[Preference]) -> list[list[list[float]]]:
         alive = job.watchdog.alive

@@ -57,7 +57,8 @@ def place(models, tmp_path_factory):
         write_completions(root / f"{name}.jsonl", [{**r, "completion": f"{r['completion']} {name}"} for r in chosen])
     write_completions(root / "samples.jsonl", [r for r in rows for _ in range(2)])
     write_completions(root / "long_ours.jsonl", [{**r, "completion": "x" * 200} for r in rows])
-    write_completions(root / "half.jsonl", [{**r, "completion": "half \ud83d of a character"} for r in rows])
+    half = (root / "ours.jsonl").read_text().replace("text 0", "half \\ud83d of a character")
+    (root / "half.jsonl").write_text(half)
     cut(root / "ours.jsonl")
     lines(root / "long_texts.jsonl", [{"text": "x" * 200}, {"text": "short"}])
     lines(root / "long_pairs.jsonl", [PAIR, LONG])
@@ -65,6 +66,7 @@ def place(models, tmp_path_factory):
     lines(root / "half_texts.jsonl", [{"text": "half \ud83d of a character"}])
     lines(root / "half_pairs.jsonl", [{**PAIR, "chosen": "half \ud83d of a character"}])
     lines(root / "half_candidates.jsonl", [{"prompt": "p", "chosen": ["half \ud83d"], "rejected": ["y"]}])
+    lines(root / "half_subset.jsonl", [{"prompt": "p", "chosen": ["x"], "rejected": ["y"], "subset": "\ud83d"}])
     lines(root / "half_games.jsonl", [{"model_a": "half \ud83d", "model_b": "b", "winner": "tie"}])
     (root / "empty.jsonl").write_text("")
     return root
@@ -93,10 +95,14 @@ REFUSED = {
     f"{IMPLICIT} empty.jsonl": ["empty.jsonl", "is empty"],
     f"{IMPLICIT} cut_pairs.jsonl": ["cut_pairs.jsonl: line 3", "cut"],
     f"{IMPLICIT} long_pairs.jsonl": ["row 2 has", "context of 64"],
-    "reward --mode implicit --policy endless --reference endless --preferences pairs.jsonl": ["endless", "end"],
+    "reward --mode implicit --policy endless --reference endless --preferences pairs.jsonl": [
+        "endless",
+        "no end token",
+    ],
     f"{CANDIDATES} empty.jsonl": ["empty.jsonl", "is empty"],
     f"{CANDIDATES} cut_candidates.jsonl": ["cut_candidates.jsonl: line 3", "cut"],
     f"{CANDIDATES} half_candidates.jsonl": ["half_candidates.jsonl: line 1", "half a character"],
+    f"{CANDIDATES} half_subset.jsonl": ["half_subset.jsonl: line 1", "half a character"],
     f"{CANDIDATES} long_candidates.jsonl": ["row 1 has", "context of 64"],
     f"{WIN} ours.jsonl --baseline empty.jsonl": ["empty.jsonl", "is empty"],
     f"{WIN} cut_ours.jsonl --baseline theirs.jsonl": ["cut_ours.jsonl: line 3", "cut"],
@@ -115,7 +121,8 @@ REFUSED = {
     f"{JUDGE} empty.jsonl": ["empty.jsonl", "is empty"],
     f"{JUDGE} cut_pairs.jsonl": ["cut_pairs.jsonl: line 3", "cut"],
     f"{JUDGE} long_pairs.jsonl": ["pair 2 has", "context of 64"],
-    "judge --judge endless_judge --preferences pairs.jsonl": ["endless_judge", "end"],
+    "judge --judge endless_judge --preferences pairs.jsonl": ["endless_judge", "no end token"],
+    "reward --model endless_judge --preferences pairs.jsonl": ["endless_judge", "no end token"],
 }
 ACCEPTED = [
     f"{TEXT} --documents one_texts.jsonl",
@@ -161,5 +168,4 @@ def test_little_is_enough(place, tmp_path, monkeypatch, capsys, line):
     result = json.loads((tmp_path / "out" / "results.json").read_text())
     for entry in result["metrics"]:
         if "one_" in line and entry["n"] == 1 and entry["value"] is not None:
-            proportion = entry["ci_method"].startswith(("wilson", "Bradley-Terry"))
-            assert entry["ci_low"] is None or proportion, entry
+            assert entry["ci_low"] is None or entry["ci_high"] - entry["ci_low"] > 0.7, entry

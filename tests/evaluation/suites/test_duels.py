@@ -228,12 +228,13 @@ def die_after(path, verdicts: int):
 
     append, written = sample_log._AppendedFile.append, [0]
 
-    def fatal(self, entry):
-        append(self, entry)
+    def fatal(self, key, row):
+        kept = append(self, key, row)
         written[0] += 1
         if written[0] == verdicts:
             os.kill(os.getpid(), signal.SIGKILL)
             signal.pause()
+        return kept
 
     sample_log._AppendedFile.append = fatal
 

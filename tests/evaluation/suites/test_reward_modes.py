@@ -189,7 +189,7 @@ def test_an_ensemble_and_rewardbenchs_sections(models, tmp_path):
         ({"mode": "candidates", "model": "m"}, "candidates is missing"),
         (
             {"mode": "candidates", "model": "m", "candidates": "c", "preferences": "p"},
-            "preferences: belongs to mode accuracy",
+            "preferences: belongs to modes accuracy and implicit",
         ),
         (
             {"mode": "best-of-n", "completions": "c", "judge": "j", "baseline": "b"},
@@ -199,7 +199,7 @@ def test_an_ensemble_and_rewardbenchs_sections(models, tmp_path):
             {"mode": "best-of-n", "completions": "c", "judge": "j", "ensemble": "e"},
             "ensemble: belongs to mode accuracy",
         ),
-        ({"model": "m", "preferences": "p", "proxy": "x"}, "proxy: belongs to mode win-rate"),
+        ({"model": "m", "preferences": "p", "proxy": "x"}, "proxy: belongs to modes win-rate and best-of-n"),
     ],
 )
 def test_mistakes(values, said):
