@@ -69,6 +69,6 @@ def _listed(found: Sequence[tuple[str, float | None]]) -> str:
     known = sorted(((name, value) for name, value in found if value), key=lambda pair: pair[1])
     if len(known) <= LISTED:
         kept = dict(known)
-        return ", ".join(f"{name} {kept[name]:.2g}" for name, _ in found if name in kept)
+        return ", ".join(f"{name} {kept[name]:.3g}" for name, _ in found if name in kept)
     (low_name, low), (high_name, high) = known[0], known[-1]
-    return f"from {low:.2g} ({low_name}) to {high:.2g} ({high_name}) over {len(known)} metrics"
+    return f"from {low:.3g} ({low_name}) to {high:.3g} ({high_name}) over {len(known)} metrics"

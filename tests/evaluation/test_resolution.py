@@ -31,10 +31,10 @@ def test_the_stderr_of_a_comparison_counts_and_without_one_its_interval():
     quantiles = stats.t.ppf(0.975, 4) + stats.t.ppf(0.8, 4)
     entry = metric("m", mean([0.0, 1.0]), "", higher_is_better=True, baseline="b", difference=difference)
     (note,) = resolution_notes([entry])
-    assert f": m {quantiles * difference.estimate.stderr:.2g};" in note
+    assert f": m {quantiles * difference.estimate.stderr:.3g};" in note
     bare = Comparison("b", 0.0, -0.1, 0.1, n=5)
     (note,) = resolution_notes([Metric("m", 1.0, 5, comparison=bare)])
-    assert f": m {quantiles * 0.1 / 1.959964:.2g};" in note
+    assert f": m {quantiles * 0.1 / 1.959964:.3g};" in note
 
 
 def test_alone_is_the_closed_form_of_two_samples():
@@ -78,5 +78,5 @@ def test_many_metrics_are_told_by_their_range():
     (few,) = resolution_notes(entries[:-1], [m.name for m in entries])
     (many,) = resolution_notes(entries, [m.name for m in entries])
     assert all(f"m{n} " in few for n in range(LISTED))
-    ends = [f"{resolvable_alone(entry):.2g} ({entry.name})" for entry in (entries[0], entries[-1])]
+    ends = [f"{resolvable_alone(entry):.3g} ({entry.name})" for entry in (entries[0], entries[-1])]
     assert f"from {ends[0]} to {ends[1]} over {LISTED + 1} metrics" in many

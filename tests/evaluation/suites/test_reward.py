@@ -67,12 +67,12 @@ def test_accuracy_mode(models, preferences, tmp_path):
     assert accuracy.comparison.p_value == pytest.approx(test.pvalue, rel=1e-6)
     paired = scipy.stats.t.ppf([0.975, 0.8], 11).sum() * scipy.stats.sem(gain)
     assert (
-        f"to taking the longer answer that these items find with a probability of 80%: accuracy {paired:.2g};"
+        f"to taking the longer answer that these items find with a probability of 80%: accuracy {paired:.3g};"
         in result.notes[1]
     )
     alone = resolvable_alone(accuracy)
     assert (
-        f"scores scatter as much, that these items find with a probability of 80%: accuracy {alone:.2g};"
+        f"scores scatter as much, that these items find with a probability of 80%: accuracy {alone:.3g};"
         in result.notes[2]
     )
     assert result.metric("baseline_shortest").value == pytest.approx(1 - result.metric("baseline_longest").value)
@@ -129,7 +129,7 @@ def test_win_rate_mode(models, matched, tmp_path):
     assert win.value == pytest.approx((mine > other).mean()) and win.baseline == "sft" and win.n == 12
     even = scipy.stats.t.ppf([0.975, 0.8], 11).sum() * np.sqrt(win.value * (1 - win.value) / 12)
     assert any(
-        f"to an even match that these items find with a probability of 80%: win_rate {even:.2g};" in n
+        f"to an even match that these items find with a probability of 80%: win_rate {even:.3g};" in n
         for n in result.notes
     )
     assert any("to sft that" in n and "judge_reward" in n and "mean_length" in n for n in result.notes)
