@@ -10,7 +10,8 @@ One model for all, with random weights (speed does not depend on them), fp32, me
 - perplexity: paragraphs of WikiText-2 of mixed length, against `evaluate`'s perplexity. Its module is a script on a hub, so
   what its documentation says stands in for it here: all texts padded to the longest of the whole list, batches of 16 in the
   order given, the whole softmax, exp of each text's mean loss. Loading the model anew for each call is not counted.
-- batching: the largest change of a token's log-probability between batched and single scoring, in fp32 and under bf16.
+- batching: the largest change of a token's log-probability between batched and single scoring, in fp32 and under bf16, and
+  how far bf16 moves it from fp32.
 - padding: padded tokens of batches that are cut where padding costs least, against filling each to the budget.
 
 Data: $ALIGNKIT_DATA/eval_gauntlet, wikitext2, hh_rlhf_harmless and autoj_pairwise. Tokens count padding: that is what is
@@ -42,6 +43,7 @@ from evaluation.batches import plan_batches
 from evaluation.language.harness import run_tasks
 from evaluation.language.perplexity import batch_deviation, perplexity
 from evaluation.options import BATCH_TOKENS
+from evaluation.scoring import tail_logprobs
 
 CONTEXT = 2048
 ROUNDS = 3
@@ -222,12 +224,17 @@ def compare_perplexity(model: Any, tokenizer: Any, documents: int) -> dict[str, 
 
 
 def measure_batching(model: Any, tokenizer: Any, documents: int) -> dict[str, Any]:
-    """Largest change of a token's log-probability in nats between batched and single scoring."""
+    """Largest change of a token's log-probability in nats between batched and single scoring, and between fp32 and bf16."""
     texts = read_paragraphs(documents, tokenizer)
     worst, n = batch_deviation(model, tokenizer, texts, CONTEXT)
+    ids = [list(row) for row in tokenizer(texts)["input_ids"]]
+    exact = torch.cat(tail_logprobs(model, ids, [len(row) - 1 for row in ids]))
     with torch.autocast("cpu", torch.bfloat16):
         rough, _ = batch_deviation(model, tokenizer, texts, CONTEXT)
-    return {"tokens": n, "fp32": worst, "bf16": rough}
+        rounded = torch.cat(tail_logprobs(model, ids, [len(row) - 1 for row in ids]))
+    differences = (exact - rounded).abs()
+    against = {"largest": float(differences.max()), "mean": float(differences.mean())}
+    return {"tokens": n, "fp32": worst, "bf16": rough, "bf16_against_fp32": against}
 
 
 # ---------------------------------------------------------------------------------------------- padding

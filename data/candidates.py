@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.readers import Row, get_field, get_turns
+from data.readers import Row, check_utf8, get_field, get_turns
 from data.records import Turns
 from data.sources import load_rows
 from launch.errors import UserError
@@ -42,7 +42,10 @@ def _candidates(row: Row, number: int) -> Candidates:
         raise UserError(f"{row.where}: {min(both)!r:.60} is both chosen and rejected; remove it on one side")
     identity = row.values.get("id")
     name = str(number) if identity is None else str(identity)
-    return Candidates(name, get_turns(row, "prompt"), right, wrong, str(row.values.get("subset") or ""))
+    subset = str(row.values.get("subset") or "")
+    for field, text in (("id", name), ("subset", subset)):
+        check_utf8(text, f"{row.where}: '{field}'")
+    return Candidates(name, get_turns(row, "prompt"), right, wrong, subset)
 
 
 def _answers(row: Row, name: str) -> tuple[str, ...]:
@@ -50,4 +53,4 @@ def _answers(row: Row, name: str) -> tuple[str, ...]:
     values = [values] if isinstance(values, str) else values
     if not isinstance(values, list) or not values or not all(isinstance(v, str) and v.strip() for v in values):
         raise UserError(f"{row.where}: '{name}' is no list of answers; give one text or more, none of them empty")
-    return tuple(values)
+    return tuple(check_utf8(value, f"{row.where}: '{name}'") for value in values)

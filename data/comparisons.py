@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.readers import Row, get_field, list_files, read_rows
+from data.readers import Row, check_utf8, get_field, list_files, read_rows
 from launch.errors import UserError
 
 PROMPT_FIELDS = ("prompt", "question_id", "prompt_id")
@@ -31,7 +31,7 @@ def load_comparisons(source: str | Path) -> list[Comparison]:
 
 
 def _comparison(row: Row) -> Comparison:
-    first, second = (str(get_field(row, name)) for name in ("model_a", "model_b"))
+    first, second = (check_utf8(str(get_field(row, name)), f"{row.where}: '{name}'") for name in ("model_a", "model_b"))
     winner = str(get_field(row, "winner"))
     if first == second:
         raise UserError(f"{row.where}: {first} meets itself; remove the row")
@@ -40,4 +40,4 @@ def _comparison(row: Row) -> Comparison:
     if outcome is None:
         raise UserError(f"{row.where}: winner is {winner!r}; give model_a, model_b or tie")
     prompt = next((str(row.values[name]) for name in PROMPT_FIELDS if row.values.get(name) is not None), "")
-    return Comparison(first, second, outcome, prompt)
+    return Comparison(first, second, outcome, check_utf8(prompt, f"{row.where}: the prompt"))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.readers import Row, get_field, get_turns, read_rows
+from data.readers import Row, check_utf8, get_field, get_turns, messages_of, read_rows
 from data.records import Turns, plain_text
 from launch.errors import UserError
 from launch.files import write_atomic
@@ -97,8 +97,8 @@ def load_completions(path: str | Path) -> list[Completion]:
 def _completion(row: Row) -> Completion:
     return Completion(
         id=str(get_field(row, "id")),
-        prompt=_typed(row, "prompt", (str, list)),
-        text=_typed(row, "completion", (str,)),
+        prompt=_prompt(row),
+        text=check_utf8(_typed(row, "completion", (str,)), f"{row.where}: 'completion'"),
         finished=_typed(row, "finished", (bool,)),
         prompt_ids=_ids(row, "prompt_ids"),
         completion_ids=_ids(row, "completion_ids"),
@@ -106,6 +106,13 @@ def _completion(row: Row) -> Completion:
         origin=row.where,
         score=_score(row),
     )
+
+
+def _prompt(row: Row) -> Turns:
+    """Text, which may be blank, or messages."""
+    value: Turns = _typed(row, "prompt", (str, list))
+    where = f"{row.where}: 'prompt'"
+    return check_utf8(value, where) if isinstance(value, str) else messages_of(value, where)
 
 
 def _reference(row: Row) -> str | None:

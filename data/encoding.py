@@ -36,7 +36,13 @@ def encode_completions(
     """Token ids of each completion: text as it is; after messages, what the chat template adds to them.
 
     They end in EOS where they `ended` (all, unless given). Each row is encoded by itself: its neighbours do not matter.
+    UserError for a tokenizer that has none.
     """
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            f"{getattr(tokenizer, 'name_or_path', '') or 'tokenizer'}: has no end token, with which answers end; name its "
+            "`eos_token` in tokenizer_config.json"
+        )
     if completions and all(isinstance(turns, str) for turns in [*prompts, *completions]):
         texts = tokenizer(list(completions), add_special_tokens=False, verbose=False)["input_ids"]
         rows = [[*ids, tokenizer.eos_token_id] for ids in texts]

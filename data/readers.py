@@ -232,13 +232,18 @@ def text_of(value: Any, where: str) -> str:
         raise UserError(f"{where} is {_article(value)}, not text; give a string")
     if not value.strip():
         raise UserError(f"{where} is empty; fill it or remove the row")
+    return check_utf8(value, where)
+
+
+def check_utf8(text: str, where: str) -> str:
+    """The text, which may be blank; UserError when it cannot be written as UTF-8, as JSON's escapes allow it to be."""
     try:
-        value.encode()
+        text.encode()
     except UnicodeEncodeError as error:
         raise UserError(
             f"{where} holds half a character (lone surrogate at position {error.start}); mend the text"
         ) from None
-    return value
+    return text
 
 
 def get_text(row: Row, name: str) -> str:

@@ -151,7 +151,7 @@ def save_result(job: Job, result: EvaluationResult, folder: Path) -> None:
 
 
 def write_result(job: Job, result: EvaluationResult, folder: Path | None = None) -> dict[str, Any]:
-    """Write results.json on the main rank, say its first numbers, and return the stage's summary.
+    """Write results.json on the main rank, say its first numbers and its notes, and return the stage's summary.
 
     Into the stage's folder, or one inside of it where a stage has several results.
     """
@@ -161,4 +161,6 @@ def write_result(job: Job, result: EvaluationResult, folder: Path | None = None)
         limits = "" if entry.ci_low is None else f" [{entry.ci_low:.4g}, {entry.ci_high:.4g}]"
         value = entry.note if entry.value is None else f"{entry.value:.4g}{limits} (n = {entry.n})"
         job.say(f"{entry.name}: {value}")
+    for note in result.notes:
+        job.say(f"note: {note}")
     return result.summary()

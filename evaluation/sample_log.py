@@ -4,6 +4,10 @@
 and however many processes there are; a unit's rows are appended to `scored/NAME.rank-K.jsonl` when it is done. A row is
 keyed by the hash of its sample's content and of the settings, so that no row can answer for another sample or protocol.
 What a kill cut is scored again in the same units, that is in the same batches: the result is equal to the bit.
+
+A log is appended to, so whatever moment a process dies at it leaves the beginning of what it would have written: whole
+lines, and a part of one, which is cut off before the next is written. Rank 0 alone reads the logs and tells the others,
+since a rank of an earlier job, whose main rank died and with it the lock of the folder, may still be writing into its own.
 """
 
 from __future__ import annotations
@@ -60,7 +64,7 @@ def score_samples(
     first = {key: number for number, key in reversed(list(enumerate(keys)))}
     unique = sorted(first.values())
     units = [[unique[i] for i in unit] for unit in plan_units([size(samples[n]) for n in unique], budget)]
-    known = _read_logs(job, name)
+    known: dict[str, Row] = job.runtime.broadcast(_read_logs(job, name) if job.runtime.is_main else None)
     pending = [unit for unit in units if not all(keys[n] in known for n in unit)]
     if len(pending) < len(units):
         job.say(f"{len(units) - len(pending)} of {len(units)} units of {name} were scored before")
@@ -71,8 +75,7 @@ def score_samples(
             for unit in pending[start + rank : start + rank + 1]:
                 rows = compute([samples[n] for n in unit])
                 for number, row in zip(unit, rows, strict=True):
-                    new[keys[number]] = row
-                    log.append({"key": keys[number], "row": row})
+                    new[keys[number]] = log.append(keys[number], row)
             beat(len(pending[start : start + world]))
             job.stop_if_requested(min(start + world, len(pending)))
     for part in job.runtime.gather_objects(new):
@@ -92,7 +95,7 @@ def _log(job: Job, name: str, rank: int) -> Path:
 
 
 def _read_logs(job: Job, name: str) -> dict[str, Row]:
-    """Key -> row of all ranks of earlier sessions; the same on every rank, since none writes until all have read."""
+    """Key -> row of all ranks of earlier sessions."""
     known: dict[str, Row] = {}
     for path in sorted((job.output_dir / SCORED).glob(f"{name}.rank-*.jsonl")):
         for line in path.read_bytes().split(b"\n")[:-1]:
@@ -101,7 +104,6 @@ def _read_logs(job: Job, name: str) -> dict[str, Row]:
                 known[entry["key"]] = entry["row"]
             except (ValueError, TypeError, KeyError):
                 continue  # a machine that lost its power may leave anything; what cannot be read is scored again
-    job.runtime.barrier()
     return known
 
 
@@ -114,9 +116,15 @@ class _AppendedFile:
         self.stream.seek(0)
         self.stream.truncate(self.stream.read().rfind(b"\n") + 1)
 
-    def append(self, entry: dict[str, Any]) -> None:
-        """Write one line. ValueError for NaN and infinity."""
-        self.stream.write(json.dumps(entry, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+    def append(self, key: str, row: Row) -> Row:
+        """Write one line, and give the row as it will be read (lists for tuples, texts for the keys of a mapping), so
+        that a run which was killed goes on with what one that was not has in hand. ValueError for NaN and infinity.
+        """
+        line = json.dumps({"key": key, "row": row}, ensure_ascii=False, allow_nan=False)
+        rest = line.encode() + b"\n"
+        while rest:  # the system may take a part, as on a disk that is nearly full: the next call then says why
+            rest = rest[self.stream.write(rest) :]
+        return json.loads(line)["row"]
 
     def __enter__(self) -> _AppendedFile:
         return self

@@ -41,6 +41,7 @@ class Comparison:
     n: int = 0
     ci_level: float = 0.95
     ci_method: str = ""
+    stderr: float | None = None
 
     @classmethod
     def of(cls, baseline: str, difference: Difference) -> Comparison:
@@ -56,6 +57,7 @@ class Comparison:
             d.n,
             ci_level=d.level,
             ci_method=d.method,
+            stderr=d.stderr,
         )
 
 

@@ -53,6 +53,7 @@ def read_reply(content: bytes, url: str) -> tuple[str, str]:
         raise UserError(f"{url}: answers with something that is no chat completion; check the address") from None
     if not isinstance(text, str):
         return "", f"no text ({reason})"
+    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # half a character can be written nowhere
     return text, "cut at max_tokens" if reason == "length" else ""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,15 +12,18 @@ import numpy as np
 from evaluation.preferences.metrics import length_control_metrics
 from evaluation.schema import Metric, Slice, metric
 from evaluation.statistics import (
+    LEVEL,
     BradleyTerry,
     Estimate,
     fit_bradley_terry,
     groups_from_relation,
     rank_intervals,
     repeated,
+    smallest_resolvable_difference,
     win_rate,
 )
-from evaluation.statistics.bradley_terry import check_clusters
+from evaluation.statistics.bradley_terry import ELO_PER_UNIT, check_clusters
+from evaluation.statistics.power import POWER
 
 FIELD = "the mean of these models"
 
@@ -65,9 +69,35 @@ def check_league(models: int, prompts: Sequence[str]) -> None:
         check_clusters(len(set(prompts)), models)
 
 
-def standings(games: Sequence[Game]) -> list[Standing]:
-    """Elo, rank and win rates of each model, the strongest first."""
-    fit = fit_league(games)
+def resolvable_elo(fit: BradleyTerry, level: float = LEVEL) -> tuple[float, float] | None:
+    """The smallest Elo difference that these duels find between two models: of the pair that they tell apart best, and worst.
+
+    With probability `statistics.power.POWER`, at 1 - level divided by the number of pairs: the first step of Holm's
+    procedure, by which the ranks are made. Of a pair it is (t_(1 - alpha/2) + t_power) times the stderr of its difference
+    in Elo points, sqrt(var_i + var_j - 2 cov_ij) (Bloom 1995, see `evaluation.resolution`). None of too few duels.
+    """
+    pairs = list(itertools.combinations(fit.names, 2))
+    strict = 1 - (1 - level) / len(pairs)
+    found = [smallest_resolvable_difference(fit.difference(a, b, strict).estimate) for a, b in pairs]
+    known = [ELO_PER_UNIT * smallest for smallest in found if smallest]
+    return (min(known), max(known)) if known else None
+
+
+def elo_resolution(fit: BradleyTerry) -> list[str]:
+    """The sentence of a league on what it resolves."""
+    found = resolvable_elo(fit)
+    if found is None:
+        return []
+    low, high = (f"{points:.0f}" for points in found)
+    said = f"{low} Elo points" if low == high else f"{low} to {high} Elo points, depending on the pair"
+    return [
+        f"The smallest difference of two models that these duels find with a probability of {POWER:.0%}, all pairs corrected "
+        f"for: {said}; models that share a rank may differ as much."
+    ]
+
+
+def standings(fit: BradleyTerry, games: Sequence[Game]) -> list[Standing]:
+    """Elo, rank and win rates of each model, the strongest first; `fit` is that of the games."""
     better, elo = fit.better(), fit.elo()
     ranks = rank_intervals(better)
     groups = groups_from_relation(fit.strengths_M, better)

@@ -222,5 +222,6 @@ def _win_rate_metric(won: np.ndarray, groups: Sequence[str] | None, baseline: st
         n=estimate.n,
         ci_level=estimate.level,
         ci_method=estimate.method,
+        stderr=estimate.stderr,
     )
     return dataclasses.replace(found, comparison=comparison)

@@ -10,6 +10,7 @@ from data.completions import Completion, completions_file, load_completions
 from data.records import Turns
 from evaluation.artefacts import describe_author, describe_judge, provenance_of, trained_against, write_result
 from evaluation.preferences.reward_metrics import best_of_n_metrics
+from evaluation.resolution import resolution_notes
 from evaluation.sample_log import clear_samples
 from evaluation.schema import EvaluationResult, Protocol, Subject, write_samples
 from evaluation.suites.reward_config import RewardEvaluationConfig
@@ -55,7 +56,7 @@ def evaluate(config: RewardEvaluationConfig, job: Job) -> dict[str, Any]:
         ),
         metrics=metrics,
         samples=write_samples(job.output_dir, samples) if job.runtime.is_main else None,
-        notes=_notes(config, subject),
+        notes=_notes(config, subject) + resolution_notes(metrics),
     )
     summary = write_result(job, result)
     clear_samples(job)

@@ -15,7 +15,8 @@ from evaluation.artefacts import describe_author, provenance_of, save_result, tr
 from evaluation.judges.ask import build_judge, judge_duels
 from evaluation.judges.duels import Answer, Duel, Verdict
 from evaluation.preferences.judging import verdict_metrics
-from evaluation.preferences.league import FIELD, Game, Standing, check_league, standings
+from evaluation.preferences.league import FIELD, Game, Standing, check_league, elo_resolution, fit_league, standings
+from evaluation.resolution import resolution_notes
 from evaluation.sample_log import clear_samples
 from evaluation.schema import EvaluationResult, Judge, Metric, Protocol, Samples, Subject, write_samples
 from evaluation.suites.duels import DuelsConfig
@@ -31,11 +32,12 @@ MODELS = "models"
 def run(config: DuelsConfig, job: Job) -> dict[str, Any]:
     """Write results.json of the judge, models/NAME/results.json of each model, and samples.jsonl of the duels."""
     played = _recorded(config) if config.comparisons else _judged(config, job)
-    table = standings(played.games)
+    fit = fit_league(played.games)
+    table, notes = standings(fit, played.games), elo_resolution(fit)
     samples = write_samples(job.output_dir, played.rows) if job.runtime.is_main else None
     if job.runtime.is_main:
-        _write_models(job, table, played)
-    result = _league_result(config, table, played, samples)
+        _write_models(job, table, played, notes)
+    result = _league_result(config, table, played, notes, samples)
     _say(job, table)
     summary = write_result(job, result)
     clear_samples(job)
@@ -170,11 +172,11 @@ def _protocol(config: DuelsConfig, games: Sequence[Game], judge: Judge | None) -
     )
 
 
-def _write_models(job: Job, table: Sequence[Standing], played: Played) -> None:
-    """One result for each model, so that a report puts them into one table."""
+def _write_models(job: Job, table: Sequence[Standing], played: Played, common: list[str]) -> None:
+    """One result for each model, so that a report puts them into one table; `common` are notes of all."""
     for number, standing in enumerate(table):
         subject, protocol = played.subjects[standing.name], played.protocol
-        notes = trained_against(subject, protocol.judge)
+        notes = trained_against(subject, protocol.judge) + common
         result = EvaluationResult("duels", subject, protocol, standing.metrics, standing.slices, notes=notes)
         folder = job.output_dir / MODELS / f"{number + 1:02d}-{folder_name(standing.name)}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -185,6 +187,7 @@ def _league_result(
     config: DuelsConfig,
     table: Sequence[Standing],
     played: Played,
+    notes: list[str],
     samples: Samples | None,
 ) -> EvaluationResult:
     """The result of the league itself, whose subject is its judge: Elo of every model, and how well it judges."""
@@ -197,7 +200,8 @@ def _league_result(
         judge.sha256 if judge else protocol.dataset_sha256,
     )
     elos = [replace(s.metrics[0], name=f"elo/{s.name}", higher_is_better=None) for s in table]
-    return EvaluationResult("duels", subject, protocol, [*elos, *played.judge_metrics], samples=samples)
+    notes = notes + resolution_notes(played.judge_metrics, ["consistency"])
+    return EvaluationResult("duels", subject, protocol, [*elos, *played.judge_metrics], samples=samples, notes=notes)
 
 
 def _say(job: Job, table: Sequence[Standing]) -> None:

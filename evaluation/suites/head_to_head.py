@@ -21,6 +21,7 @@ from evaluation.artefacts import (
 from evaluation.language.quality import length_metrics
 from evaluation.preferences.accuracy import Answer, duel_outcomes
 from evaluation.preferences.metrics import head_to_head_metrics
+from evaluation.resolution import resolution_notes
 from evaluation.sample_log import clear_samples
 from evaluation.schema import Comparison, EvaluationResult, Metric, Protocol, metric, write_samples
 from evaluation.statistics import mean_of, paired_difference, repeated, win_rate
@@ -61,7 +62,11 @@ def evaluate(config: RewardEvaluationConfig, job: Job) -> dict[str, Any]:
         protocol=protocol,
         metrics=metrics,
         samples=write_samples(job.output_dir, rows) if job.runtime.is_main else None,
-        notes=over_budget(metrics, config.kl_budget) + trained_against(subject, protocol.judge),
+        notes=[
+            *over_budget(metrics, config.kl_budget),
+            *trained_against(subject, protocol.judge),
+            *resolution_notes(metrics),
+        ],
     )
     summary = write_result(job, result)
     clear_samples(job)

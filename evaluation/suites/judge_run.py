@@ -23,6 +23,7 @@ from evaluation.preferences.judging import (
     verdict_metrics,
 )
 from evaluation.preferences.slices import rows_by_label
+from evaluation.resolution import resolution_notes
 from evaluation.sample_log import clear_samples
 from evaluation.schema import EvaluationResult, Protocol, Slice, Subject, write_samples
 from evaluation.scoring import context_of
@@ -31,6 +32,9 @@ from launch.errors import UserError
 from launch.files import sha256_text
 from launch.provenance import fingerprint_input
 from launch.stage import Job
+
+RESOLVED = ("agreement", "exact_agreement", "cohen_kappa", "krippendorff_alpha", "consistency")
+"""Metrics whose smallest resolvable difference (to another judge) is told."""
 
 
 @dataclass
@@ -96,19 +100,20 @@ def run(config: JudgeEvaluationConfig, job: Job) -> dict[str, Any]:
     prompts = [plain_text(b.prompt) for b in kept]
     lengths = [float(len(plain_text(b.first)) - len(plain_text(b.second))) for b in kept]
     rows = [_row(*values) for values in zip(ballots, verdicts.outcomes_N, said, strict=True)]
+    metrics = [
+        *agreement_metrics(judged, people, prompts),
+        *verdict_metrics(verdicts, [plain_text(b.prompt) for b in ballots]),
+        *length_metrics_of_judge(judged, people, lengths, prompts),
+        *annotator_metrics(ratings_of(ballots), [plain_text(b.prompt) for b in ballots]),
+    ]
     result = EvaluationResult(
         suite="judge",
         subject=_subject(config, judge),
         protocol=_protocol(config, job, judge, len(ballots)),
-        metrics=[
-            *agreement_metrics(judged, people, prompts),
-            *verdict_metrics(verdicts, [plain_text(b.prompt) for b in ballots]),
-            *length_metrics_of_judge(judged, people, lengths, prompts),
-            *annotator_metrics(ratings_of(ballots), [plain_text(b.prompt) for b in ballots]),
-        ],
+        metrics=metrics,
         slices=_slices(kept, judged, people, prompts),
         samples=write_samples(job.output_dir, rows) if job.runtime.is_main else None,
-        notes=_notes(config, too_long),
+        notes=_notes(config, too_long) + resolution_notes(metrics, RESOLVED),
     )
     summary = write_result(job, result)
     clear_samples(job)

@@ -1,7 +1,7 @@
 """`alignkit evaluate reward`: a reward model on preferences, or one policy against another before a judge.
 
 `mode: accuracy` measures the reward model `model` on the pairs of `preferences`, `mode: candidates` on prompts with
-several answers. `mode: win-rate` lets the reward model `judge` compare the completions of a policy with those of a
+several answers, `mode: implicit` the rewards that a DPO `policy` implies against its `reference`. `mode: win-rate` lets the reward model `judge` compare the completions of a policy with those of a
 baseline on the same prompts; `mode: best-of-n` says what choosing among the policy's own samples gains.
 """
 
@@ -16,6 +16,7 @@ from launch.stage import Job, Stage
 
 MODES = {
     "accuracy": "reward_accuracy",
+    "implicit": "reward_implicit",
     "candidates": "reward_candidates",
     "win-rate": "head_to_head",
     "best-of-n": "best_of_n",

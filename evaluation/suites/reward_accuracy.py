@@ -1,4 +1,4 @@
-"""Evaluate a reward model on held-out preferences."""
+"""Evaluate a reward model on held-out preferences, and whatever else gives rewards to both answers of a pair."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from evaluation.artefacts import describe_subject, load_reward_model, trained_wi
 from evaluation.preferences.metrics import accuracy_metric, accuracy_metrics
 from evaluation.preferences.reward_metrics import ensemble_metrics, section_metrics
 from evaluation.preferences.slices import rows_by_label
+from evaluation.resolution import resolution_notes
 from evaluation.sample_log import clear_samples
-from evaluation.schema import EvaluationResult, Protocol, Slice, write_samples
+from evaluation.schema import EvaluationResult, Metric, Protocol, Slice, Subject, write_samples
 from evaluation.scoring import context_of, encode
 from evaluation.suites.reward_config import RewardEvaluationConfig
 from evaluation.suites.reward_scores import Answers, score_answers
@@ -23,18 +24,47 @@ from launch.files import sha256_text
 from launch.provenance import fingerprint_input
 from launch.stage import Job
 
+RESOLVED = ("accuracy", "rewardbench")
+"""Metrics whose smallest resolvable difference (to another reward model) is told."""
+
 
 def evaluate(config: RewardEvaluationConfig, job: Job) -> dict[str, Any]:
     """Score both answers of each pair and write results.json and samples.jsonl."""
     model, tokenizer = load_reward_model("model", config.model, job.runtime.device)
-    pairs, left_out = usable_pairs(config, model, tokenizer)
-    chosen, rejected = _score(config, job, pairs, "model", config.model, (model, tokenizer)).T
+    pairs, left_out = usable_pairs(config, context_of(model), tokenizer)
+    rewards_N2 = _score(config, job, pairs, "model", config.model, (model, tokenizer))
+    margins_MN = _ensemble_margins(config, job, pairs, rewards_N2[:, 0] - rewards_N2[:, 1])
+    more = ensemble_metrics(margins_MN, [plain_text(p.prompt) for p in pairs])
+    subject = describe_subject("model", config.model, "reward model", config.name)
+    notes = pair_notes(config, left_out, config.model, "reward model")
+    return write_accuracy(config, job, subject, pairs, rewards_N2, notes, more)
+
+
+def write_accuracy(
+    config: RewardEvaluationConfig,
+    job: Job,
+    subject: Subject,
+    pairs: Sequence[Preference],
+    rewards_N2: np.ndarray,
+    notes: list[str],
+    more: Sequence[Metric] = (),
+) -> dict[str, Any]:
+    """Write results.json and samples.jsonl of a subject's rewards (N, 2) for the chosen and the rejected answers.
+
+    `more` metrics follow those that every subject has.
+    """
+    chosen, rejected = rewards_N2.T
     margins, lengths = chosen - rejected, _length_differences(pairs)
     prompts = [plain_text(p.prompt) for p in pairs]
     rows = [_row(*values) for values in zip(pairs, chosen, rejected, strict=True)]
+    metrics = [
+        *accuracy_metrics(margins, lengths, prompts, config.ties, config.seed),
+        *section_metrics([p.source for p in pairs], margins),
+        *more,
+    ]
     result = EvaluationResult(
         suite="reward",
-        subject=describe_subject("model", config.model, "reward model", config.name),
+        subject=subject,
         protocol=Protocol(
             dataset=config.preferences,
             dataset_sha256=fingerprint_input("preferences", config.preferences)["sha256"],
@@ -49,17 +79,13 @@ def evaluate(config: RewardEvaluationConfig, job: Job) -> dict[str, Any]:
                 "length_unit": "characters",
             },
         ),
-        metrics=[
-            *accuracy_metrics(margins, lengths, prompts, config.ties, config.seed),
-            *section_metrics([p.source for p in pairs], margins),
-            *ensemble_metrics(_ensemble_margins(config, job, pairs, margins), prompts),
-        ],
+        metrics=metrics,
         slices=[
             *slices("source", [p.source for p in pairs], margins, lengths, prompts, config),
             *slices("criteria", [p.criteria for p in pairs], margins, lengths, prompts, config),
         ],
         samples=write_samples(job.output_dir, rows) if job.runtime.is_main else None,
-        notes=_notes(config, left_out),
+        notes=notes + resolution_notes(metrics, RESOLVED),
     )
     summary = write_result(job, result)
     clear_samples(job)
@@ -76,14 +102,19 @@ def _ensemble_margins(
     return np.stack([margins, *(rewards[:, 0] - rewards[:, 1] for rewards in others)])
 
 
-def usable_pairs(config: RewardEvaluationConfig, model: Any, tokenizer: Any) -> tuple[list[Preference], list[str]]:
-    """The pairs that people decided and the model can read, and a sentence for each reason to leave others out."""
+def usable_pairs(
+    config: RewardEvaluationConfig, limit: int | None, tokenizer: Any
+) -> tuple[list[Preference], list[str]]:
+    """The pairs that people decided and a model can read, and what says how many others are left out, and why.
+
+    `limit` is the model's context in tokens, None for one without a limit.
+    """
     pairs = load_preferences(config.preferences, config.invalid)
     decided = [p for p in pairs if not p.tie]
     left_out = [f"{len(pairs) - len(decided)} pairs that people called ties"] if len(decided) < len(pairs) else []
     if not decided:
         raise UserError(f"preferences: {config.preferences} holds ties only; give pairs with a preference")
-    if config.invalid == "drop" and (limit := context_of(model)) is not None:
+    if config.invalid == "drop" and limit is not None:
         prompts = [p.prompt for p in decided]
         lengths = [encode(tokenizer, prompts, [getattr(p, side) for p in decided]) for side in ("chosen", "rejected")]
         fitting = [p for p, c, r in zip(decided, *lengths, strict=True) if max(len(c), len(r)) <= limit]
@@ -126,9 +157,10 @@ def slices(
     return found
 
 
-def _notes(config: RewardEvaluationConfig, left_out: Sequence[str]) -> list[str]:
+def pair_notes(config: RewardEvaluationConfig, left_out: Sequence[str], model: str, role: str) -> list[str]:
+    """What must be said of the pairs: those that are left out, and that a model (of this role) was trained with them."""
     fingerprint = fingerprint_input("preferences", config.preferences)["sha256"]
-    return [f"{text} are left out." for text in left_out] + trained_with(config.model, fingerprint, "reward model")
+    return [f"{text} are left out." for text in left_out] + trained_with(model, fingerprint, role)
 
 
 def _row(pair: Preference, chosen: float, rejected: float) -> dict[str, Any]:

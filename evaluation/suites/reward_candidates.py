@@ -12,6 +12,7 @@ from data.records import plain_text
 from evaluation.artefacts import describe_subject, write_result
 from evaluation.preferences.reward_metrics import mean_of_parts
 from evaluation.preferences.rewardbench import best_of_credit, credit_estimate, ties_prompt, ties_score
+from evaluation.resolution import resolution_notes
 from evaluation.sample_log import clear_samples
 from evaluation.schema import EvaluationResult, Metric, Protocol, Slice, metric, write_samples
 from evaluation.statistics import Estimate, mean_of, paired_difference, repeated
@@ -23,6 +24,8 @@ from launch.stage import Job
 
 TIES = "ties"
 """The subset, in lower case, that is scored by its own rule."""
+RESOLVED = ("mean_of_subsets", "best_of_candidates", "ties_score")
+"""Metrics whose smallest resolvable difference (to another reward model) is told."""
 
 
 def evaluate(config: RewardEvaluationConfig, job: Job) -> dict[str, Any]:
@@ -45,6 +48,7 @@ def evaluate(config: RewardEvaluationConfig, job: Job) -> dict[str, Any]:
         metrics=metrics,
         slices=slices,
         samples=write_samples(job.output_dir, rows) if job.runtime.is_main else None,
+        notes=resolution_notes(metrics, RESOLVED),
     )
     summary = write_result(job, result)
     clear_samples(job)

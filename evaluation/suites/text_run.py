@@ -8,6 +8,7 @@ from typing import Any
 from data.completions import Completion, load_completions
 from evaluation.artefacts import describe_subject, load_language_model, provenance_of, write_result
 from evaluation.language.quality import is_degenerate, quality_metrics, repetition
+from evaluation.resolution import resolution_notes
 from evaluation.sample_log import clear_samples
 from evaluation.schema import EvaluationResult, Metric, Protocol, Subject, write_samples
 from evaluation.suites.text import TextConfig
@@ -17,6 +18,9 @@ from evaluation.suites.text_tasks import TaskScores, score_tasks
 from launch.files import canonical_json, sha256_text
 from launch.provenance import fingerprint_input
 from launch.stage import Job
+
+SAME = ("word_perplexity", "byte_perplexity", "mean_document_perplexity")
+"""Perplexities that tell models apart as `bits_per_byte` and `perplexity` do."""
 
 
 def run(config: TextConfig, job: Job) -> dict[str, Any]:
@@ -42,7 +46,7 @@ def run(config: TextConfig, job: Job) -> dict[str, Any]:
         ),
         metrics=metrics,
         samples=write_samples(job.output_dir, rows) if job.runtime.is_main else None,
-        notes=notes,
+        notes=notes + resolution_notes(metrics, _resolved(metrics)),
     )
     summary = write_result(job, result)
     clear_samples(job)
@@ -75,6 +79,11 @@ def _score_model(
         settings |= {"tasks": tasks.settings}
         notes += tasks.notes
     return metrics, rows, settings, notes, tasks
+
+
+def _resolved(metrics: list[Metric]) -> list[str]:
+    """The metrics whose smallest resolvable difference is told: those of which one end is the better."""
+    return [m.name for m in metrics if m.higher_is_better is not None and m.name not in SAME]
 
 
 def _dataset(config: TextConfig, tasks: TaskScores) -> tuple[str, str]:

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
+from scipy import stats
 
-from evaluation.preferences.league import Game, check_league, fit_league, standings
+from evaluation.preferences.league import Game, check_league, elo_resolution, fit_league, resolvable_elo, standings
 from launch.errors import UserError
 from launch.seeding import numpy_generator
 
@@ -15,8 +16,12 @@ def games(*results):
     return found
 
 
+def table(played):
+    return standings(fit_league(played), played)
+
+
 def elos(played):
-    return {s.name: s.metrics[0] for s in standings(played)}
+    return {s.name: s.metrics[0] for s in table(played)}
 
 
 def test_three_of_four_wins_are_190_points():
@@ -26,7 +31,7 @@ def test_three_of_four_wins_are_190_points():
 
 
 def test_an_undefeated_model_has_a_place():
-    found = standings(games(("best", "a", 20, 0, 0), ("best", "b", 20, 0, 0), ("a", "b", 9, 8, 3)))
+    found = table(games(("best", "a", 20, 0, 0), ("best", "b", 20, 0, 0), ("a", "b", 9, 8, 3)))
     assert found[0].name == "best" and np.isfinite(found[0].metrics[0].ci_high)
     assert found[0].metrics[0].extra == {"rank_best": 1, "rank_worst": 1, "group": 1}
     assert {s.metrics[0].extra["group"] for s in found[1:]} == {2}  # a and b are not ranked apart
@@ -35,7 +40,7 @@ def test_an_undefeated_model_has_a_place():
 
 def test_models_that_never_met_are_refused():
     with pytest.raises(UserError, match=r"2 parts that never met, \[a, b\]\[c, d\]"):
-        standings(games(("a", "b", 5, 5, 0), ("c", "d", 5, 5, 0)))
+        table(games(("a", "b", 5, 5, 0), ("c", "d", 5, 5, 0)))
 
 
 def test_the_order_of_games_and_of_models_in_them_does_not_matter():
@@ -62,7 +67,7 @@ def test_games_on_one_prompt_are_not_independent():
 
 def test_what_is_said_of_each_opponent():
     played = games(("a", "b", 12, 6, 2), ("a", "c", 10, 10, 0))
-    found = {s.name: s for s in standings(played)}
+    found = {s.name: s for s in table(played)}
     (against_b, against_c) = sorted(found["a"].slices, key=lambda s: s.name)
     metrics = {m.name: m for m in against_b.metrics}
     assert against_b.name == "b" and metrics["win_rate"].value == pytest.approx(13 / 20)
@@ -77,7 +82,7 @@ def test_what_is_said_of_each_opponent():
 
 
 def test_pairs_have_no_test_that_is_not_corrected():
-    (standing, _) = standings(games(("a", "b", 12, 6, 2)))
+    (standing, _) = table(games(("a", "b", 12, 6, 2)))
     assert "sign_test" not in standing.slices[0].metrics[0].extra
 
 
@@ -86,3 +91,24 @@ def test_too_few_prompts_are_refused_before_anything_is_judged():
     check_league(3, [f"p{n}" for n in range(12)] * 3)
     with pytest.raises(UserError, match=r"11 clusters of duels for 3 models are too few .* at least 12 prompts"):
         check_league(3, [f"p{n}" for n in range(11)] * 3)
+
+
+def test_the_smallest_difference_that_a_league_finds_in_closed_form():
+    """n even duels of two models: the difference in logits has a variance of 4/n; 400 points are ln 10 of it."""
+    n = 400
+    low, high = resolvable_elo(fit_league(games(("a", "b", n // 2, n // 2, 0))))
+    expected = 400 / np.log(10) * 2 / np.sqrt(n) * (stats.t.ppf(0.975, n - 1) + stats.t.ppf(0.8, n - 1))
+    assert low == high == pytest.approx(expected, rel=0.005)  # Firth's penalty is worth about a duel
+    (note,) = elo_resolution(fit_league(games(("a", "b", n // 2, n // 2, 0))))
+    assert f": {low:.0f} Elo points;" in note
+
+
+def test_of_several_models_every_pair_is_corrected_for_and_the_worst_is_told():
+    """a and b meet often, c meets b alone: a variance of 4/n + 4/m lies between a and c. Three pairs: level .05/3."""
+    n, m = 400, 100
+    low, high = resolvable_elo(fit_league(games(("a", "b", n // 2, n // 2, 0), ("b", "c", m // 2, m // 2, 0))))
+    for found, variance, duels in ((low, 4 / n, n), (high, 4 / n + 4 / m, m)):
+        quantiles = stats.t.ppf(1 - 0.05 / 6, duels - 1) + stats.t.ppf(0.8, duels - 1)
+        assert found == pytest.approx(400 / np.log(10) * np.sqrt(variance) * quantiles, rel=0.01)
+    (note,) = elo_resolution(fit_league(games(("a", "b", n // 2, n // 2, 0), ("b", "c", m // 2, m // 2, 0))))
+    assert f"{low:.0f} to {high:.0f} Elo points, depending on the pair" in note

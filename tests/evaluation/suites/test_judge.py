@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from evaluation.resolution import resolvable_alone
 from evaluation.scoring import score_ids
 from evaluation.suites.judge import STAGE
 from launch.config import build
@@ -46,6 +47,8 @@ def test_an_endpoint_that_likes_length(pairs, tmp_path):
     assert result.metric("judge_ties").extra["people"] == pytest.approx(6 / 40)
     assert result.metric("cohen_kappa").ci_low < result.metric("cohen_kappa").value < 1
     assert result.subject.kind == "judge" and result.subject.name == "tiny"
+    assert f"agreement {resolvable_alone(result.metric('agreement')):.3g}," in result.notes[-1]
+    assert "cohen_kappa" in result.notes[-1] and "consistency" in result.notes[-1]
     assert {s.name for s in result.slices} == {"a", "b"} and result.slices[0].metrics[0].n == 17
     table = read_rows(tmp_path / "out")
     assert len(table) == 40 and table[1]["people"] == (1.0 if table[1]["first"] == rows[1]["chosen"] else 0.0)
@@ -105,4 +108,4 @@ def test_pairs_too_long_for_the_judge(models, pairs, tmp_path):
     with pytest.raises(UserError, match="more than the model's context of 64"):
         run_suite(STAGE, tmp_path / "error", preferences=path, judge=models / "judge")
     result = run_suite(STAGE, tmp_path / "drop", preferences=path, judge=models / "judge", invalid="drop")
-    assert result.notes == ["1 pairs longer than the judge's context are left out."] and result.protocol.n_items == 40
+    assert result.notes[0] == "1 pairs longer than the judge's context are left out." and result.protocol.n_items == 40

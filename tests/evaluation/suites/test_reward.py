@@ -9,6 +9,7 @@ import torch
 from evaluation.preferences.accuracy import duel_outcomes, outcomes
 from evaluation.preferences.divergence import divergences
 from evaluation.preferences.length import length_controlled_win_rate
+from evaluation.resolution import resolvable_alone
 from evaluation.schema import read_samples
 from evaluation.scoring import completion_logprobs, score_ids
 from evaluation.suites import head_to_head
@@ -64,8 +65,18 @@ def test_accuracy_mode(models, preferences, tmp_path):
     test = scipy.stats.ttest_1samp(gain, 0)  # equal clusters: the clustered test is that of the prompts' means
     assert accuracy.comparison.difference == pytest.approx(gain.mean())
     assert accuracy.comparison.p_value == pytest.approx(test.pvalue, rel=1e-6)
+    paired = scipy.stats.t.ppf([0.975, 0.8], 11).sum() * scipy.stats.sem(gain)
+    assert (
+        f"to taking the longer answer that these items find with a probability of 80%: accuracy {paired:.3g};"
+        in result.notes[1]
+    )
+    alone = resolvable_alone(accuracy)
+    assert (
+        f"scores scatter as much, that these items find with a probability of 80%: accuracy {alone:.3g};"
+        in result.notes[2]
+    )
     assert result.metric("baseline_shortest").value == pytest.approx(1 - result.metric("baseline_longest").value)
-    assert result.notes == ["1 pairs that people called ties are left out."]
+    assert result.notes[0] == "1 pairs that people called ties are left out."
     assert [(s.group, s.name, s.metrics[0].n) for s in result.slices] == [("source", "aa", 6), ("source", "bb", 6)]
     samples = read_samples(tmp_path / "out", result.samples)
     assert [s["margin"] for s in samples] == pytest.approx(margins.tolist(), abs=1e-4)
@@ -116,6 +127,12 @@ def test_win_rate_mode(models, matched, tmp_path):
     other = rewards("judge", [p + t for p, t in zip(PROMPTS, theirs)])
     win = result.metric("win_rate")
     assert win.value == pytest.approx((mine > other).mean()) and win.baseline == "sft" and win.n == 12
+    even = scipy.stats.t.ppf([0.975, 0.8], 11).sum() * np.sqrt(win.value * (1 - win.value) / 12)
+    assert any(
+        f"to an even match that these items find with a probability of 80%: win_rate {even:.3g};" in n
+        for n in result.notes
+    )
+    assert any("to sft that" in n and "judge_reward" in n and "mean_length" in n for n in result.notes)
     assert win.extra["wins"] + win.extra["losses"] + win.extra["ties"] == 12
     assert result.metric("judge_reward").value == pytest.approx(mine.mean(), abs=1e-5)
     assert result.metric("judge_reward").comparison.difference == pytest.approx((mine - other).mean(), abs=1e-5)
@@ -177,10 +194,10 @@ def test_a_divergence_over_the_budget_is_said(models, matched, tmp_path):
     words = dict(mode="win-rate", completions=policy, baseline=baseline, judge=models / "judge", temperature=1.0)
     both = dict(policy=models / "policy", reference=models / "reference")
     generous = run_suite(STAGE, tmp_path / "generous", **words, **both, kl_budget=1e6)
-    assert generous.metric("kl_k1").extra["budget"] == 1e6 and generous.notes == []
+    assert generous.metric("kl_k1").extra["budget"] == 1e6 and not any("budget" in n for n in generous.notes)
     middle = generous.metric("kl_k1").value
     strict = run_suite(STAGE, tmp_path / "strict", **words, **both, kl_budget=middle)  # below the upper limit
-    assert len(strict.notes) == 1 and f"is not within the budget of {middle:g}" in strict.notes[0]
+    assert f"is not within the budget of {middle:g}" in strict.notes[0] and "budget" not in strict.notes[1]
 
 
 def test_a_policy_against_itself_is_even(models, matched, tmp_path):
@@ -239,7 +256,10 @@ def test_unfinished_completions_are_read_without_an_end(models, tmp_path):
     [
         ({"model": "m"}, "preferences is missing: mode accuracy needs it"),
         ({"mode": "win-rate", "completions": "c", "judge": "j"}, "baseline is missing: mode win-rate"),
-        ({"model": "m", "preferences": "p", "judge": "j"}, "judge: belongs to mode win-rate, not accuracy"),
+        (
+            {"model": "m", "preferences": "p", "judge": "j"},
+            "judge: belongs to modes win-rate and best-of-n, not accuracy",
+        ),
         (
             {"mode": "win-rate", "completions": "c", "baseline": "b", "judge": "j", "policy": "p"},
             "KL divergence needs both",
@@ -312,7 +332,7 @@ def test_a_judge_that_the_policy_was_trained_against_is_called_so(models, matche
             baseline=baseline,
             judge=models / "judge",
         )
-        assert len(result.notes) == notes and all("trained against this judge" in note for note in result.notes)
+        assert sum("trained against this judge" in note for note in result.notes) == notes
 
 
 def test_a_reward_model_on_its_own_training_file_is_called_so(models, preferences, tmp_path):
