@@ -1,6 +1,7 @@
 """`alignkit run`: order, references, skipping, resuming, errors."""
 
 import datetime
+import importlib
 import json
 import multiprocessing
 import os
@@ -14,7 +15,7 @@ from types import SimpleNamespace
 import pytest
 
 from launch import lifecycle, stage_process
-from launch.cli import COMMANDS
+from launch.cli import COMMANDS, NOT_STAGES, find_stage
 from launch.config import load_config, read_yaml
 from launch.errors import UserError
 from launch.files import read_json, sha256_text, write_json
@@ -239,6 +240,31 @@ def test_an_interrupt_at_the_very_start_of_the_server_is_not_lost(monkeypatch):
     finally:
         signal.signal(signal.SIGINT, before)
     assert came == [ours] and signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, set())
+
+
+def test_the_server_is_told_what_its_stages_need_once(tmp_path, monkeypatch):
+    stages = {name: {"command": "generate", "config": {"prompts": "p"}} for name in "ab"}
+    stages["c"] = {"command": "sft", "launcher": LAUNCHER}  # starts Python anew
+    stages["d"] = {"command": "report"}
+    told = []
+    monkeypatch.setattr(
+        stage_process.forkserver, "ensure_running", lambda: told.append(os.environ[stage_process.SERVER_MODULES])
+    )
+    stage_process._server(plan_stages({"stages": stages}, "r.yaml", tmp_path, {}))
+    assert told == ["launch.runtime,alignment.generate.stage,evaluation.suites.report_run"]
+    assert stage_process.SERVER_MODULES not in os.environ
+
+
+def test_a_module_that_the_server_cannot_import_is_left_to_its_stage():
+    code = "import launch.fork_server, os, sys; print('data.order' in sys.modules, 'ALIGNKIT_SERVER_MODULES' in os.environ)"
+    told = environment(ALIGNKIT_SERVER_MODULES="no_such_module,tests.launch.broken_module,data.order")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=told, capture_output=True, text=True)
+    assert done.stdout == "True False\n", done.stderr
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name not in NOT_STAGES])
+def test_the_body_of_every_stage_has_its_run(command):
+    assert callable(importlib.import_module(find_stage(command).body).run)
 
 
 def test_a_second_interrupt_ends_a_lifecycle_and_its_stages_at_once(tmp_path):
