@@ -1,6 +1,6 @@
 """Do 95 % intervals hold the truth in 95 % of all cases, and are delta-method errors those of the bootstrap?
 
-    python -m benchmarks.coverage    (about three minutes on one core; writes benchmarks/results/coverage.json)
+    python -m benchmarks.coverage    (about ten minutes on one core; writes benchmarks/results/coverage.json)
 
 For each case of `coverage_cases` 2,000 truths are drawn, data from each, and the intervals that hold their truth are
 counted: 93 to 97 % is right (1,900 are expected; chance moves the share by 1 % at most, 2 standard errors). Then the
@@ -26,7 +26,7 @@ from evaluation.images.influence import frechet_influence
 from evaluation.safety.correction import DetectorQuality, corrected_rate
 from evaluation.statistics import auc_estimate, roc_auc
 from launch.files import write_json
-from launch.provenance import hardware, package_versions
+from launch.provenance import code_version, hardware, package_versions
 from launch.seeding import numpy_generator
 
 LOW, HIGH = 0.93, 0.97
@@ -153,6 +153,7 @@ def main() -> None:
         "known_not_to_hold": misses,
         "delta_against_bootstrap": {"resamples": RESAMPLES, "cases": compared},
         "all_within": all(r["within"] for r in rows) and all(c["within"] for c in compared.values()),
+        "code": code_version(),
         "hardware": hardware(),
         "versions": package_versions(),
     }
