@@ -11,6 +11,7 @@ from evaluation.preferences.rewardbench import SECTIONS
 from evaluation.report.names import is_headline, is_known, title_of
 from evaluation.safety.choices import Item, Option, Score
 from evaluation.safety.likelihood_sets import LIKELIHOOD_SETS
+from evaluation.safety.refusal_metrics import COMPLIANCE, NOT_REFUSED_CORRECTED, OVER_REFUSAL, REFUSED_CORRECTED
 from evaluation.statistics import Estimate
 from evaluation.suites import deepfake_results, images_metrics
 from evaluation.suites.deepfake_provenance import CLEAN, CONTROLS, REAL
@@ -40,7 +41,9 @@ def calls():
     """(file, the expression of the name) of every metric that is made in the code of `evaluation`."""
     for path in sorted(ROOT.rglob("*.py")):
         place = path.relative_to(ROOT).as_posix()
-        if place in ("schema.py", "deepfake/protocol.py") or place.startswith(("report/", "selftest/", "hf_modules/")):
+        if place in ("schema.py", "deepfake/protocol.py") or place.startswith(
+            ("report/", "selftest/", "hf_modules/", "statistics/")
+        ):
             continue
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
@@ -59,11 +62,11 @@ def names_in_code():
             "suites/deepfake_results.py",
         ):
             text = "".join(
-                p.value if isinstance(p, ast.Constant) else "{%s}" % ast.unparse(p.value) for p in expression.values
+                p.value if isinstance(p, ast.Constant) else f"{{{ast.unparse(p.value)}}}" for p in expression.values
             )
             inner = text[text.index("{") + 1 : text.index("}")]
             for value in NAMES[place] if inner == "name" else [EXAMPLES[inner]]:
-                found[text.replace("{%s}" % inner, value)] = place
+                found[text.replace(f"{{{inner}}}", value)] = place
     return found
 
 
@@ -122,7 +125,7 @@ def from_tables():
         "baseline_longest",
         "baseline_shortest",
     }
-    found |= {n for n in constants("safety/refusal_metrics.py", "over_", "unsafe_") if "rate" in n}
+    found |= {OVER_REFUSAL, COMPLIANCE, REFUSED_CORRECTED, NOT_REFUSED_CORRECTED}
     return found | {
         n
         for n in constants("safety/metrics.py", "reference_", "degenerate_", "near_", "copied_", "personal_")
