@@ -150,8 +150,9 @@ def _own_text(suite: str, row: Row) -> str:
 def _likeliest(row: Row) -> str:
     """Which option a likelihood suite found likeliest, by number: its samples hold no text."""
     chosen, nats = row.get("chosen"), row.get("nats")
-    known = isinstance(chosen, int) and isinstance(nats, list)
-    return f"option {chosen + 1} of {len(nats)} is the likeliest" if known else ""
+    if not isinstance(chosen, int) or not isinstance(nats, list):
+        return ""
+    return f"option {chosen + 1} of {len(nats)} is the likeliest"
 
 
 def first_text(row: Row, names: Sequence[str]) -> str:
