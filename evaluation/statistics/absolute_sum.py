@@ -34,11 +34,11 @@ def absolute_sum(
     measured, variance_B = float(np.abs(means_B).sum()), np.diag(covariance_BB)
     if not (variance_B > 0).any():
         return no_interval(measured, n, level, "no spread")
-    normal_RB = numpy_generator(seed, purpose).standard_normal((DRAWS // 2, len(means_B))) @ _root(covariance_BB)
-    errors_RB = np.concatenate([normal_RB, -normal_RB])
+    normal_BR = _root(covariance_BB) @ numpy_generator(seed, purpose).standard_normal((len(means_B), DRAWS // 2))
+    errors_BR = np.concatenate([normal_BR, -normal_BR], axis=1)
 
     def totals_R(pull: float) -> Array:
-        return np.asarray(np.abs(nearest(means_B, variance_B, pull) + errors_RB).sum(axis=1))
+        return np.asarray(np.abs(nearest(means_B, variance_B, pull)[:, None] + errors_BR).sum(axis=0))
 
     def pull_where(share: float) -> float:
         """The pull for which T lies at this share of its distribution."""

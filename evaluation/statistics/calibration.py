@@ -17,6 +17,7 @@ from scipy.special import expit
 from evaluation.statistics.absolute_sum import absolute_sum
 from evaluation.statistics.estimate import LEVEL, Estimate, as_vector, no_interval, z_quantile
 from evaluation.statistics.intervals import cluster_codes
+from evaluation.statistics.resampling import CHUNK_CELLS
 from launch.seeding import numpy_generator
 
 BINS = 10
@@ -94,6 +95,19 @@ def _ece_estimate(
     return replace(found, method=f"{found.method}, clustered") if clustered else found
 
 
+def _null_errors(confidence: NDArray[np.float64], bins: int, seed: int) -> NDArray[np.float64]:
+    """Plug-in errors of NULL_DRAWS sets of outcomes that are drawn from the stated confidences: (NULL_DRAWS,)."""
+    generator, index = numpy_generator(seed, "calibration null"), _bin_index(confidence, bins)
+    n, found = confidence.size, []
+    for start in range(0, NULL_DRAWS, rows := max(1, CHUNK_CELLS // n)):
+        count = min(rows, NULL_DRAWS - start)
+        gaps_RN = (generator.random((count, n)) < confidence) - confidence
+        places = index + bins * np.arange(count)[:, None]
+        sums = np.bincount(places.ravel(), weights=gaps_RN.ravel(), minlength=count * bins)
+        found.append(np.abs(sums.reshape(count, bins)).sum(axis=1) / n)
+    return np.concatenate(found)
+
+
 @dataclass(frozen=True)
 class Calibration:
     """Expected calibration error, with what a perfectly calibrated model would show at the same confidences.
@@ -126,9 +140,7 @@ def calibration(
     d = as_vector(margins, "margins")
     confidence, right = expit(np.abs(d)), _right(d)
     error, plug_in = _ece_estimate(confidence, right, bins, groups, seed, level), _ece(confidence, right, bins)
-    generator = numpy_generator(seed, "calibration null")
-    draws = ((generator.random(d.size) < confidence).astype(float) for _ in range(NULL_DRAWS))
-    null = np.array([_ece(confidence, drawn, bins) for drawn in draws])
+    null = _null_errors(confidence, bins, seed)
     p_value = float((1 + (null >= plug_in - 1e-12).sum()) / (1 + NULL_DRAWS))
     if p_value > (1 - level) / 2 and error.low is not None:
         error = replace(
