@@ -17,7 +17,7 @@ RUNS = 400
 FEWER_RUNS = 120
 COSTLY = (
     *("FID", "CMMD", "MIND", "extrapolated FID", "calibration error"),
-    *("right or wrong, 40 prompts of 4", "5 models, 60 prompts that all meet on"),
+    "5 models, 60 prompts that all meet on",
 )
 SLOW = ("Inception Score", "24 dimensions, skewed, 400 and 600")
 """Left to the benchmark, for their time."""
