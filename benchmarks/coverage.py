@@ -1,11 +1,11 @@
 """Do 95 % intervals hold the truth in 95 % of all cases, and are delta-method errors those of the bootstrap?
 
-    python -m benchmarks.coverage    (about three minutes on one core; writes benchmarks/results/coverage.json)
+    python -m benchmarks.coverage    (about ten minutes on one core; writes benchmarks/results/coverage.json)
 
 For each case of `coverage_cases` 2,000 truths are drawn, data from each, and the intervals that hold their truth are
 counted: 93 to 97 % is right (1,900 are expected; chance moves the share by 1 % at most, 2 standard errors). Then the
 delta method's standard errors are held against 10,000 bootstrap resamples of the same data: within 3 %. What is known
-not to hold its level is measured beside it, with a quarter of the truths.
+not to hold its level is measured beside it, with a quarter of the truths. Each row names the code that measured it.
 """
 
 from __future__ import annotations
@@ -25,13 +25,16 @@ from evaluation.images.frechet import frechet_distance_from_features
 from evaluation.images.influence import frechet_influence
 from evaluation.safety.correction import DetectorQuality, corrected_rate
 from evaluation.statistics import auc_estimate, roc_auc
-from launch.files import write_json
-from launch.provenance import hardware, package_versions
+from launch.files import read_json, write_json
+from launch.provenance import code_version, hardware, package_versions
 from launch.seeding import numpy_generator
 
 LOW, HIGH = 0.93, 0.97
 CLOSE = 0.03
 RESAMPLES = 10_000
+RUNS = 2000
+
+Row = dict[str, Any]
 
 
 def bootstrap_error(
@@ -106,7 +109,7 @@ def rogan_gladen() -> tuple[float, float]:
     return (float("nan") if found is None else error(found)), float(np.std((p + sp - 1) / (se + sp - 1), ddof=1))
 
 
-def run_coverage(cases: Sequence[Case], runs: int, only: str) -> list[dict[str, Any]]:
+def run_coverage(cases: Sequence[Case], runs: int, only: str) -> list[Row]:
     """The rows of the coverage table."""
     rows = []
     for case in cases:
@@ -121,6 +124,7 @@ def run_coverage(cases: Sequence[Case], runs: int, only: str) -> list[dict[str, 
                 "truth": case.truth,
                 **dataclasses.asdict(found),
                 "within": LOW <= found.covered <= HIGH,
+                "code": code_version(),
                 "seconds": round(time.perf_counter() - start, 1),
             }
         )
@@ -132,19 +136,17 @@ def run_coverage(cases: Sequence[Case], runs: int, only: str) -> list[dict[str, 
 def main() -> None:
     """Simulate, compare, write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=2000)
-    parser.add_argument("--only", default="", help="cases whose name holds this; nothing is written then")
+    parser.add_argument("--runs", type=int, default=RUNS, help="truths; only with the usual number a result is written")
+    parser.add_argument(
+        "--only", default="", help="measure the cases whose name holds this, and keep the others of the file"
+    )
     options = parser.parse_args()
-    rows = run_coverage(CASES, options.runs, options.only)
-    misses = run_coverage(MISSES, options.runs // 4, options.only)
-    if options.only:
-        return
-    compared = {
-        name: {"delta": delta, "bootstrap": boot, "ratio": delta / boot, "within": abs(delta / boot - 1) <= CLOSE}
-        for name, (delta, boot) in delta_cases().items()
-    }
-    for name, entry in compared.items():
-        print(f"{name:30} delta {entry['delta']:.5g}  bootstrap {entry['bootstrap']:.5g}  ratio {entry['ratio']:.4f}")
+    path = RESULTS / "coverage.json"
+    before = read_json(path) if options.only else {}
+    rows = merged(CASES, run_coverage(CASES, options.runs, options.only), before.get("coverage", []))
+    measured = run_coverage(MISSES, options.runs // 4, options.only)
+    misses = merged(MISSES, measured, before.get("known_not_to_hold", []))
+    compared = before["delta_against_bootstrap"]["cases"] if options.only else compare_errors()
     result = {
         "benchmark": "coverage",
         "command": f"python -m benchmarks.coverage --runs {options.runs}",
@@ -156,8 +158,26 @@ def main() -> None:
         "hardware": hardware(),
         "versions": package_versions(),
     }
-    write_json(RESULTS / "coverage.json", result)
+    if options.runs == RUNS:
+        write_json(path, result)
     print("all within" if result["all_within"] else "NOT all within")
+
+
+def merged(cases: Sequence[Case], rows: Sequence[Row], before: Sequence[Row]) -> list[Row]:
+    """The rows of all cases in their order: those measured now, else those of before."""
+    known = {(row["quantity"], row["case"]): row for row in [*before, *rows]}
+    return [known[c.quantity, c.name] for c in cases if (c.quantity, c.name) in known]
+
+
+def compare_errors() -> dict[str, Any]:
+    """Every delta-method error beside that of the bootstrap."""
+    compared = {
+        name: {"delta": delta, "bootstrap": boot, "ratio": delta / boot, "within": abs(delta / boot - 1) <= CLOSE}
+        for name, (delta, boot) in delta_cases().items()
+    }
+    for name, entry in compared.items():
+        print(f"{name:30} delta {entry['delta']:.5g}  bootstrap {entry['bootstrap']:.5g}  ratio {entry['ratio']:.4f}")
+    return compared
 
 
 if __name__ == "__main__":

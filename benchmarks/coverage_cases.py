@@ -16,7 +16,7 @@ from scipy.special import expit
 from scipy.stats import norm
 
 from evaluation import statistics as s
-from evaluation.deepfake.metrics import true_positive_rate_at
+from evaluation.deepfake.metrics import true_positive_rate_estimate
 from evaluation.images.frechet import frechet_distance_from_features
 from evaluation.images.intervals import (
     cmmd_estimate,
@@ -141,6 +141,23 @@ def paired_flags(n: int) -> Draw:
     return draw
 
 
+def clustered_paired_flags(clusters: int, size: int, rates: tuple[float, ...]) -> Draw:
+    """The same on `size` samples for each prompt: rates of (both right, ours alone, theirs alone, none) scatter by prompt.
+
+    Truth and prompts are Dirichlet, the prompts with an intraclass correlation of .2.
+    """
+
+    def draw(g: Generator) -> tuple[Estimate, float]:
+        truth = g.dirichlet(rates)
+        by_prompt = g.dirichlet(np.maximum(4 * truth, 1e-3), clusters)
+        items = np.array([g.choice(4, p=p, size=size) for p in by_prompt]).ravel()
+        ours, theirs = np.isin(items, (0, 1)).astype(float), np.isin(items, (0, 2)).astype(float)
+        labels = np.repeat(np.arange(clusters), size).tolist()
+        return s.paired_difference(ours, theirs, clusters=labels).estimate, float(truth[1] - truth[2])
+
+    return draw
+
+
 def paired_scores(g: Generator) -> tuple[Estimate, float]:
     """A difference of skewed scores on 80 items of unlike difficulty."""
     hard = g.normal(0, 3, 80)
@@ -194,6 +211,28 @@ def bradley_terry(models: int, duels: int, spread: float = 1.0, ties: float = 0.
             clusters = np.tile(np.arange(p.size), copies).tolist()
             i, j = np.tile(i, copies), np.tile(j, copies)
         found = s.fit_bradley_terry([f"m{k}" for k in i], [f"m{k}" for k in j], y, clusters)
+        return found.strengths()["m0"], float(strength[0] - strength.mean())
+
+    return draw
+
+
+def league(models: int, prompts: int) -> Draw:
+    """The strength of the first of some models that all meet on every prompt, twice.
+
+    On a prompt each model has a quality, its strength and a Gumbel number: the better one wins with the probability of
+    Bradley and Terry (Luce 1959), and the duels of a prompt depend on each other. Three in ten are decided by chance anew.
+    """
+
+    def draw(g: Generator) -> tuple[Estimate, float]:
+        strength = g.normal(0, 1, models)
+        i, j = (np.tile(x, 2) for x in np.triu_indices(models, 1))
+        quality = strength + g.gumbel(size=(prompts, models))
+        y = (quality[:, i] > quality[:, j]).astype(float)
+        anew = g.random(y.shape) < 0.3
+        y = np.where(anew, g.random(y.shape) < expit(strength[i] - strength[j]), y)
+        clusters = np.repeat(np.arange(prompts), i.size).tolist()
+        names = [[f"m{k}" for k in np.tile(x, prompts)] for x in (i, j)]
+        found = s.fit_bradley_terry(*names, y.ravel(), clusters)
         return found.strengths()["m0"], float(strength[0] - strength.mean())
 
     return draw
@@ -328,38 +367,50 @@ def expected_inception() -> float:
     return float(np.mean([inception_score(_logits(g))[0] for _ in range(TRUTH_DRAWS // 4)]))
 
 
-# ---------------------------------------------------------------------------------------------- what does not hold
+# ---------------------------------------------------------------------------------------------- rates and calibration
 
 
-def rate_at_one_percent(g: Generator) -> tuple[Estimate, float]:
-    """The true positive rate at 1 % false positives from 60 images of each class, one apart."""
-    labels = np.repeat([0, 1], 60)
+def rate_at_one_percent(negatives: int, positives: int, apart: tuple[float, float], spread: float) -> Draw:
+    """The true positive rate at 1 % false positives of two normals, as far apart as a uniform number says."""
 
-    def statistic(y: np.ndarray, scores: np.ndarray) -> np.ndarray:
-        return np.array([true_positive_rate_at(*row, 0.01) for row in zip(y, scores, strict=True)])
+    def draw(g: Generator) -> tuple[Estimate, float]:
+        d = g.uniform(*apart)
+        scores = np.concatenate([g.normal(0, 1, negatives), g.normal(d, spread, positives)])
+        found = true_positive_rate_estimate(np.repeat([0, 1], [negatives, positives]), scores, 0.01, seed=0)
+        return found, float(norm.sf((norm.isf(0.01) - d) / spread))
 
-    scores = g.normal(0, 1, 120) + labels
-    found = s.bootstrap(statistic, labels, scores, seed=0, purpose="coverage", resamples=300)
-    return found, float(1 - norm.cdf(norm.ppf(0.99) - 1))
-
-
-def calibration_error(g: Generator) -> tuple[Estimate, float]:
-    """The calibration error of a reward model whose logits are twice too large, on 300 pairs."""
-    return calibration(_margins(g, 300), seed=0).error, expected_calibration()
+    return draw
 
 
-def _margins(g: Generator, n: int) -> np.ndarray:
+def calibration_error(pairs: int, factor: float, prompts: int = 0) -> Draw:
+    """The calibration error of a reward model whose logits are `factor` times what they should be.
+
+    With `prompts` the pairs are those of so many prompts, each with an effect of its own on who is right.
+    """
+
+    def draw(g: Generator) -> tuple[Estimate, float]:
+        groups = np.repeat(np.arange(prompts), pairs // prompts).tolist() if prompts else None
+        found = calibration(_margins(g, pairs, factor, prompts), seed=0, groups=groups)
+        return found.error, 0.0 if factor == 1 else expected_calibration(factor, bool(prompts))
+
+    return draw
+
+
+def _margins(g: Generator, n: int, factor: float, prompts: int) -> np.ndarray:
     size = np.abs(g.normal(0, 1.5, n))
-    return np.where(g.random(n) < expit(size / 2), size, -size)
+    effect = np.repeat(g.normal(0, 1, prompts), n // prompts) if prompts else 0.0
+    return np.where(g.random(n) < expit(size / factor + effect), size, -size)
 
 
 @cache
-def expected_calibration() -> float:
+def expected_calibration(factor: float, clustered: bool) -> float:
     """The error on two million pairs."""
-    bins = reliability_bins(_margins(numpy_generator(1, "coverage truth calibration"), 2_000_000))
-    return sum(b.n * abs(b.accuracy - b.confidence) for b in bins) / 2_000_000
+    n, g = 2_000_000, numpy_generator(1, f"coverage truth calibration {factor} {clustered}")
+    bins = reliability_bins(_margins(g, n, factor, n if clustered else 0))
+    return sum(b.n * abs(b.accuracy - b.confidence) for b in bins) / n
 
 
+MILLIONS = "the error of two million pairs"
 AT_N = "the expected score at these numbers of images (mean of many draws)"
 CASES = [
     Case("proportion", "n = 20", proportion(20)),
@@ -376,6 +427,7 @@ CASES = [
     Case("paired difference", "right or wrong, n = 50", paired_flags(50)),
     Case("paired difference", "right or wrong, n = 300", paired_flags(300)),
     Case("paired difference", "scores, n = 80", paired_scores),
+    Case("paired difference", "right or wrong, 40 prompts of 4", clustered_paired_flags(40, 4, (4, 1, 1, 2))),
     Case("AUC", "40 and 40, equal spread", auc(40, 40, 1.0)),
     Case("AUC", "150 and 60, spread 2", auc(150, 60, 2.0)),
     Case("AUC difference", "80 and 80, correlated detectors", auc_pair),
@@ -383,6 +435,16 @@ CASES = [
     Case("Bradley-Terry strength", "4 models, 8 duels a pair, far apart", bradley_terry(4, 8, spread=2.0)),
     Case("Bradley-Terry strength", "5 models, 30 duels a pair, ties", bradley_terry(5, 30, ties=0.5)),
     Case("Bradley-Terry strength", "5 models, 15 duels a pair, thrice judged", bradley_terry(5, 15, copies=3)),
+    Case("Bradley-Terry strength", "5 models, 60 prompts that all meet on", league(5, 60)),
+    Case("Bradley-Terry strength", "4 models, 20 prompts that all meet on", league(4, 20)),
+    Case("TPR at 1 % FPR", "60 and 60", rate_at_one_percent(60, 60, (1, 1), 1.0)),
+    Case("TPR at 1 % FPR", "300 and 200, 0 to 3 apart", rate_at_one_percent(300, 200, (0, 3), 1.0)),
+    Case("TPR at 1 % FPR", "1,000 and 300, spread 2", rate_at_one_percent(1000, 300, (0, 3), 2.0)),
+    Case("calibration error", "300 pairs, logits twice too large", calibration_error(300, 2.0), MILLIONS),
+    Case("calibration error", "300 pairs, logits a quarter too large", calibration_error(300, 1.25), MILLIONS),
+    Case("calibration error", "300 pairs, logits half as large", calibration_error(300, 0.5), MILLIONS),
+    Case("calibration error", "1,000 pairs, logits twice too large", calibration_error(1000, 2.0), MILLIONS),
+    Case("calibration error", "80 prompts of 4 pairs, twice too large", calibration_error(320, 2.0, 80), MILLIONS),
     Case("FID", "16 dimensions, 300 and 300, far", frechet(d=16, n=300, m=300, shift=0.5), AT_N),
     Case("FID", "16 dimensions, 300 and 300, near", frechet(d=16, n=300, m=300, shift=0.1), AT_N),
     Case("FID", "16 dimensions, 300 and 300, equal", frechet(d=16, n=300, m=300, shift=0.0), AT_N),
@@ -396,8 +458,8 @@ CASES = [
 ]  # fmt: skip
 
 MISSES = [
-    Case("TPR at 1 % FPR", "60 and 60, bootstrap", rate_at_one_percent),
-    Case("calibration error", "300 pairs, logits twice too large", calibration_error, "the error of two million pairs"),
+    Case("paired difference", "seldom different, 60 prompts of 3", clustered_paired_flags(60, 3, (10, 0.5, 0.5, 5))),
+    Case("calibration error", "300 pairs, calibrated", calibration_error(300, 1.0)),
     Case("kernel distance", "5 dimensions, 100 and 80, equal", kernel(0.0)),
     *(
         Case(name, "3 dimensions, 150 and 150", manifold(name), AT_N)

@@ -27,7 +27,7 @@ SHAPE = ["--depth", "3", "--width", "128", "--heads", "2", "--context", "512", "
 PLACES = ("data", "eval_data", "model", "output_dir")  # paths of the machine that ran it; the command names the data
 FIGURES = [
     "accuracy", "accuracy_low", "accuracy_high", "longest_baseline", "longest_baseline_low", "longest_baseline_high",
-    "shortest_baseline", "loss", "ece", "ece_if_calibrated", "length_slope", "length_correlation", "eval_pairs",
+    "shortest_baseline", "loss", "ece", "ece_plug_in", "ece_if_calibrated", "length_slope", "length_correlation", "eval_pairs",
     "eval_pairs_too_long", "pairs", "pairs_too_long", "disturbance_heldout", "mean_before", "std_before",
 ]  # fmt: skip
 

@@ -187,6 +187,7 @@ def calibration(labels: np.ndarray, scores: np.ndarray) -> dict[str, Any]:
     found = s.calibration(margins, seed=0)
     return {
         "ece": shown(found.error),
+        "ece_plug_in": round(found.plug_in, 4),
         "ece_if_calibrated": round(found.expected, 4),
         "p_value_if_calibrated": round(found.p_value, 4),
         "brier": round(float(np.mean((scores - labels) ** 2)), 4),

@@ -27,7 +27,7 @@ def heldout_report(margins: ArrayLike, token_gaps: ArrayLike, prompts: Sequence[
         found |= _interval(name, win_rate(outcomes(values), prompts))
     found |= _interval("loss", pairwise_loss(margins, prompts))
     error = calibration(margins, seed, groups=prompts)
-    found |= {**_interval("ece", error.error), "ece_if_calibrated": error.expected}
+    found |= {**_interval("ece", error.error), "ece_plug_in": error.plug_in, "ece_if_calibrated": error.expected}
     slope = length_slope(margins, gaps, prompts)
     if slope is not None:
         found |= _interval("length_slope", slope)

@@ -1,7 +1,8 @@
 """The protocol of a detector: halves by content, every generator against every other, controls, robustness.
 
 Real and generated images are split in halves by their content, so that copies lie on one side. A detector sees the
-training halves; every number comes from the other halves. Its threshold is fixed before any test image is seen.
+training halves; every number comes from the other halves. A part of the training half is kept from what it learns, and its
+threshold is chosen there: frozen on the training generator, before any test image is seen.
 """
 
 from __future__ import annotations
@@ -15,7 +16,13 @@ from scipy.special import logit
 
 from data.images import content_fractions
 from evaluation.deepfake.detectors.base import Detector, Score
-from evaluation.deepfake.metrics import average_precision, balanced_accuracy, equal_error_rate, true_positive_rate_at
+from evaluation.deepfake.metrics import (
+    average_precision,
+    balanced_accuracy,
+    equal_error_rate,
+    equal_error_threshold,
+    true_positive_rate_estimate,
+)
 from evaluation.deepfake.perturb import Perturbation
 from evaluation.statistics import LEVEL, Calibration, Estimate, bootstrap, calibration, roc, roc_auc
 from evaluation.statistics.estimate import no_interval
@@ -25,10 +32,14 @@ from launch.seeding import numpy_generator, permutation
 
 Array = NDArray[np.float64]
 
-THRESHOLD = 0.5
-"""Probability above which an image counts as generated: the classes weigh the same in training."""
+OWN_THRESHOLD = 0.5
+"""The threshold of a pretrained classifier, which nothing here trains: more likely generated than not."""
+APART = 0.25
+"""Share of a training half that the detector does not learn from: its threshold is chosen there."""
 FEWEST = 20
 """Images that each half needs."""
+FEWEST_APART = 4
+"""Images of either kind that a threshold is chosen on, and that a detector learns from."""
 UNTRAINED = "(as it is)"
 """What a pretrained detector was trained on, in the matrix."""
 CERTAIN = 1e-9
@@ -95,10 +106,11 @@ def control_test(detector: Detector, real: Halves) -> Scored:
 
 @dataclass(frozen=True)
 class Fitted:
-    """A detector trained on each generator: name -> scoring function of prepared rows."""
+    """A detector trained on each generator: name -> scoring function of prepared rows, and threshold of its scores."""
 
     detector: Detector
     scores: dict[str, Score]
+    thresholds: dict[str, float]
 
     def matrix(self, real: np.ndarray, generated: Mapping[str, np.ndarray]) -> Matrix:
         """Every training generator against every test set: of uint8 images (N, C, H, W) that no detector has seen."""
@@ -118,14 +130,32 @@ class Fitted:
 def fit_each(
     detector: Detector, real: np.ndarray, generated: Mapping[str, np.ndarray], beat: Callable[[int], None]
 ) -> Fitted:
-    """Train the detector on every generator's training half apart, always against the same real images."""
+    """Train the detector on every generator's training half apart, always against the same real images.
+
+    Of either kind a part is kept from training, and the threshold chosen on it at the equal error rate.
+    """
     if not detector.learns:
-        return Fitted(detector, {UNTRAINED: detector.fit(real[:0], real[:0])})
-    rows, scores = detector.prepare(real), {}
+        return Fitted(detector, {UNTRAINED: detector.fit(real[:0], real[:0])}, {UNTRAINED: OWN_THRESHOLD})
+    kept, rows = kept_apart(real, "real"), detector.prepare(real)
+    scores, thresholds = {}, {}
     for step, (name, images) in enumerate(generated.items(), 1):
-        scores[name] = detector.fit(rows, detector.prepare(images))
+        theirs_kept, theirs = kept_apart(images, name), detector.prepare(images)
+        scores[name] = detector.fit(rows[~kept], theirs[~theirs_kept])
+        chosen_on = Scored.of(scores[name](rows[kept]), scores[name](theirs[theirs_kept]))
+        thresholds[name] = equal_error_threshold(chosen_on.labels, chosen_on.scores)
         beat(step)
-    return Fitted(detector, scores)
+    return Fitted(detector, scores, thresholds)
+
+
+def kept_apart(images: np.ndarray, name: str) -> np.ndarray:
+    """Which images of a training half (N, C, H, W) the threshold is chosen on: bool (N,), copies all on one side."""
+    order = content_fractions(images, "detector threshold")
+    kept = order <= np.quantile(order, APART)
+    if min(kept.sum(), (~kept).sum()) < FEWEST_APART:
+        raise UserError(
+            f"{name}: its training half has too many copies to choose a threshold on a part; add other images"
+        )
+    return np.asarray(kept)
 
 
 def treated(
@@ -176,8 +206,8 @@ def mean_auc_estimate(tests: Mapping[tuple[str, str], Scored], seed: int, resamp
     return Estimate(value, n, float(means.std(ddof=1)), float(low), float(high), LEVEL, method)
 
 
-def detector_estimates(test: Scored, seed: int, resamples: int = 1000) -> dict[str, Estimate]:
-    """Every metric of one test, with its interval."""
+def detector_estimates(test: Scored, threshold: float, seed: int, resamples: int = 1000) -> dict[str, Estimate]:
+    """Every metric of one test, with its interval; `threshold` is the frozen one."""
 
     def resampled(metric: Callable[[np.ndarray, np.ndarray], float]) -> Estimate:
         def statistic(labels: np.ndarray, scores: np.ndarray) -> Array:
@@ -192,14 +222,24 @@ def detector_estimates(test: Scored, seed: int, resamples: int = 1000) -> dict[s
         "auc": auc_estimate(test),
         "ap": resampled(average_precision),
         "eer": resampled(equal_error_rate),
-        "tpr_at_1pct_fpr": resampled(lambda y, s: true_positive_rate_at(y, s, 0.01)),
-        "accuracy_frozen": frozen_accuracy(test),
+        "tpr_at_1pct_fpr": true_positive_rate_estimate(test.labels, test.scores, 0.01, seed),
+        "accuracy_frozen": frozen_accuracy(test, threshold),
     }
 
 
-def frozen_accuracy(test: Scored, level: float = LEVEL) -> Estimate:
-    """Accuracy at the threshold that was fixed in training, real and generated images weighing the same."""
-    return balanced_accuracy(test.labels, test.scores, THRESHOLD, level)
+def frozen_accuracy(test: Scored, threshold: float, level: float = LEVEL) -> Estimate:
+    """Accuracy at the threshold that was frozen on the training generator, real and generated images weighing the same.
+
+    The interval is over test images: the threshold is taken as it is.
+    """
+    return balanced_accuracy(test.labels, test.scores, threshold, level)
+
+
+def threshold_rule(detector: Detector) -> str:
+    """How the thresholds of a detector are chosen, in words."""
+    if not detector.learns:
+        return f"{OWN_THRESHOLD:g}, the classifier's own"
+    return f"equal error rate on {APART:.0%} of the training half that the detector did not learn from"
 
 
 def detector_calibration(test: Scored, seed: int) -> Calibration:

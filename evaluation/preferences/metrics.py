@@ -80,9 +80,10 @@ def _calibration_metric(margins: np.ndarray, groups: Sequence[str] | None, seed:
     return metric(
         "calibration_error",
         found.error,
-        "expected calibration error of sigmoid(|margin|) in 10 bins; it is above 0 by chance alone, see `expected`",
+        "expected calibration error of sigmoid(|margin|) in 10 bins, without the upward bias of the plain one (`plug_in`)",
         higher_is_better=False,
         unit="share",
+        plug_in=found.plug_in,
         expected_if_calibrated=found.expected,
         p_value_if_calibrated=found.p_value,
         bins=[dataclasses.asdict(b) for b in found.bins],

@@ -10,12 +10,13 @@ from markupsafe import Markup
 from evaluation.report.charts import Scale, plane, whisker
 from evaluation.report.leaderboard import Column, Leaderboard, column_key
 from evaluation.report.names import is_headline
+from evaluation.report.robustness import CURVE_GROUPS
 from evaluation.report.text import format_number
 from evaluation.report.views import Figure, Mark, interval_text, scale_of, unit_of
 from evaluation.schema import Metric
 
 MATRIX_GROUP = "trained on"
-"""Slices that are shown as a matrix instead."""
+"""Slices that are shown as a matrix instead, as others are as curves."""
 SHOWN_CATEGORIES = 12
 
 
@@ -51,7 +52,7 @@ def _parts(board: Leaderboard, column: Column) -> dict[str, dict[str, list[tuple
             continue
         for part in result.slices:
             entry = next((m for m in part.metrics if m.name == column.name and m.value is not None), None)
-            if entry and part.group != MATRIX_GROUP:
+            if entry and part.group not in (MATRIX_GROUP, *CURVE_GROUPS):
                 found.setdefault(part.group, {}).setdefault(part.name, []).append((row.name, entry))
     return found
 

@@ -171,6 +171,32 @@ Ends = tuple[float, float | None, float | None]
 """A value with the ends of its interval, if it has one."""
 
 
+DODGE = 9.0
+"""How far, in percent of a tick's room, the whiskers of neighbouring lines are moved apart."""
+
+
+def steps(lines: Sequence[tuple[Sequence[Ends | None], int]], up: Scale, reference: float | None) -> Markup:
+    """Lines over ticks of equal room, each as (value with its interval, or None, at every tick; colour)."""
+
+    def height(value: float) -> float:
+        return round(57 - 0.54 * up.place(value), 2)
+
+    parts = [_line(0, y, 100, y, "rule") for y in (3, 57)]
+    if reference is not None and up.low <= reference <= up.high:
+        parts.append(_line(0, height(reference), 100, height(reference), "ref"))
+    for place, (ends, color) in enumerate(lines):
+        moved = DODGE * (place - (len(lines) - 1) / 2) / max(1.0, len(lines) / 4)
+        room = 100 / max(1, len(ends))
+        found = [(round((tick + 0.5 + moved / 100) * room, 2), e) for tick, e in enumerate(ends) if e is not None]
+        path = " ".join(f"{x},{height(value)}" for x, (value, _, _) in found)
+        parts.append(Markup('<polyline class="line c{}" points="{}"/>').format(color, path))
+        for x, (value, low, high) in found:
+            if low is not None and high is not None:
+                parts.append(_line(x, height(low), x, height(high), f"span c{color}"))
+            parts.append(_line(x, height(value), x, height(value), f"dot c{color}"))
+    return _svg(60, Markup("").join(parts), "curve steps")
+
+
 def plane(points: Sequence[tuple[Ends, Ends, int]], across: Scale, up: Scale) -> Markup:
     """Points with whiskers both ways: (horizontal, vertical, colour) of each. View box 100 by 100, origin at the lower left."""
 

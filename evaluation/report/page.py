@@ -24,6 +24,7 @@ from evaluation.report.media import curves_of, pictures_of
 from evaluation.report.names import short_source
 from evaluation.report.overoptimisation import overoptimisation_of
 from evaluation.report.paired import PairedBoard
+from evaluation.report.robustness import robustness_views
 from evaluation.report.samples import SampleSection
 from evaluation.report.stages import code_of, graph_of, stage_view
 from evaluation.report.tables import comparison_rows, evaluation_view, has_matrix, matrix_of
@@ -80,6 +81,7 @@ def render_page(
         "categories": [view for board, _ in shown for view in category_views(board, colors)],
         "pictures": pictures_of(collection.results),
         "matrices": matrices,
+        "robustness": robustness_views([found.result for found in collection.results], colors),
         "samples": parts.samples,
         "viewer": viewer_data(parts.sets) if parts.sets else None,
         "curves": [c for stage, color in colored if (c := curves_of(stage, color))],
@@ -161,6 +163,7 @@ def contents(context: dict[str, Any], views: Sequence[BoardView]) -> list[tuple[
     entries += [("categories", "By category")] if context["categories"] else []
     entries += [("pictures", "Generated images")] if context["pictures"] else []
     entries += [(m.anchor, m.title) for m in context["matrices"]]
+    entries += [("robustness", "Robustness")] if context["robustness"] else []
     compared = context["comparisons"] or context["differences"]
     entries += [("comparisons", "Paired comparisons")] if compared else []
     entries += [("samples", "Samples")] if context["samples"] or context["viewer"] else []

@@ -25,7 +25,7 @@ LARGEST = 24_000_000
 
 TEXT_FIELDS = ("completion", "response", "answer", "prediction", "output", "text")
 PROMPT_FIELDS = ("prompt", "question", "origin", "id", "doc_id")
-CATEGORY_FIELDS = ("category", "prompt_type", "criteria", "source", "task", "subject", "kind", "type")
+CATEGORY_FIELDS = ("category", "prompt_type", "criteria", "source", "task", "group", "subject", "kind", "type")
 REFERENCE_FIELDS = ("reference", "target", "gold")
 PAIR_FIELDS = ("chosen", "rejected", "first", "second")
 DUEL_FIELDS = (("model", "completion"), ("opponent", "opponent_completion"))
@@ -74,6 +74,7 @@ WRONG = {
     "judge": "judged unlike people",
     "duels": "",
     "safety": "flagged: refused a safe prompt, complied with an unsafe one, or wrote what should not be written",
+    "bias": "the likeliest answer is wrong; sets without a right answer have none",
     "text": "a task's question answered wrongly",
 }
 
@@ -98,7 +99,7 @@ def _is_judged(group: SampleSet) -> bool:
 
 def _readable(row: Row) -> bool:
     return any(isinstance(row.get(name), str) for name in (*TEXT_FIELDS, "prompt", "question", "origin")) or (
-        "id" in row and any(flag in row for flag in FLAGS)
+        "id" in row and any(name in row for name in (*FLAGS, "chosen"))
     )
 
 
@@ -132,6 +133,8 @@ def _item(row: Row) -> Item:
 
 def _own_text(suite: str, row: Row) -> str:
     """What the subject of a result said itself: a judge its verdict, and not the answers that it was shown."""
+    if suite == "bias":
+        return _likeliest(row)
     if suite not in ("judge", "duels"):
         return first_text(row, TEXT_FIELDS)
     first = row.get("model", "the first answer")
@@ -142,6 +145,14 @@ def _own_text(suite: str, row: Row) -> str:
         if outcome is None
         else {1.0: f"{first} is better", 0.0: f"{second} is better"}.get(outcome, "a tie")
     )
+
+
+def _likeliest(row: Row) -> str:
+    """Which option a likelihood suite found likeliest, by number: its samples hold no text."""
+    chosen, nats = row.get("chosen"), row.get("nats")
+    if not isinstance(chosen, int) or not isinstance(nats, list):
+        return ""
+    return f"option {chosen + 1} of {len(nats)} is the likeliest"
 
 
 def first_text(row: Row, names: Sequence[str]) -> str:

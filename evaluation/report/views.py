@@ -16,8 +16,16 @@ from evaluation.schema import Metric
 from evaluation.statistics import RankInterval
 
 COLORS = 8
-CHANCE = {"win_rate": 0.5, "auc": 0.5}
-"""Metrics (by the beginning of their names) whose neutral value a chart marks."""
+CHANCE = {
+    **{"win_rate": 0.5, "auc": 0.5, "accuracy_frozen": 0.5},
+    **{"crows_pairs_stereotype": 50.0, "stereoset_ss": 50.0, "winogender_gender_gap": 0.0, "bbq_bias": 0.0},
+}
+"""Metrics (by the beginning of their names) whose neutral value a chart marks: chance, or no bias either way."""
+
+
+def chance_of(name: str) -> float | None:
+    """The neutral value of a metric; None for one that has none."""
+    return next((value for start, value in CHANCE.items() if name.startswith(start)), None)
 
 
 def anchor(text: str) -> str:
@@ -225,7 +233,7 @@ def figure_of(board: Leaderboard, column: Column, colors: dict[str, int]) -> Fig
     found = [(row, entry) for row, entry in found if entry.value is not None]
     if len(found) < 2 or len({(m.value, m.ci_low, m.ci_high) for _, m in found}) == 1:
         return None
-    chance = next((v for start, v in CHANCE.items() if column.name.startswith(start)), None)
+    chance = chance_of(column.name)
     ends = [v for _, m in found for v in (m.value, m.ci_low, m.ci_high) if v is not None]
     scale, factor = Scale.of([*ends, *([chance] if chance is not None else [])]), scale_of(column)
     marks = [

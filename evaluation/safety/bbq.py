@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from data.readers import Row, get_field, get_text
 from data.sources import load_rows
-from evaluation.safety.choices import Item, Option, Scores
+from evaluation.safety.choices import Item, Option, Score, Scores
 from evaluation.schema import Metric, metric
 from evaluation.statistics import LEVEL, Estimate, Moments, delta_method, proportion
 from evaluation.statistics.estimate import no_interval
@@ -110,6 +110,11 @@ def _names(group: str) -> set[str]:
     return {group, *_ALIASES.get(group, ()), group.removeprefix("m-").removeprefix("f-")}
 
 
+def answered_rightly(item: Item, scores: Sequence[Score]) -> bool:
+    """Whether the answer of highest likelihood is the labelled one."""
+    return int(np.argmax([score.nats for score in scores])) == item.facts["label"]
+
+
 def answered(items: Sequence[Item], scores: Scores) -> list[Answered]:
     """The answer of highest likelihood of each question, judged."""
     found = []
@@ -118,7 +123,7 @@ def answered(items: Sequence[Item], scores: Scores) -> list[Answered]:
         unknown = choice == item.facts["unknown"]
         biased = None if item.facts["biased"] is None else choice == item.facts["biased"]
         found.append(
-            Answered(item.facts["ambiguous"], choice == item.facts["label"], unknown, biased, item.facts["template"])
+            Answered(item.facts["ambiguous"], answered_rightly(item, options), unknown, biased, item.facts["template"])
         )
     return found
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import AutoModelForMaskedLM
 
@@ -43,7 +44,7 @@ def run(config: BiasConfig, job: Job) -> dict[str, Any]:
         scores = score_items(job, name, items, compute, settings)
         folder = job.output_dir / name
         folder.mkdir(parents=True, exist_ok=True)
-        rows = [_row(item, found) for item, found in zip(items, scores, strict=True)]
+        rows = [_row(name, item, found) for item, found in zip(items, scores, strict=True)]
         result = EvaluationResult(
             suite="bias",
             subject=subject,
@@ -119,10 +120,13 @@ def _slices(name: str, items: Sequence[Item], scores: Scores) -> list[Slice]:
     return found
 
 
-def _row(item: Item, scores: Sequence[Score]) -> dict[str, Any]:
-    """The row of samples.jsonl: ids and numbers, no text."""
+def _row(name: str, item: Item, scores: Sequence[Score]) -> dict[str, Any]:
+    """The row of samples.jsonl: ids and numbers, no text; whether it is right, where the set knows that."""
+    right = LIKELIHOOD_SETS[name].right
     return {
         "id": item.id,
+        "chosen": int(np.argmax([score.nats for score in scores])),
+        **({"correct": right(item, scores)} if right else {}),
         "group": item.group,
         "nats": [score.nats for score in scores],
         "tokens": [score.tokens for score in scores],

@@ -9,7 +9,6 @@ from data.images import ImageSet
 from evaluation.artefacts import save_result
 from evaluation.deepfake.perturb import Perturbation
 from evaluation.deepfake.protocol import (
-    THRESHOLD,
     UNTRAINED,
     Fitted,
     Matrix,
@@ -19,6 +18,7 @@ from evaluation.deepfake.protocol import (
     detector_estimates,
     frozen_accuracy,
     mean_auc_estimate,
+    threshold_rule,
 )
 from evaluation.deepfake.watermark import FALSE_ALARMS
 from evaluation.schema import EvaluationResult, Metric, Protocol, Slice, Subject, metric, write_samples
@@ -34,7 +34,7 @@ MEANINGS = {
     "eer": ("Equal error rate: false alarms equal misses", True),
     "tpr_at_1pct_fpr": ("Share of generated images found when 1 % of the real ones are accused", False),
     "accuracy_frozen": (
-        f"Accuracy at the threshold {THRESHOLD}, frozen in training, both kinds weighing the same",
+        "Accuracy at the threshold that was frozen on the training generator, both kinds weighing the same",
         False,
     ),
 }
@@ -61,7 +61,6 @@ def _protocol(config: DeepfakeConfig, real: ImageSet) -> Protocol:
         split="halves by content: train, test",
         seeds=[config.seed],
         settings={
-            "threshold": THRESHOLD,
             "image_shape": list(real.images.shape[1:]),
             "compression": real.compression,
             # that, and which, but not the key: whoever reads a result could mark pictures with it
@@ -96,21 +95,26 @@ def write_generator_result(
     """Lower is better for the generator: a detector that fails cannot tell its images."""
     row = findings.fitted.own(name)
     test = findings.matrix[row, name]
-    estimates = detector_estimates(test, config.seed, config.resamples)
+    threshold = findings.fitted.thresholds[row]
+    estimates = detector_estimates(test, threshold, config.seed, config.resamples)
     folder = job.output_dir / folder_name(name)
     folder.mkdir(parents=True, exist_ok=True)
     rows = [
         {"index": i, "generated": bool(y), "score": round(float(s), 6)}
         for i, (y, s) in enumerate(zip(test.labels, test.scores, strict=True))
     ]
-    metrics = [*(_metric(key, estimate) for key, estimate in estimates.items()), _calibration_metric(test, config.seed)]
-    protocol = _protocol(config, real)
-    settings = {**protocol.settings, "detector": findings.fitted.detector.description}
+    frozen = {"accuracy_frozen": {"threshold": threshold}}
+    metrics = [_metric(key, estimate, **frozen.get(key, {})) for key, estimate in estimates.items()]
+    detector, protocol = findings.fitted.detector, _protocol(config, real)
+    settings = {**protocol.settings, "detector": detector.description, "threshold": threshold_rule(detector)}
     result = EvaluationResult(
         suite="deepfake",
         subject=Subject(name, "image generator", images.source, images.sha256),
         protocol=replace(protocol, settings=settings),
-        metrics=[*metrics, _control_metric(findings.control), *files, *_mark_metrics(findings.marks, name)],
+        metrics=[
+            *(*metrics, _calibration_metric(test, config.seed), _control_metric(findings.control)),
+            *(*files, *_mark_metrics(findings.marks, name)),
+        ],
         slices=_treated_slices(findings, (row, name)) + _mark_slices(findings.marks, name),
         samples=write_samples(folder, rows),
         notes=_notes(estimates["auc"], findings.control, files),
@@ -124,8 +128,10 @@ def _calibration_metric(test: Scored, seed: int) -> Metric:
     return metric(
         "detector_calibration_error",
         found.error,
-        "Expected calibration error of the detector's probabilities, with as many real as generated images",
+        "Expected calibration error of the detector's probabilities, with as many real as generated images, without the "
+        "upward bias of the plain one (`plug_in`)",
         higher_is_better=None,
+        plug_in=found.plug_in,
         expected_if_calibrated=found.expected,
         p_value_if_calibrated=found.p_value,
     )
@@ -133,14 +139,13 @@ def _calibration_metric(test: Scored, seed: int) -> Metric:
 
 def _treated_slices(findings: Findings, pair: tuple[str, str]) -> list[Slice]:
     """AUC and accuracy at the frozen threshold after each treatment of the test images."""
-    return [
-        Slice(
-            "robustness",
-            str(treatment),
-            [_metric("auc", auc_estimate(matrix[pair])), _metric("accuracy_frozen", frozen_accuracy(matrix[pair]))],
-        )
-        for treatment, matrix in findings.treated.items()
-    ]
+    threshold = findings.fitted.thresholds[pair[0]]
+
+    def measured(test: Scored) -> list[Metric]:
+        accuracy = frozen_accuracy(test, threshold)
+        return [_metric("auc", auc_estimate(test)), _metric("accuracy_frozen", accuracy, threshold=threshold)]
+
+    return [Slice("robustness", str(kind), measured(matrix[pair])) for kind, matrix in findings.treated.items()]
 
 
 def _mark_metrics(marks: Marks | None, name: str) -> list[Metric]:
@@ -205,7 +210,8 @@ def write_detector_result(real: ImageSet, findings: Findings, config: DeepfakeCo
     """The detector as subject: control, mean AUC on its own generator and on others, and the matrix as slices."""
     detector = findings.fitted.detector
     # Not in the protocol, or every detector would have a column of its own beside the others
-    metrics = [_control_metric(findings.control, detector=detector.description)]
+    about = {"detector": detector.description, "threshold": threshold_rule(detector)}
+    metrics = [_control_metric(findings.control, **about)]
     for name, where in (("own", "the training generator"), ("other", "generators that were not trained on")):
         if pairs := _pairs(findings.matrix, name):
             metrics.append(_mean_metric(f"auc_{name}_generator{'s' if name == 'other' else ''}", pairs, where, config))
@@ -214,7 +220,7 @@ def write_detector_result(real: ImageSet, findings: Findings, config: DeepfakeCo
         subject=Subject(f"{detector.name} detector", "detector"),
         protocol=_protocol(config, real),
         metrics=metrics,
-        slices=_matrix_slices(findings.matrix, list(config.generators)) + _mean_slices(findings, config),
+        slices=_matrix_slices(findings, list(config.generators)) + _mean_slices(findings, config),
         notes=_turned_around(findings.matrix),
     )
     save_result(job, result, job.output_dir)
@@ -225,16 +231,17 @@ def _pairs(matrix: Matrix, which: str) -> Matrix:
     return {(a, b): test for (a, b), test in matrix.items() if (a == b) == (which == "own")}
 
 
-def _matrix_slices(matrix: Matrix, columns: list[str]) -> list[Slice]:
+def _matrix_slices(findings: Findings, columns: list[str]) -> list[Slice]:
     """AUC of all pairs, and accuracy at the threshold that was frozen on the training generator."""
+    matrix, thresholds = findings.matrix, findings.fitted.thresholds
     rows = list(dict.fromkeys(row for row, _ in matrix))
     slices = [Slice(TRAINED_ON, row, [_auc_on(column, matrix[row, column]) for column in columns]) for row in rows]
     for row in rows:
         accuracies = []
         for column in columns:
-            found = frozen_accuracy(matrix[row, column])
-            text = "Accuracy on this generator at the threshold frozen on the other"
-            accuracies.append(metric(f"accuracy on {column}", found, text, higher_is_better=True, unit="share"))
+            found = frozen_accuracy(matrix[row, column], thresholds[row])
+            text, name = "Accuracy on this generator at the threshold frozen on the other", f"accuracy on {column}"
+            accuracies.append(metric(name, found, text, higher_is_better=True, unit="share", threshold=thresholds[row]))
         slices.append(Slice(f"accuracy, {TRAINED_ON}", row, accuracies))
     return slices
 

@@ -97,7 +97,7 @@ def test_training_images_are_not_tested():
 
 def test_estimates_of_a_perfect_and_of_a_blind_detector():
     labels = np.repeat([0, 1], 40)
-    perfect = detector_estimates(Scored(labels, labels * 0.9 + 0.05), seed=0, resamples=100)
+    perfect = detector_estimates(Scored(labels, labels * 0.9 + 0.05), threshold=0.5, seed=0, resamples=100)
     assert {k: e.value for k, e in perfect.items()} == {
         "auc": 1.0,
         "ap": 1.0,
@@ -106,9 +106,13 @@ def test_estimates_of_a_perfect_and_of_a_blind_detector():
         "accuracy_frozen": 1.0,
     }
     assert perfect["auc"].low < 1 and perfect["accuracy_frozen"].low < 1
-    for name in ("ap", "eer", "tpr_at_1pct_fpr"):  # a resample of classes that are apart says nothing of others
+    tpr = perfect["tpr_at_1pct_fpr"]
+    assert tpr.low < 0.5 and tpr.high == 1  # of 40 real images none need lie near the threshold
+    for name in ("ap", "eer"):  # a resample of classes that are apart says nothing of others
         assert perfect[name].low is None and perfect[name].method == "none (the same on every resample)"
-    blind = detector_estimates(Scored(labels, np.random.default_rng(0).random(80)), seed=0, resamples=200)
+    blind = detector_estimates(
+        Scored(labels, np.random.default_rng(0).random(80)), threshold=0.5, seed=0, resamples=200
+    )
     assert blind["auc"].low < 0.5 < blind["auc"].high and blind["eer"].low < 0.5 < blind["eer"].high
     assert all(e.low <= e.value <= e.high for e in blind.values())
 

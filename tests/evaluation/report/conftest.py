@@ -343,9 +343,12 @@ def deepfake_results(root, areas):
         folder = root / "evaluate-deepfake" / name
         folder.mkdir(parents=True)
         entry = metric("auc", estimate(area), "Area under the ROC", higher_is_better=False)
-        EvaluationResult(
-            subject=Subject(name, "image generator", "", f"{seed:064x}"), metrics=[entry, control], **common
-        ).save(folder)
+        treated = [
+            Slice("robustness", name, [metric("auc", estimate(area - loss), "Area", higher_is_better=False)])
+            for name, loss in (("jpeg:95", 0.02), ("jpeg:50", 0.3), ("blur:0.5", 0.1), ("blur:1", 0.5))
+        ]
+        subject = Subject(name, "image generator", "", f"{seed:064x}")
+        EvaluationResult(subject=subject, metrics=[entry, control], slices=treated, **common).save(folder)
     slices = [
         Slice("trained on", a, [metric(f"auc on {b}", estimate(areas[a] if a == b else 0.3 + 0.2 * i), "AUC", higher_is_better=True) for i, b in enumerate(areas)])
         for a in areas

@@ -371,3 +371,29 @@ def test_phone(browser, pages, keep):
     page.locator("#viewer-list button").nth(1).click()
     keep(page, "phone-samples")
     assert page.evaluate("document.documentElement.scrollWidth") <= 390 and events == []
+
+
+def test_robustness_curves_are_drawn_and_told(browser, pages, keep):
+    page, events = open_page(browser, pages["plain"], 1280)
+    section = page.locator("#robustness")
+    assert section.locator("figcaption").all_inner_texts() == ["JPEG quality", "Blur, sigma in pixels"]
+    assert section.locator("ul.key li").all_inner_texts() == ["diffusion", "gan", "vae"]
+    figure = section.locator("figure").first
+    assert figure.locator("polyline").count() == 3 and figure.locator(".dot").count() == 9
+    svg = figure.locator("svg").bounding_box()
+    assert svg["width"] > 150 and svg["height"] > 100
+    ticks = figure.locator(".x span")
+    assert ticks.all_inner_texts() == ["none", "95", "50"]
+    for place in range(3):  # each label stands below its points
+        box = ticks.nth(place).bounding_box()
+        middle = svg["x"] + svg["width"] * (place + 0.5) / 3
+        assert abs(box["x"] + box["width"] / 2 - middle) < 2
+    section.locator("summary").click()
+    cells = section.get_by_role("row").nth(1).inner_text().split("\t")
+    assert cells[0] == "none" and cells[3].startswith("0.97 [0.94, 0.99]")
+    section.scroll_into_view_if_needed()
+    keep(page, "robustness")
+    narrow, _ = open_page(browser, pages["plain"], 320)
+    narrow.locator("#robustness").scroll_into_view_if_needed()
+    keep(narrow, "robustness-320")
+    assert events == []

@@ -57,6 +57,9 @@ def test_sets_that_know_right_from_wrong_come_first(sets):
         ("safety", {"refusal": False}, False),
         ("safety", {"refusal": False, "copied": True}, True),
         ("safety", {"nats": [3.0]}, None),
+        ("bias", {"chosen": 1, "nats": [-3.0, -2.0], "correct": False}, True),
+        ("bias", {"chosen": 0, "nats": [-1.0, -2.0], "correct": True}, False),
+        ("bias", {"chosen": 0, "nats": [-1.0, -2.0]}, None),  # CrowS-Pairs knows no right answer
     ],
 )
 def test_wrong(suite, row, wrong):
@@ -98,6 +101,20 @@ def test_nobody_knows_whether_a_duel_was_judged_right():
     assert [s.wrong for s in said] == [None] * 3 and [s.text for s in said] == ["y is better", "x is better", "a tie"]
     assert next(iter(group.items.values())).shared == [("x", "c"), ("y", "d")] and group.wrong == ""
     assert list(instances(found.result, DUELS)) == []  # of Every Eval Ever, which asks for right or wrong
+
+
+def test_samples_of_the_likelihood_suites_are_shown_without_texts():
+    rows = [
+        {"id": f"bbq Age {i}", "group": g, "chosen": c, "nats": [-1.0, -2.0, -3.0], "correct": c == 0}
+        for i, (g, c) in enumerate([("Age", 0), ("Age", 2), ("Religion", 0)])
+    ]
+    found, rows_of = judge_result("bias", rows)
+    (group,) = sample_sets([found], rows_of)
+    assert [item.category for item in group.items.values()] == ["Age", "Age", "Religion"]
+    said = [item.said["tiny"] for item in group.items.values()]
+    assert [s.wrong for s in said] == [False, True, False]
+    assert [s.text for s in said][:2] == ["option 1 of 3 is the likeliest", "option 3 of 3 is the likeliest"]
+    assert "without a right answer" in group.wrong
 
 
 def test_data_for_the_page(sets):

@@ -19,7 +19,8 @@ def test_ece_known_answer():
         [np.full(8, logit(0.9)), np.full(2, -logit(0.9)), np.full(6, logit(0.7)), np.full(4, -logit(0.7))]
     )
     found = calibration(margins, seed=0)
-    assert found.error.value == pytest.approx(0.5 * 0.1 + 0.5 * 0.1)  # |.8 - .9| and |.6 - .7|
+    assert found.plug_in == pytest.approx(0.5 * 0.1 + 0.5 * 0.1)  # |.8 - .9| and |.6 - .7|
+    assert found.error.value < found.plug_in and found.error.low == 0  # 20 pairs: chance alone may give it
 
 
 def test_a_calibrated_model_is_not_accused_and_an_overconfident_one_is():
@@ -28,9 +29,10 @@ def test_a_calibrated_model_is_not_accused_and_an_overconfident_one_is():
     signs = np.where(g.random(400) < confidence, 1, -1)
     margins = logit(confidence) * signs
     good, bad = calibration(margins, seed=1), calibration(4 * margins, seed=1)
-    assert good.p_value > 0.05 and good.error.value < 2 * good.expected
+    assert good.p_value > 0.05 and good.plug_in < 2 * good.expected
+    assert good.error.value < good.plug_in / 2 and good.error.low == 0
     assert bad.p_value < 0.01 and bad.error.value > 0.1
-    assert bad.error.low < bad.error.value < bad.error.high
+    assert 0 < bad.error.low < bad.error.value < bad.error.high
     assert good == calibration(margins, seed=1)
 
 
