@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import RESULTS
+from benchmarks.common import RESULTS, about
 from benchmarks.coverage_cases import CASES, MISSES, Case, Sets, measure
 from evaluation import statistics as s
 from evaluation.images.frechet import frechet_distance_from_features
@@ -26,7 +26,6 @@ from evaluation.images.influence import frechet_influence
 from evaluation.safety.correction import DetectorQuality, corrected_rate
 from evaluation.statistics import auc_estimate, roc_auc
 from launch.files import write_json
-from launch.provenance import hardware, package_versions
 from launch.seeding import numpy_generator
 
 LOW, HIGH = 0.93, 0.97
@@ -147,14 +146,12 @@ def main() -> None:
         print(f"{name:30} delta {entry['delta']:.5g}  bootstrap {entry['bootstrap']:.5g}  ratio {entry['ratio']:.4f}")
     result = {
         "benchmark": "coverage",
-        "command": f"python -m benchmarks.coverage --runs {options.runs}",
+        **about(f"python -m benchmarks.coverage --runs {options.runs}"),
         "level": s.LEVEL,
         "coverage": rows,
         "known_not_to_hold": misses,
         "delta_against_bootstrap": {"resamples": RESAMPLES, "cases": compared},
         "all_within": all(r["within"] for r in rows) and all(c["within"] for c in compared.values()),
-        "hardware": hardware(),
-        "versions": package_versions(),
     }
     write_json(RESULTS / "coverage.json", result)
     print("all within" if result["all_within"] else "NOT all within")

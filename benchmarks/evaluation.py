@@ -17,9 +17,8 @@ import os
 import sys
 from typing import Any
 
-from benchmarks.common import RESULTS
+from benchmarks.common import RESULTS, about
 from launch.files import read_json, write_json
-from launch.provenance import code_version, hardware, package_versions
 
 PARTS = ("images", "digits", "language")
 
@@ -28,10 +27,7 @@ def run_comparison(part: str, name: str, compare: Any, quick: bool) -> dict[str,
     """Measure one comparison; what was measured, on which machine and how busy it was."""
     load = round(os.getloadavg()[0], 2)
     return {
-        "command": f"python -m benchmarks.evaluation {part} --only {name}",
-        "code": code_version(),
-        "hardware": hardware(),
-        "versions": package_versions(),
+        **about(f"python -m benchmarks.evaluation {part} --only {name}"),
         "threads": os.environ.get("OMP_NUM_THREADS", "all"),
         "load_average_at_start": load,
         **compare(quick),
