@@ -15,6 +15,8 @@ from launch.provenance import code_version, hardware, package_versions
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("ALIGNKIT_DATA", ROOT.parent / "shared" / "data"))
 RESULTS = ROOT / "benchmarks" / "results"
+CODE = code_version()
+"""As it was at the start: a checkout may move on while it is measured, and result files are a part of it."""
 
 
 def result_file(name: str, model: str) -> Path:
@@ -25,7 +27,7 @@ def result_file(name: str, model: str) -> Path:
 
 def about(command: str) -> dict[str, Any]:
     """What every result file says beside its numbers: the command, the commit of the code, the machine, the packages."""
-    return {"command": command, "code": code_version(), "hardware": hardware(), "versions": package_versions()}
+    return {"command": command, "code": CODE, "hardware": hardware(), "versions": package_versions()}
 
 
 def alignkit(*words: object) -> dict[str, float]:
