@@ -78,9 +78,8 @@ class Gaussian:
         """The lower triangular factor (D, D) of the covariance; None where it is singular, or not held."""
         if self.covariance is None:
             return None
-        lower, fault = scipy.linalg.lapack.dpotrf(
-            self.covariance.T, lower=1, clean=1
-        )  # .T: in the order that it works in
+        # .T: in the order that LAPACK works in
+        lower, fault = scipy.linalg.lapack.dpotrf(self.covariance.T, lower=1, clean=1)
         return None if fault else lower
 
     @cached_property
@@ -101,7 +100,7 @@ class Gaussian:
         return float(np.sum(self.factor**2) if self.covariance is None else np.trace(self.covariance))
 
     def coordinates(self, centred: Array, axes: Array) -> Array:
-        """Z (N, J) with Z axes^T F^T = centred: the images (N, D) that this was made of, along axes (K, J) of the factor."""
+        """Z = X U (N, J) with X F^T = centred: the images (N, D) that this was made of, along axes U (K, J) of the factor."""
         if self.covariance is None:  # centred / sqrt(N - 1) is the reflection of the factor: nothing to solve
             return _reflect(np.pad(axes, ((1, 0), (0, 0)))) * np.sqrt(len(centred) - 1)
         if self.cholesky is not None:
@@ -117,8 +116,8 @@ class Gaussian:
 class Comparison:
     """Two distributions by one factorisation: F^T S F = U diag(s^2) U^T, F the factor of `outer` and S of `inner`.
 
-    `trace` is tr (S1 S2)^(1/2), `distance` the squared Fréchet distance. `roots` (K,) is s, to `lost`: what is smaller
-    may be rounding. `axes` (K, K) is U where it was asked for.
+    `trace` is tr (S1 S2)^(1/2), `distance` the squared Fréchet distance. `roots` (K,) is s; of one below `lost` nothing
+    but rounding may be left. `axes` (K, K) is U where it was asked for.
     """
 
     outer: Gaussian
