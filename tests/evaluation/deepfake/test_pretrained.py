@@ -89,17 +89,8 @@ def test_the_matrix_has_one_row(tmp_path, classifier):
 
 @pytest.mark.distributed
 def test_a_killed_evaluation_ends_with_the_same_results(tmp_path, classifier):
-    sources = {name: save(tmp_path / name, textures(90, 28, k)) for k, name in enumerate(("a", "b", "real"))}
-    words = [
-        "--generators.a",
-        sources["a"],
-        "--generators.b",
-        sources["b"],
-        "--real",
-        sources["real"],
-        "--resamples",
-        20,
-    ]
+    sources = {name: save(tmp_path / name, textures(90, 28, k)) for k, name in enumerate(("a", "real"))}
+    words = ["--generators.a", sources["a"], "--real", sources["real"], "--resamples", 20]
     words += ["--detector", "pretrained", "--model", classifier, "--robustness", "[jpeg:50]"]
 
     def run(out, hook=None):
@@ -110,12 +101,10 @@ def test_a_killed_evaluation_ends_with_the_same_results(tmp_path, classifier):
 
     assert run(tmp_path / "whole")[0] == [0]
     out = tmp_path / "killed"
-    codes, said = run(out, functools.partial(die_writing, rank=0, blocks=4))
-    assert codes == [-signal.SIGKILL] and not (out / "results.json").exists(), said
-    kept = {path: path.stat().st_mtime_ns for path in (out / "scored").iterdir()}
-    assert len(kept) == 4
     codes, said = run(out, functools.partial(die_writing, rank=0, blocks=3))
-    assert codes == [0], said  # three more, and no fourth
-    for name in ("a", "b"):
-        check_same(out / name, tmp_path / "whole" / name)
+    assert codes == [-signal.SIGKILL] and not (out / "results.json").exists(), said
+    assert len(list((out / "scored").iterdir())) == 3
+    codes, said = run(out, functools.partial(die_writing, rank=0, blocks=2))
+    assert codes == [0], said  # two more, and no third
+    check_same(out / "a", tmp_path / "whole" / "a")
     assert not (out / "scored").exists()
