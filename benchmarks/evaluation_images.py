@@ -104,30 +104,22 @@ def compare_frechet(count: int, dimensions: int, decay: float = 0.5) -> dict[str
     }
 
 
-def compare_estimates(count: int, dimensions: int) -> dict[str, Any]:
-    """What `evaluate images` computes of a Fréchet distance, with its interval; and extrapolated, with its curvature.
+ESTIMATES: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+    "frechet_estimate": lambda x, y: frechet_estimate(x, y, 0).value,
+    "extrapolated_estimate": lambda x, y: extrapolated_estimate(x, y, 0)[1].value,
+}
 
-    From features. The bare eigenvalues of one distance beside it are the measure of the machine on that day.
+
+def compare_estimate(name: str, count: int, dimensions: int) -> dict[str, Any]:
+    """What `evaluate images` computes of a Fréchet distance, from features: with its interval, or extrapolated.
+
+    The bare eigenvalues of one distance beside it are the measure of the machine on that day.
     """
     x, y = made_features(count, dimensions, 0), made_features(count, dimensions, 1)
     inputs = (x.mean(axis=0), np.cov(x, rowvar=False), y.mean(axis=0), np.cov(y, rowvar=False))
-    found = timed(
-        {
-            "frechet_estimate": lambda: frechet_estimate(x, y, 0).value,
-            "extrapolated_estimate": lambda: extrapolated_estimate(x, y, 0)[1].value,
-            "numpy_eigvals": lambda: by_eigenvalues(*inputs),
-        }
-    )
-    return {
-        "samples": count,
-        "dimensions": dimensions,
-        **found,
-        **ratios(
-            found,
-            estimate_over_eigvals=("frechet_estimate", "numpy_eigvals"),
-            extrapolated_over_eigvals=("extrapolated_estimate", "numpy_eigvals"),
-        ),
-    }
+    found = timed({name: lambda: ESTIMATES[name](x, y), "numpy_eigvals": lambda: by_eigenvalues(*inputs)})
+    over = ratios(found, **{f"{name}_over_eigvals": (name, "numpy_eigvals")})
+    return {"samples": count, "dimensions": dimensions, **found, **over}
 
 
 def compare_kernel(count: int, dimensions: int) -> dict[str, Any]:
@@ -170,8 +162,14 @@ COMPARISONS: dict[str, Callable[[bool], dict[str, Any]]] = {
     "frechet_many": lambda quick: compare_frechet(*((400, 128) if quick else (MANY, DIMENSIONS))),
     "frechet_few": lambda quick: compare_frechet(*((80, 128) if quick else (FEW, DIMENSIONS))),
     "frechet_ill_conditioned": lambda quick: compare_frechet(*((400, 128) if quick else (MANY, DIMENSIONS)), decay=2.0),
-    "estimates": lambda quick: compare_estimates(*((600, 128) if quick else (MANY, DIMENSIONS))),
-    "estimates_few": lambda quick: compare_estimates(*((80, 128) if quick else (FEW, DIMENSIONS))),
+    "estimate_many": lambda quick: compare_estimate("frechet_estimate", *((600, 128) if quick else (MANY, DIMENSIONS))),
+    "estimate_few": lambda quick: compare_estimate("frechet_estimate", *((80, 128) if quick else (FEW, DIMENSIONS))),
+    "extrapolated_many": lambda quick: compare_estimate(
+        "extrapolated_estimate", *((600, 128) if quick else (MANY, DIMENSIONS))
+    ),
+    "extrapolated_few": lambda quick: compare_estimate(
+        "extrapolated_estimate", *((80, 128) if quick else (FEW, DIMENSIONS))
+    ),
     "kernel": lambda quick: compare_kernel(*((100, 64) if quick else (SUBSETS, DIMENSIONS))),
     "parity_many": lambda quick: compare_parity(*((300, 64) if quick else (SUBSETS, DIMENSIONS))),
     "parity_few": lambda quick: compare_parity(*((60, 128) if quick else (FEW, DIMENSIONS))),
