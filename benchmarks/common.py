@@ -8,18 +8,26 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
-from launch.provenance import hardware
+from launch.provenance import code_version, hardware, package_versions
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("ALIGNKIT_DATA", ROOT.parent / "shared" / "data"))
 RESULTS = ROOT / "benchmarks" / "results"
+CODE = code_version()
+"""As it was at the start: a checkout may move on while it is measured, and result files are a part of it."""
 
 
 def result_file(name: str, model: str) -> Path:
     """Where the result goes; that of a GPU, or of another model than the small one, does not replace that of the CPU."""
     on = "-gpu" if hardware()["gpus"] else ""
     return RESULTS / f"{name}{on}{'' if model == 'small' else '-' + model}.json"
+
+
+def about(command: str) -> dict[str, Any]:
+    """What every result file says beside its numbers: the command, the commit of the code, the machine, the packages."""
+    return {"command": command, "code": CODE, "hardware": hardware(), "versions": package_versions()}
 
 
 def alignkit(*words: object) -> dict[str, float]:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import RESULTS
+from benchmarks.common import CODE, RESULTS, about
 from benchmarks.coverage_cases import CASES, MISSES, Case, Sets, measure
 from evaluation import statistics as s
 from evaluation.images.frechet import frechet_distance_from_features
@@ -26,7 +26,6 @@ from evaluation.images.influence import frechet_influence
 from evaluation.safety.correction import DetectorQuality, corrected_rate
 from evaluation.statistics import auc_estimate, roc_auc
 from launch.files import read_json, write_json
-from launch.provenance import code_version, hardware, package_versions
 from launch.seeding import numpy_generator
 
 LOW, HIGH = 0.93, 0.97
@@ -124,7 +123,7 @@ def run_coverage(cases: Sequence[Case], runs: int, only: str) -> list[Row]:
                 "truth": case.truth,
                 **dataclasses.asdict(found),
                 "within": LOW <= found.covered <= HIGH,
-                "code": code_version(),
+                "code": CODE,
                 "seconds": round(time.perf_counter() - start, 1),
             }
         )
@@ -149,14 +148,12 @@ def main() -> None:
     compared = before["delta_against_bootstrap"]["cases"] if options.only else compare_errors()
     result = {
         "benchmark": "coverage",
-        "command": f"python -m benchmarks.coverage --runs {options.runs}",
+        **about(f"python -m benchmarks.coverage --runs {options.runs}"),
         "level": s.LEVEL,
         "coverage": rows,
         "known_not_to_hold": misses,
         "delta_against_bootstrap": {"resamples": RESAMPLES, "cases": compared},
         "all_within": all(r["within"] for r in rows) and all(c["within"] for c in compared.values()),
-        "hardware": hardware(),
-        "versions": package_versions(),
     }
     if options.runs == RUNS:
         write_json(path, result)

@@ -322,7 +322,7 @@ def gaussian_kernel(g: Generator) -> tuple[Estimate, float]:
 
 def extrapolated(g: Generator) -> tuple[Estimate, float]:
     """A Fréchet distance at infinity against that of the distributions themselves, |shift|^2."""
-    return extrapolated_estimate(*NEAR.draw(g), seed=0), NEAR.d * NEAR.shift**2
+    return extrapolated_estimate(*NEAR.draw(g), seed=0)[1], NEAR.d * NEAR.shift**2
 
 
 def manifold(name: str) -> Draw:

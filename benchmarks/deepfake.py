@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import DATA, RESULTS, alignkit
+from benchmarks.common import DATA, RESULTS, about, alignkit
 from benchmarks.image_data import PHOTOS, TEST_DIGITS, images_by_generator, save_images
 from data.images import load_images, resize
 from evaluation.deepfake.perturb import parse
@@ -31,7 +31,6 @@ from evaluation.schema import EvaluationResult, Metric, load
 from evaluation.statistics import proportion
 from evaluation.suites.deepfake import TREATMENTS
 from launch.files import folder_name, read_json, write_json
-from launch.provenance import code_version, hardware, package_versions
 
 DETECTORS = ("spectral", "network", "reconstruction")
 OWN = {"vae": 800, "gan": 400, "diffusion": 150}
@@ -144,11 +143,10 @@ def main() -> None:
     for name in options.parts or PARTS:
         with tempfile.TemporaryDirectory() as temporary:
             found = PARTS[name]((options.work or Path(temporary)) / name, options.quick)
-        about = {"command": f"python -m benchmarks.deepfake {name}", "code": code_version(), "hardware": hardware()}
         print(f"{name}: done", flush=True)
         if not options.quick:
             before = read_json(path) if path.is_file() else {}
-            write_json(path, {**before, name: {**about, "versions": package_versions(), **found}})
+            write_json(path, {**before, name: {**about(f"python -m benchmarks.deepfake {name}"), **found}})
 
 
 if __name__ == "__main__":

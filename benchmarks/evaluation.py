@@ -17,21 +17,17 @@ import os
 import sys
 from typing import Any
 
-from benchmarks.common import RESULTS
+from benchmarks.common import RESULTS, about
 from launch.files import read_json, write_json
-from launch.provenance import code_version, hardware, package_versions
 
 PARTS = ("images", "digits", "language")
 
 
-def run_comparison(part: str, name: str, compare: Any, quick: bool, code: dict[str, Any]) -> dict[str, Any]:
-    """Measure one comparison; what was measured, on which machine and how busy it was. `code` is its version."""
+def run_comparison(part: str, name: str, compare: Any, quick: bool) -> dict[str, Any]:
+    """Measure one comparison; what was measured, on which machine and how busy it was."""
     load = round(os.getloadavg()[0], 2)
     return {
-        "command": f"python -m benchmarks.evaluation {part} --only {name}",
-        "code": code,
-        "hardware": hardware(),
-        "versions": package_versions(),
+        **about(f"python -m benchmarks.evaluation {part} --only {name}"),
         "threads": os.environ.get("OMP_NUM_THREADS", "all"),
         "load_average_at_start": load,
         **compare(quick),
@@ -50,9 +46,8 @@ def main() -> None:
     if unknown := set(names) - set(module.COMPARISONS):
         parser.error(f"no comparison {min(unknown)}; there are {', '.join(module.COMPARISONS)}")
     path = RESULTS / f"evaluation_{arguments.part}.json"
-    code = code_version()  # before the first result is written, which changes the checkout
     for name in names:
-        result = run_comparison(arguments.part, name, module.COMPARISONS[name], arguments.quick, code)
+        result = run_comparison(arguments.part, name, module.COMPARISONS[name], arguments.quick)
         print(module.describe(name, result), file=sys.stderr, flush=True)
         if not arguments.quick:
             write_json(path, {**(read_json(path) if path.is_file() else {}), name: result})

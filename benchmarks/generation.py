@@ -31,10 +31,9 @@ from transformers import AutoModelForCausalLM
 from alignment.generation import DecodeGraphs, LocalEngine, Sampling, recorder_for
 from alignment.ppo.modules import response_logprobs
 from alignment.ppo.rollout import Rollout, make_batch
-from benchmarks.common import result_file
+from benchmarks.common import about, result_file
 from benchmarks.ppo_case import EOS, MODELS, PAD, Case, wait_for_device, write_case
 from launch.files import write_json
-from launch.provenance import hardware, package_versions
 
 TEMPERATURE = 0.7
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -152,13 +151,11 @@ def main() -> None:
     write_json(
         result_file("generation", options.model),
         {
-            "command": f"python -m benchmarks.generation --rounds {rounds} --model {options.model}",
+            **about(f"python -m benchmarks.generation --rounds {rounds} --model {options.model}"),
             "unit": "seconds",
             **found,
             "threads": torch.get_num_threads(),
             "load_average_at_start": round(load, 2),
-            "hardware": hardware(),
-            "versions": package_versions(),
         },
     )
 

@@ -96,6 +96,7 @@ def main() -> None:
         "threads": torch.get_num_threads(),
         "hardware": provenance["hardware"],
         "versions": provenance["versions"],
+        "code": provenance["code"],
     }
     write_json(RESULTS / "generative.json", result)
     for label, means in result["mean"].items():

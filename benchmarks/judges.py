@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import DATA, RESULTS, alignkit
+from benchmarks.common import DATA, RESULTS, about, alignkit
 from benchmarks.reward_hh import PAIRS, SHAPE, write_transcripts
 from data import load_preferences, plain_text
 from evaluation.preferences.accuracy import outcomes
@@ -23,7 +23,6 @@ from evaluation.preferences.judging import agreement_metrics
 from evaluation.schema import Metric, load
 from evaluation.suites.judge_run import gather_ballots
 from launch.files import write_json
-from launch.provenance import code_version, hardware, package_versions
 
 SEEDS = (0, 1, 2)
 TOKENS = 1_000_000
@@ -88,12 +87,9 @@ def main() -> None:
         models = reward_models(Path(name))
     result = {
         "benchmark": "judges",
-        "command": "OMP_NUM_THREADS=1 python -m benchmarks.judges",
-        "code": code_version(),
+        **about("OMP_NUM_THREADS=1 python -m benchmarks.judges"),
         "hh_rlhf_harmless": {"content-blind": blind_judges(PAIRS / "split.test.jsonl.gz"), **models},
         "autoj_pairwise": {"content-blind": blind_judges(AUTOJ)},
-        "hardware": hardware(),
-        "versions": package_versions(),
     }
     write_json(RESULTS / "judges.json", result)
 

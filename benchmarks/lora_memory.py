@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import RESULTS
+from benchmarks.common import RESULTS, about
 
 SHAPES: dict[str, dict[str, int]] = {
     "31M": dict(vocab_size=8192, hidden_size=512, intermediate_size=1408, num_hidden_layers=8, num_attention_heads=8),
@@ -37,7 +37,6 @@ EPISODES, PROMPT_TOKENS, NEW_TOKENS = 8, 16, 16
 def main() -> None:
     """Every shape and case in a process of its own; write the result."""
     from launch.files import write_json
-    from launch.provenance import hardware, package_versions
 
     found: dict[str, Any] = {}
     for shape, sizes in SHAPES.items():
@@ -49,15 +48,13 @@ def main() -> None:
     write_json(
         RESULTS / "lora_memory.json",
         {
-            "command": "python -m benchmarks.lora_memory",
+            **about("python -m benchmarks.lora_memory"),
             "unit": "bytes",
             "rank": RANK,
             "batch": {"episodes": EPISODES, "prompt_tokens": PROMPT_TOKENS, "new_tokens": NEW_TOKENS},
             "precision": "fp32",
             "processes": 1,
             "shapes": found,
-            "versions": package_versions(),
-            "hardware": hardware(),
         },
     )
 

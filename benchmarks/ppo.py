@@ -34,10 +34,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import ROOT, result_file
+from benchmarks.common import ROOT, about, result_file
 from benchmarks.ppo_case import MODELS, Case, write_case
 from launch.files import write_json
-from launch.provenance import hardware, package_versions
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "like for like": {"precision": "fp32"},
@@ -148,13 +147,11 @@ def main() -> None:
     sizes: dict[str, Any] = MODELS[options.model]
     path = result_file("ppo", options.model)
     result: dict[str, Any] = {
-        "command": "python -m benchmarks.ppo " + " ".join(sys.argv[1:]),
+        **about("python -m benchmarks.ppo " + " ".join(sys.argv[1:])),
         "protocol": "median over the updates of a run, ratios of runs side by side, median and range over rounds",
         "load_average_at_start": round(os.getloadavg()[0], 2),
         "trl": "1.12.0",
         "cases": {},
-        "hardware": hardware(),
-        "versions": package_versions(),
     }
     for vocabulary in options.vocabularies:
         for natural in (False, True):

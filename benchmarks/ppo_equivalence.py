@@ -8,9 +8,8 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from benchmarks.common import RESULTS
+from benchmarks.common import RESULTS, about
 from launch.files import sha256_file, write_json
-from launch.provenance import hardware, package_versions
 from tests.distributed.test_ppo_distributed import ZERO_STAGES, words
 from tests.support import accelerate_launch, alignkit, read_metrics, save_policy, save_prompts, save_reward
 
@@ -44,16 +43,13 @@ def main() -> None:
             }
             print(mode, modes[mode]["largest_loss_difference"])
         updates = len(read_metrics(root / "one"))
-    command = "python -m benchmarks.ppo_equivalence"
     write_json(
         RESULTS / "ppo_equivalence.json",
         {
-            "command": command,
+            **about("python -m benchmarks.ppo_equivalence"),
             "updates": updates,
             "processes": 2,
             "modes": modes,
-            "versions": package_versions(),
-            "hardware": hardware(),
         },
     )
 

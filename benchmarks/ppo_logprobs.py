@@ -18,9 +18,8 @@ import torch
 from torch import Tensor
 
 from alignment.ppo.logprobs import LOGITS_PER_CHUNK, linear_logprobs
-from benchmarks.common import RESULTS
+from benchmarks.common import RESULTS, about
 from launch.files import write_json
-from launch.provenance import hardware, package_versions
 
 TOKENS, WIDTH, TEMPERATURE = 16 * 64, 256, 0.7
 ROUNDS = {1024: 40, 32768: 10}
@@ -111,12 +110,10 @@ def main() -> None:
     write_json(
         RESULTS / "ppo_logprobs.json",
         {
-            "command": "python -m benchmarks.ppo_logprobs",
+            **about("python -m benchmarks.ppo_logprobs"),
             "shape": shape,
             "results": results,
             "load_average_at_start": round(load, 2),
-            "versions": package_versions(),
-            "hardware": hardware(),
         },
     )
 

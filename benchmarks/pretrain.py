@@ -80,6 +80,7 @@ def summarise(recipe: str, threads: str, rows: list[dict[str, Any]]) -> dict[str
         "runs": [{k: v for k, v in row.items() if k != "provenance"} for row in rows],
         "hardware": provenance["hardware"],
         "versions": provenance["versions"],
+        "code": provenance["code"],
     }
 
 

@@ -20,12 +20,11 @@ from typing import Any
 
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from benchmarks.common import RESULTS
+from benchmarks.common import RESULTS, about
 from evaluation.schema import EvaluationResult, Judge, Protocol, Subject, metric, write_samples
 from evaluation.statistics import win_rate
 from evaluation.suites.report import STAGE, ReportConfig
 from launch.files import write_json
-from launch.provenance import code_version, hardware, package_versions
 from launch.seeding import numpy_generator
 
 WORDS = [
@@ -143,16 +142,13 @@ def main() -> None:
         print(f"{name:32}{entry['median']:.3f} s  [{entry['least']:.3f}, {entry['most']:.3f}]")
     record = {
         "benchmark": "report",
-        "command": f"python -m benchmarks.report --samples {options.samples} --runs {options.runs}",
-        "code": code_version(),
+        **about(f"python -m benchmarks.report --samples {options.samples} --runs {options.runs}"),
         "samples": options.samples,
         "models": 3,
         "page_mib": round(size / 2**20, 1),
         "seconds_to_write": round(written, 2),
         "seconds": seconds,
         "chromium": version,
-        "hardware": hardware(),
-        "versions": package_versions(),
     }
     write_json(RESULTS / "report.json", record)
 

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import RESULTS
+from benchmarks.common import RESULTS, about
 from benchmarks.safety_detectors import (
     autoj_answers,
     coverage_rows,
@@ -30,7 +30,6 @@ from benchmarks.safety_detectors import (
 )
 from evaluation.safety.refusal import is_refusal
 from launch.files import write_json
-from launch.provenance import code_version, hardware, package_versions
 
 RESULT = RESULTS / "safety.json"
 
@@ -56,7 +55,7 @@ def main() -> None:
     refusals["all rounds"] = pooled_rounds([entry["counts"] for entry in refusals.values() if "counts" in entry])
     answers = autoj_answers()
     result = {
-        "command": "python -m benchmarks.safety --completions FOLDER",
+        **about("python -m benchmarks.safety --completions FOLDER"),
         "refusals": refusals,
         "refusals_flagged_among_answers_to_harmless_prompts": {
             "alignkit": false_alarms(answers, is_refusal),
@@ -66,9 +65,6 @@ def main() -> None:
         "corrected_rates": coverage_rows(options.runs),
         "personal_data": personal_data_rows(),
         "seconds": round(time.perf_counter() - start, 1),
-        "code": code_version(),
-        "versions": package_versions(),
-        "hardware": hardware(),
     }
     write_json(RESULT, result)
     print(json.dumps({k: result[k] for k in ("refusals", "toxicity", "corrected_rates")}, indent=1)[:4000])

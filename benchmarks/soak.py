@@ -21,9 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import RESULTS
+from benchmarks.common import RESULTS, about
 from launch.files import write_json
-from launch.provenance import hardware, package_versions
 from tests.distributed.test_ppo_distributed import words
 from tests.kills import PHASES, Kill, finish, result_of, strike
 from tests.support import save_policy, save_prompts, save_reward
@@ -176,14 +175,12 @@ def main() -> None:
     write_json(
         RESULTS / "soak.json",
         {
-            "command": f"python -m benchmarks.soak --kills {options.kills}",
+            **about(f"python -m benchmarks.soak --kills {options.kills}"),
             "updates": UPDATES,
             "checkpoint_steps": 1,
             **summary,
             "details": details,
             "seconds": round(time.monotonic() - start),
-            "versions": package_versions(),
-            "hardware": hardware(),
         },
     )
     if failures:

@@ -13,13 +13,16 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 BLOCK = 8
+LUMA = (0.299, 0.587, 0.114)
 GREY_LEVEL = 1.0 / 255.0
 """Added before logarithms: a coefficient below one grey level says nothing about an 8-bit image."""
 
 
 def luminance(images: np.ndarray) -> Array:
-    """Mean over the channels, in [0, 1]: (N, H, W)."""
-    return images.astype(np.float64).mean(axis=1) / 255.0
+    """Luma in grey levels (0 to 255), as JPEG weighs the colours (ITU-R BT.601): (..., H, W) of uint8 (..., C, H, W), C 1 or 3."""
+    if images.shape[-3] == 1:
+        return images[..., 0, :, :].astype(np.float64)
+    return np.einsum("c,...chw->...hw", LUMA, images.astype(np.float64))
 
 
 def power_spectrum(planes: Array) -> Array:
@@ -53,7 +56,7 @@ def block_dct(planes: Array) -> Array:
 
 def spectral_features(images: np.ndarray) -> Array:
     """Log ring powers and mean log DCT magnitudes of each image: (N, R + 64)."""
-    planes = luminance(images)
+    planes = luminance(images) / 255.0
     rings = np.log(azimuthal_average(power_spectrum(planes)) + GREY_LEVEL**2)
     magnitudes = np.log(np.abs(block_dct(planes)) + GREY_LEVEL).mean(axis=1)
     return np.concatenate([rings, magnitudes.reshape(len(images), -1)], axis=1)

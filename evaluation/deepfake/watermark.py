@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import scipy.stats
 
+from evaluation.deepfake.features import luminance
 from launch.errors import UserError
 from launch.seeding import derive_seed, numpy_generator
 
@@ -27,7 +28,6 @@ ROUNDS = 5
 """How often a mark is put in until all bits are there: black and white cut some off. Of MNIST's digits at 28x28 27% had
 enough bits after one round and all after five."""
 BLOCK = 8
-LUMA = (0.299, 0.587, 0.114)
 INSTALL = "pip install 'alignkit[watermark]'"
 
 
@@ -62,11 +62,6 @@ def detect_watermark(images: np.ndarray, key: str) -> np.ndarray:
 def matches_needed(blocks: int) -> int:
     """The least number of matches that at most FALSE_ALARMS of unmarked images reach: blocks + 1 where none is enough."""
     return int(scipy.stats.binom.isf(FALSE_ALARMS, blocks, 0.5)) + 1
-
-
-def luminance(image: np.ndarray) -> np.ndarray:
-    """float64 (H, W) of uint8 (C, H, W), C = 1 or 3 (RGB)."""
-    return image[0].astype(np.float64) if len(image) == 1 else np.einsum("c,chw->hw", LUMA, image.astype(np.float64))
 
 
 def _blocks(shape: tuple[int, ...]) -> int:

@@ -14,12 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from evaluation.images.frechet import Array, FeatureStatistics, Gaussian, as_features
+from evaluation.images.frechet import Array, Gaussian, as_features
+from evaluation.statistics.moments import Moments, merge_moments
 from launch.errors import UserError
 from launch.seeding import permutation
 
@@ -43,10 +43,7 @@ def extrapolate_frechet(generated: ArrayLike, real: ArrayLike, seed: int = 0) ->
         raise UserError(
             f"an extrapolated distance needs at least {FEWEST} images in each set; there are {len(x)} and {len(y)}"
         )
-    sixths_x, sixths_y = (BlockedSet(rows, halving_ids(rows, 6, seed, which)) for which, rows in enumerate((x, y)))
-    whole, halves, thirds = (mean_distance(sixths_x.parts(n), sixths_y.parts(n)) for n in (1, 2, 3))
-    rise = 2 * (halves - whole)
-    return Extrapolation(whole, 2 * whole - halves, (thirds - whole) / rise - 1 if rise else 0.0)
+    return BlockedPair(x, y, 6, seed).extrapolate()
 
 
 def halving_ids(rows: Array, blocks: int, seed: int, which: int) -> np.ndarray:
@@ -60,44 +57,57 @@ class BlockedSet:
     """Features (N, D) cut into blocks, `ids` (N,) counted from 0, from which the Gaussian of any blocks together is made."""
 
     def __init__(self, features: Array, ids: np.ndarray) -> None:
-        self.blocks = int(ids.max()) + 1
-        self._parts = [features[ids == block] for block in range(self.blocks)]
-        # Sums of products are made once, but pay where there are more images than dimensions only
-        many = len(features) > 4 * features.shape[1]
-        self._statistics = [FeatureStatistics.of(part) for part in self._parts] if many else None
+        self.rows = [features[ids == block] for block in range(int(ids.max()) + 1)]
+        self._moments: dict[int, Moments] = {}
 
     def gaussian(self, blocks: Sequence[int]) -> Gaussian:
-        """The Gaussian of the images of these blocks."""
-        if self._statistics is None:
-            return Gaussian.of_features(np.concatenate([self._parts[b] for b in blocks]))
-        return Gaussian.of_statistics(reduce(FeatureStatistics.merge, (self._statistics[b] for b in blocks)))
-
-    def parts(self, count: int, without: int = -1) -> list[Gaussian]:
-        """The Gaussians of `count` parts of all blocks, block b in part b mod count; one block may be left out."""
-        kept = [b for b in range(self.blocks) if b != without]
-        return [self.gaussian([b for b in kept if b % count == part]) for part in range(count)]
+        """The Gaussian of the images of these blocks. Where there are more than dimensions, sums of products made once."""
+        if sum(len(self.rows[b]) for b in blocks) <= self.rows[0].shape[1]:
+            return Gaussian.of_features(np.concatenate([self.rows[b] for b in blocks]))
+        for b in set(blocks) - set(self._moments):
+            self._moments[b] = Moments.of_rows(self.rows[b])
+        return Gaussian.of_moments(merge_moments(self._moments[b] for b in blocks))
 
 
-def mean_distance(first: Sequence[Gaussian], second: Sequence[Gaussian]) -> float:
-    """The mean over pairs of the squared Fréchet distance."""
-    return float(np.mean([a.distance(b) for a, b in zip(first, second, strict=True)]))
+class BlockedPair:
+    """Both sets in random blocks: their distance, that of their halves and thirds, and what leaving a block out changes."""
+
+    def __init__(self, generated: Array, real: Array, blocks: int, seed: int) -> None:
+        self.blocks = blocks
+        self.sets = [BlockedSet(x, halving_ids(x, blocks, seed, which)) for which, x in enumerate((generated, real))]
+        self._parts = {count: [self._cut(which, count) for which in (0, 1)] for count in (1, 2)}
+        self._halves = [a.distance(b) for a, b in zip(*self._parts[2], strict=True)]
+        self._whole = self._parts[1][0][0].distance(self._parts[1][1][0])
+
+    def _cut(self, which: int, count: int) -> list[Gaussian]:
+        """The Gaussians of `count` parts of a set: block b lies in part b mod count."""
+        return [self.sets[which].gaussian(range(part, self.blocks, count)) for part in range(count)]
+
+    def extrapolate(self) -> Extrapolation:
+        """From all blocks. Where they make no equal thirds, the mean of 1 / share is the thirds' place on the line."""
+        thirds = np.mean([a.distance(b) for a, b in zip(self._cut(0, 3), self._cut(1, 3), strict=True)])
+        place = np.mean([self.blocks / len(range(part, self.blocks, 3)) for part in range(3)])
+        halves = float(np.mean(self._halves))
+        rise = (float(place) - 1) * (halves - self._whole)
+        curvature = (float(thirds) - self._whole) / rise - 1 if rise else 0.0
+        return Extrapolation(self._whole, 2 * self._whole - halves, curvature)
+
+    def without(self, which: int, block: int) -> float:
+        """The distance at infinity when one set loses a block: of the halves, the one that has it is measured anew."""
+        part = block % 2
+        whole, half = ([self._parts[count][k][part % count] for k in (0, 1)] for count in (1, 2))
+        whole[which] = self.sets[which].gaussian([b for b in range(self.blocks) if b != block])
+        half[which] = self.sets[which].gaussian([b for b in range(part, self.blocks, 2) if b != block])
+        halves = (half[0].distance(half[1]) + self._halves[1 - part]) / 2
+        return 2 * whole[0].distance(whole[1]) - halves
 
 
 def jackknife_extrapolation(
     generated: ArrayLike, real: ArrayLike, blocks: int, seed: int
-) -> tuple[float, list[list[float]]]:
+) -> tuple[Extrapolation, list[list[float]]]:
     """The extrapolated distance, and what it is without each block of the generated and of the real set: (2, blocks).
 
     `blocks` is even, each half has half of them, and a set has at least four images in each half.
     """
-    rows = [as_features(features) for features in (generated, real)]
-    sets = [BlockedSet(r, halving_ids(r, blocks, seed, which)) for which, r in enumerate(rows)]
-    whole, halves = [s.parts(1) for s in sets], [s.parts(2) for s in sets]
-    value = 2 * mean_distance(*whole) - mean_distance(*halves)
-    left_out: list[list[float]] = [[], []]
-    for index in (0, 1):
-        for block in range(blocks):
-            one, two = list(whole), list(halves)
-            one[index], two[index] = sets[index].parts(1, block), sets[index].parts(2, block)
-            left_out[index].append(2 * mean_distance(*one) - mean_distance(*two))
-    return value, left_out
+    pair = BlockedPair(as_features(generated), as_features(real), blocks, seed)
+    return pair.extrapolate(), [[pair.without(which, block) for block in range(blocks)] for which in (0, 1)]

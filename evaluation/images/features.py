@@ -1,8 +1,8 @@
-"""Features of a set of images: one pass of the extractor, over all ranks, kept in a cache that goes by content.
+"""Features of a set of images: one pass of the extractor, over all ranks, kept in files that go by content.
 
-A cached file is named by the hash of the extractor (weights and preprocessing), of the kind of device, and of the images'
-bytes: whatever changes, changes the name. Files are written aside and renamed, so that writers at the same time and kills
-do no harm, and carry a hash of their content: one that is damaged is made again.
+A set is cut into blocks. A block's file is named by the hash of the extractor (weights and preprocessing), of the kind of
+device, and of the images' bytes: whatever changes, changes the name. Files are written aside and renamed, so that writers
+at the same time and kills do no harm, and carry a hash of their content: one that is damaged is made again.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from evaluation.images.frechet import Array, as_features
 from launch.files import sha256_text, write_atomic
 
 BATCH = 64
+BLOCK = 4 * BATCH
+"""Images of a block: what a kill can lose."""
 FORMAT = 1
 """Raised when what a file holds, or how it is computed, changes."""
 
@@ -48,6 +50,23 @@ class Ranks(Protocol):
     def gather_objects(self, value: Any) -> list[Any]: ...
 
     def broadcast(self, value: Any) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Alone:
+    """The ranks of a process that works by itself."""
+
+    device: torch.device
+    rank: int = 0
+    world: int = 1
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        """Its own."""
+        return [value]
+
+    def broadcast(self, value: Any) -> Any:
+        """To itself."""
+        return value
 
 
 @dataclass(frozen=True)
@@ -77,58 +96,76 @@ def run_extractor(
 
 
 class FeatureSource:
-    """An extractor at work on the ranks of a job. Its function is loaded when the cache does not have what is asked."""
+    """An extractor at work on the ranks of a job, block by block. A block is written to `folder` when it is done.
 
-    def __init__(self, extractor: Extractor, ranks: Ranks, cache: str = "", beat: Beat | None = None) -> None:
-        self.extractor, self.ranks, self.beat = extractor, ranks, beat
-        self.cache = Path(cache) if cache else None
-        self.hits = 0
-        """Sets that were found in the cache."""
+    What lies there is not computed again, whichever evaluation left it or was killed meanwhile. Blocks and batches are the
+    same however many ranks there are, and so are the features, to the bit. The extractor's function is loaded when needed.
+    """
+
+    def __init__(
+        self,
+        extractor: Extractor,
+        ranks: Ranks,
+        folder: Path | None = None,
+        beat: Beat | None = None,
+        stop: Callable[[int], object] | None = None,
+    ) -> None:
+        """`stop` is called on all ranks together, after each round of blocks: a request to stop is followed there."""
+        self.extractor, self.ranks, self.folder, self.beat, self.stop = extractor, ranks, folder, beat, stop
+        self.known = 0
+        """Images whose features were there before."""
         self._function: FeatureFunction | None = None
 
     def of(self, images: ImageSet) -> Features:
-        """The features of a set, on every rank: each rank computes those of every world-th image."""
-        path = self._path(images)
-        cached = self.ranks.broadcast(read_features(path) if path and self.ranks.rank == 0 else None)
-        if cached is not None:
-            self.hits += 1
-            return cached
-        found = self._compute(images.images)
+        """The features of a set, on every rank: each rank computes every world-th of the blocks that are missing."""
+        blocks = [images.images[start : start + BLOCK] for start in range(0, len(images), BLOCK)]
+        paths = [self._path(block) for block in blocks]
+        known = self.ranks.broadcast(_read_blocks(paths) if self.ranks.rank == 0 else None)
+        self.known += sum(len(blocks[number]) for number in known)
+        pending = [number for number in range(len(blocks)) if number not in known]
+        new: dict[int, Features] = {}
+        for start in range(0, len(pending), self.ranks.world):
+            for number in pending[start + self.ranks.rank : start + self.ranks.rank + 1]:
+                new[number] = self._compute(blocks[number], paths[number])
+            if self.stop:
+                self.stop(min(start + self.ranks.world, len(pending)))
+        for part in self.ranks.gather_objects(new):
+            known |= part
+        found = _joined([known[number] for number in range(len(blocks))])
         as_features(found.features, images.source)
-        if path and self.ranks.rank == 0:
+        return found
+
+    def _compute(self, block: np.ndarray, path: Path | None) -> Features:
+        if self._function is None:
+            self._function = self.extractor.load(self.ranks.device)
+        found = run_extractor(self._function, block, beat=self.beat)
+        if path and np.isfinite(found.features).all():  # a fault is told of the whole set, by all ranks
             write_features(path, found)
         return found
 
-    def _compute(self, images: np.ndarray) -> Features:
-        if self._function is None:
-            self._function = self.extractor.load(self.ranks.device)
-        mine = images[self.ranks.rank :: self.ranks.world]
-        part = run_extractor(self._function, mine, beat=self.beat) if len(mine) else None
-        parts = [found for found in self.ranks.gather_objects(part) if found is not None]
-        return Features(
-            _interleave([p.features for p in parts]),
-            None if parts[0].logits is None else _interleave([p.logits for p in parts if p.logits is not None]),
-        )
-
-    def _path(self, images: ImageSet) -> Path | None:
-        if self.cache is None:
+    def _path(self, block: np.ndarray) -> Path | None:
+        if self.folder is None:
             return None
-        return self.cache / f"{features_key(self.extractor, self.ranks.device, images.images)}.safetensors"
+        return self.folder / f"{features_key(self.extractor, self.ranks.device, block)}.safetensors"
 
 
-def _interleave(parts: Sequence[Array]) -> Array:
-    """Rows in the order of the images from the parts of the ranks, rank r having every world-th from r on."""
-    whole = np.empty((sum(map(len, parts)), parts[0].shape[1]))
-    for rank, part in enumerate(parts):
-        whole[rank :: len(parts)] = part
-    return whole
+def _read_blocks(paths: Sequence[Path | None]) -> dict[int, Features]:
+    """Number -> features of the blocks that have a sound file."""
+    found = {number: read_features(path) for number, path in enumerate(paths) if path}
+    return {number: features for number, features in found.items() if features is not None}
 
 
-# ---------------------------------------------------------------------------------------------- cache
+def _joined(parts: Sequence[Features]) -> Features:
+    """Features of parts one after the other."""
+    logits = [part.logits for part in parts if part.logits is not None]
+    return Features(np.concatenate([part.features for part in parts]), np.concatenate(logits) if logits else None)
+
+
+# ---------------------------------------------------------------------------------------------- files
 
 
 def features_key(extractor: Extractor, device: torch.device, images: np.ndarray) -> str:
-    """The name of the features of images in a cache: a hash of all that decides them."""
+    """The name of the features of images: a hash of all that decides them."""
     pixels = hashlib.sha256(np.ascontiguousarray(images).data).hexdigest()
     return sha256_text(f"{FORMAT} {extractor.sha256} {device.type} {images.shape} {pixels}")
 

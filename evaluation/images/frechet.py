@@ -22,6 +22,7 @@ import numpy as np
 import scipy.linalg
 from numpy.typing import ArrayLike, NDArray
 
+from evaluation.statistics.moments import Moments
 from launch.errors import UserError
 
 Array = NDArray[np.float64]
@@ -36,54 +37,6 @@ def as_features(features: ArrayLike, name: str = "features") -> Array:
         row = int(np.flatnonzero(~np.isfinite(matrix).all(axis=1))[0])
         raise UserError(f"{name}: row {row} holds NaN or infinity; look at that image and at the extractor's weights")
     return matrix
-
-
-@dataclass(frozen=True)
-class FeatureStatistics:
-    """Count, mean (D,) and centred scatter (D, D) = sum (x - mean)(x - mean)^T of a stream of features."""
-
-    count: int
-    mean: Array
-    scatter: Array
-
-    @classmethod
-    def of(cls, features: ArrayLike) -> FeatureStatistics:
-        """The statistics of one batch of features (N, D), N >= 1."""
-        matrix = as_features(features)
-        if len(matrix) == 0:
-            raise UserError("features: there are no samples; give at least two images")
-        mean = matrix.mean(axis=0)
-        centred = matrix - mean
-        return cls(len(matrix), mean, centred.T @ centred)
-
-    @classmethod
-    def empty(cls, dimensions: int) -> FeatureStatistics:
-        """The statistics of no samples yet: where a stream begins."""
-        return cls(0, np.zeros(dimensions), np.zeros((dimensions, dimensions)))
-
-    def merge(self, other: FeatureStatistics) -> FeatureStatistics:
-        """The statistics of both sets together: exact, in any order (Chan, Golub & LeVeque 1979).
-
-        Centred sums do not cancel: the uncentred second moment loses 1e-5 where |mean| / sd is 1e5.
-        """
-        if len(self.mean) != len(other.mean):
-            raise UserError(
-                f"features have {len(self.mean)} and {len(other.mean)} dimensions; use one extractor for all of a set"
-            )
-        count = self.count + other.count
-        if count == 0:
-            return self
-        delta = other.mean - self.mean
-        mean = self.mean + delta * (other.count / count)
-        between = np.outer(delta, delta) * (self.count * other.count / count)
-        return FeatureStatistics(count, mean, self.scatter + other.scatter + between)
-
-    @property
-    def covariance(self) -> Array:
-        """The sample covariance (D, D), divided by N - 1."""
-        if self.count < 2:
-            raise UserError(f"a covariance needs at least two images; there are {self.count}; give more")
-        return self.scatter / (self.count - 1)
 
 
 ROUNDING = 1e-10
@@ -109,18 +62,24 @@ class Gaussian:
         return cls(mean, centred.T @ centred)
 
     @classmethod
-    def of_statistics(cls, statistics: FeatureStatistics) -> Gaussian:
-        """From streamed statistics (sample covariance, N - 1)."""
-        return cls(statistics.mean, statistics.covariance)
+    def of_moments(cls, moments: Moments) -> Gaussian:
+        """From streamed moments (sample covariance, N - 1) of at least two images."""
+        if moments.count < 2:
+            raise UserError(f"a covariance needs at least two images; there are {moments.count}; give more")
+        return cls(moments.mean_K, moments.covariance_KK)
+
+    @property
+    def width(self) -> int:
+        """How many columns the factor has, at most."""
+        return len(self.mean) if self.covariance is not None else self.factor.shape[1]
 
     @cached_property
     def cholesky(self) -> Array | None:
         """The lower triangular factor (D, D) of the covariance; None where it is singular, or not held."""
         if self.covariance is None:
             return None
-        lower, fault = scipy.linalg.lapack.dpotrf(
-            self.covariance.T, lower=1, clean=1
-        )  # .T: in the order that it works in
+        # .T: in the order that LAPACK works in
+        lower, fault = scipy.linalg.lapack.dpotrf(self.covariance.T, lower=1, clean=1)
         return None if fault else lower
 
     @cached_property
@@ -140,44 +99,75 @@ class Gaussian:
         """The trace of the covariance."""
         return float(np.sum(self.factor**2) if self.covariance is None else np.trace(self.covariance))
 
+    def coordinates(self, centred: Array, axes: Array) -> Array:
+        """Z = X U (N, J) with X F^T = centred: the images (N, D) that this was made of, along axes U (K, J) of the factor."""
+        if self.covariance is None:  # centred / sqrt(N - 1) is the reflection of the factor: nothing to solve
+            return _reflect(np.pad(axes, ((1, 0), (0, 0)))) * np.sqrt(len(centred) - 1)
+        if self.cholesky is not None:
+            return centred @ scipy.linalg.solve_triangular(self.cholesky, axes, trans="T", lower=True)
+        return centred @ (self.factor / (self.factor**2).sum(axis=0) @ axes)  # columns at right angles
+
     def distance(self, other: Gaussian) -> float:
         """The squared Fréchet distance to another distribution, clamped at zero. Of two covariances, `other`'s is factored."""
-        if len(self.mean) != len(other.mean):
-            raise UserError(
-                f"the sets have {len(self.mean)} and {len(other.mean)} dimensions; use one extractor for both"
-            )
-        difference = self.mean - other.mean
-        total = difference @ difference + self.total_variance + other.total_variance - 2 * trace_term(self, other)
-        return max(float(total), 0.0)  # never negative in truth; rounding of equal sets can be, by about 1e-15 tr S
+        return compare(self, other).distance
 
 
-def trace_term(first: Gaussian, second: Gaussian) -> float:
-    """tr (S1 S2)^(1/2), to a relative error of about ROUNDING or better.
+@dataclass(frozen=True)
+class Comparison:
+    """Two distributions by one factorisation: F^T S F = U diag(s^2) U^T, F the factor of `outer` and S of `inner`.
+
+    `trace` is tr (S1 S2)^(1/2), `distance` the squared Fréchet distance. `roots` (K,) is s; of one below `lost` nothing
+    but rounding may be left. `axes` (K, K) is U where it was asked for.
+    """
+
+    outer: Gaussian
+    inner: Gaussian
+    trace: float
+    distance: float
+    roots: Array
+    lost: float
+    axes: Array | None
+
+
+def compare(first: Gaussian, second: Gaussian, axes: bool = False) -> Comparison:
+    """The distance of two distributions, the trace term to a relative error of about ROUNDING or better.
 
     The eigenvalues computed are those of G + E with |E| about eps |G| (Frobenius norms, n dimensions). To first order
     that moves the sum of roots by tr (G^(-1/2) E) / 2: at most |G^(-1/2)| |E| / 2, and an n-th of it where E has no
     preference; n^(-1/2) of it is counted. An eigenvalue no larger than |E| may have lost its root, sqrt |E|.
     """
-    gram = _gram(first, second)
-    if gram.size == 0:
-        return 0.0
-    values = np.maximum(np.linalg.eigvalsh(gram), 0.0)
-    total, error = float(np.sqrt(values).sum()), 4 * np.finfo(np.float64).eps * float(np.linalg.norm(values))
+    if len(first.mean) != len(second.mean):
+        raise UserError(
+            f"the sets have {len(first.mean)} and {len(second.mean)} dimensions; use one extractor for both"
+        )
+    outer, inner = sorted((second, first), key=lambda side: side.width)  # the narrower makes the smaller problem
+    values, vectors = _eigen(_gram(outer, inner), axes)
+    roots, error = np.sqrt(values), 4 * np.finfo(np.float64).eps * float(np.linalg.norm(values))
     large = values > error
-    spread = error * float(np.sqrt((1 / values[large]).sum() / len(values))) / 2
-    if spread + float((~large).sum() * np.sqrt(error)) <= ROUNDING * total:
-        return total
-    return float(np.linalg.svd(first.factor.T @ second.factor, compute_uv=False).sum())
+    spread = error * float(np.sqrt((1 / values[large]).sum() / max(1, len(values)))) / 2
+    trace, lost = float(roots.sum()), float(np.sqrt(error))
+    if spread + float((~large).sum()) * lost > ROUNDING * trace:
+        trace = float(np.linalg.svd(outer.factor.T @ inner.factor, compute_uv=False).sum())
+    shift = first.mean - second.mean
+    # never negative in truth; rounding of equal sets can be, by about 1e-15 tr S
+    distance = max(0.0, float(shift @ shift) + first.total_variance + second.total_variance - 2 * trace)
+    return Comparison(outer, inner, trace, distance, roots, lost, vectors)
 
 
-def _gram(first: Gaussian, second: Gaussian) -> Array:
-    """A symmetric matrix with the squared singular values of F1^T F2 as eigenvalues; its lower triangle counts."""
-    if first.covariance is None and second.covariance is None:
-        product = first.factor.T @ second.factor
-        return product @ product.T if len(product) <= product.shape[1] else product.T @ product
-    inner, outer = (second, first) if first.covariance is None else (first, second)
-    assert inner.covariance is not None
-    if outer.cholesky is None:
+def _eigen(gram: Array, axes: bool) -> tuple[Array, Array | None]:
+    """Eigenvalues (K,) of a square, so never below 0, and eigenvectors (K, K) where they are asked for."""
+    if gram.size == 0:  # constant images
+        return np.zeros(0), gram if axes else None
+    values, vectors = np.linalg.eigh(gram) if axes else (np.linalg.eigvalsh(gram), None)
+    return np.maximum(values, 0.0), vectors
+
+
+def _gram(outer: Gaussian, inner: Gaussian) -> Array:
+    """F^T S F (K, K), F the factor of `outer`, which is no wider, and S the covariance of `inner`; its lower triangle counts."""
+    if inner.covariance is None:
+        product = outer.factor.T @ inner.factor
+        return product @ product.T
+    if outer.covariance is None or outer.cholesky is None:
         return outer.factor.T @ inner.covariance @ outer.factor
     # L^T S L by LAPACK's routine for it, a quarter of the work of two products
     found, fault = scipy.linalg.lapack.dsygst(inner.covariance.T, outer.cholesky, itype=2, lower=1)
@@ -188,12 +178,17 @@ def _gram(first: Gaussian, second: Gaussian) -> Array:
 def _without_null(centred: Array) -> Array:
     """Rows (N - 1, D) with the same sum of outer products as centred rows (N, D), which sum to zero.
 
-    A Householder reflection takes (1, ..., 1) / sqrt(N) to the first axis, so that the first row becomes zero and is left
-    out. Else every Gram matrix would have an eigenvalue 0, whose root keeps half of the digits.
+    A reflection makes the first row zero, which is left out. Else every Gram matrix would have an eigenvalue 0, whose
+    root keeps half of the digits.
     """
-    normal = np.full(len(centred), 1 / np.sqrt(len(centred)))
+    return _reflect(centred)[1:]
+
+
+def _reflect(rows: Array) -> Array:
+    """Householder's reflection of rows (N, D) that takes (1, ..., 1) / sqrt(N) to the first axis, and back."""
+    normal = np.full(len(rows), 1 / np.sqrt(len(rows)))
     normal[0] += 1.0
-    return (centred - np.outer(normal, normal @ centred) * (2 / (normal @ normal)))[1:]
+    return rows - np.outer(normal, normal @ rows) * (2 / (normal @ normal))
 
 
 def frechet_distance(mean1: ArrayLike, covariance1: ArrayLike, mean2: ArrayLike, covariance2: ArrayLike) -> float:
@@ -215,9 +210,9 @@ def frechet_distance(mean1: ArrayLike, covariance1: ArrayLike, mean2: ArrayLike,
     return Gaussian(m1, s1).distance(Gaussian(m2, s2))
 
 
-def frechet_distance_from_statistics(first: FeatureStatistics, second: FeatureStatistics) -> float:
-    """`frechet_distance` of two sets given by their streamed statistics (sample covariances, N - 1)."""
-    return Gaussian.of_statistics(first).distance(Gaussian.of_statistics(second))
+def frechet_distance_from_moments(first: Moments, second: Moments) -> float:
+    """`frechet_distance` of two sets given by their streamed moments (sample covariances, N - 1)."""
+    return Gaussian.of_moments(first).distance(Gaussian.of_moments(second))
 
 
 def frechet_distance_from_features(first: ArrayLike, second: ArrayLike) -> float:

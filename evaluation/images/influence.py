@@ -6,23 +6,21 @@ it by, to first order and divided by N,
 
     h(x) = 2 (m1 - m2)^T (x - m1) + N / (N - 1) (|x - m1|^2 - (x - m1)^T T (x - m1)) - its mean.
 
-With factors S = F F^T and the singular values s of F1^T F2 = U diag(s) V^T, which the distance itself needs, the map is
-T = F1^-T U diag(s) U^T F1^-1, and the quadratic form is a sum of squares: no matrix root, one triangular solve.
-Letters: N samples, D dimensions.
+The factorisation that gives the distance gives the map: with F1^T S2 F1 = U diag(s^2) U^T, S1 = F1 F1^T,
+
+    T = F1^-T U diag(s) U^T F1^-1   and, from the second set to the first,   T^-1 = F1 U diag(1 / s) U^T F1^T,
+
+so the quadratic forms are sums of squares along the axes U: no matrix root. Roots s that are lost in rounding are left
+out of the second: what they add is s times a number of order 1. Letters: N samples, D dimensions.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-import scipy.linalg
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from evaluation.images.frechet import as_features
-from launch.errors import UserError
-
-Array = NDArray[np.float64]
+from evaluation.images.frechet import Array, Comparison, Gaussian, as_features, compare
 
 
 @dataclass(frozen=True)
@@ -39,47 +37,25 @@ class FrechetInfluence:
         return tuple(float(h.var(ddof=1)) / len(h) for h in (self.first, self.second))  # type: ignore[return-value]
 
 
-@dataclass(frozen=True)
-class _Whitened:
-    """One set: mean, centred rows (N, D), a factor of its covariance, and the rows in the factor's coordinates."""
-
-    mean: Array
-    centred: Array
-    factor: Array
-    rows: Array
-
-
-def _whiten(features: Array) -> _Whitened:
-    mean, n = features.mean(axis=0), len(features)
-    centred = features - mean
-    if n > features.shape[1]:
-        try:
-            factor = np.linalg.cholesky(centred.T @ centred / (n - 1))
-            return _Whitened(mean, centred, factor, scipy.linalg.solve_triangular(factor, centred.T, lower=True).T)
-        except np.linalg.LinAlgError:
-            pass
-    # Fewer images than dimensions, or a singular covariance: the rows' own principal axes.
-    u, s, vt = np.linalg.svd(centred, full_matrices=False)
-    keep = s > s.max(initial=0.0) * max(features.shape) * np.finfo(np.float64).eps
-    root = np.sqrt(n - 1)
-    return _Whitened(mean, centred, vt[keep].T * (s[keep] / root), u[:, keep] * root)
-
-
 def frechet_influence(first: ArrayLike, second: ArrayLike) -> FrechetInfluence:
     """The Fréchet distance of features (N, D) and (M, D), and what each row does to it."""
-    x, y = as_features(first, "the first set"), as_features(second, "the second set")
-    if min(len(x), len(y)) < 2:
-        raise UserError(f"a Fréchet distance needs at least two images in each set; there are {len(x)} and {len(y)}")
-    if x.shape[1] != y.shape[1]:
-        raise UserError(f"the sets have {x.shape[1]} and {y.shape[1]} dimensions; use one extractor for both")
-    one, two = _whiten(x), _whiten(y)
-    product = one.factor.T @ two.factor
-    u, s, vt = np.linalg.svd(product, full_matrices=False) if product.size else (product, np.zeros(0), product.T)
-    shift = one.mean - two.mean
-    value = shift @ shift + np.sum(one.factor**2) + np.sum(two.factor**2) - 2 * s.sum()
-    parts = [
-        2 * sign * part.centred @ shift
-        + ((part.centred**2).sum(axis=1) - (part.rows @ axes) ** 2 @ s) * len(part.rows) / (len(part.rows) - 1)
-        for part, axes, sign in ((one, u, 1.0), (two, vt.T, -1.0))
-    ]
-    return FrechetInfluence(max(float(value), 0.0), *(h - h.mean() for h in parts))
+    sets = [as_features(first, "the first set"), as_features(second, "the second set")]
+    sides = [Gaussian.of_features(x, f"the {name} set") for x, name in zip(sets, ("first", "second"), strict=True)]
+    found = compare(sides[0], sides[1], axes=True)
+    shift = sides[0].mean - sides[1].mean
+    moved = []
+    for x, side, sign in zip(sets, sides, (1.0, -1.0), strict=True):
+        centred = x - side.mean
+        squares = (centred**2).sum(axis=1) - _transported(found, side, centred)
+        h = 2 * sign * centred @ shift + squares * len(x) / (len(x) - 1)
+        moved.append(h - h.mean())
+    return FrechetInfluence(found.distance, *moved)
+
+
+def _transported(found: Comparison, side: Gaussian, centred: Array) -> Array:
+    """x^T T x (N,) of the centred images (N, D) of one side, T being the map to the other."""
+    assert found.axes is not None
+    if side is found.outer:
+        return side.coordinates(centred, found.axes) ** 2 @ found.roots
+    kept = found.roots > found.lost
+    return (centred @ (found.outer.factor @ found.axes[:, kept])) ** 2 @ (1 / found.roots[kept])

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from evaluation.images.extrapolation import jackknife_extrapolation
+from evaluation.images.extrapolation import Extrapolation, jackknife_extrapolation
 from evaluation.images.frechet import as_features, frechet_distance_from_features
 from evaluation.images.influence import frechet_influence
 from evaluation.images.kernel import KernelDistance, cmmd, kernel_distance, unit_length
@@ -125,15 +125,16 @@ def mind_estimate(
 
 def extrapolated_estimate(
     generated: ArrayLike, real: ArrayLike, seed: int, level: float = LEVEL, blocks: int = BLOCKS // 2
-) -> Estimate:
+) -> tuple[Extrapolation, Estimate]:
     """The Fréchet distance of features (N, D) and (M, D) at infinitely many images; it may be negative."""
     x, y = as_features(generated, "the generated set"), as_features(real, "the real set")
     fewest = min(len(x), len(y))
     blocks = min(blocks, fewest // 4) // 2 * 2
     if blocks < 4:  # of a half that loses a block, a block of four has to be left
         raise UserError(f"an extrapolated distance with an interval needs at least 16 images in each set, not {fewest}")
-    value, left_out = jackknife_extrapolation(x, y, blocks, seed)
-    return jackknife(value, len(x), *left_out, level=level, method=f"jackknife over {blocks} blocks")
+    found, left_out = jackknife_extrapolation(x, y, blocks, seed)
+    method = f"jackknife over {blocks} blocks"
+    return found, jackknife(found.at_infinity, len(x), *left_out, level=level, method=method)
 
 
 def manifold_estimates(

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from evaluation.images.extrapolation import Extrapolation, extrapolate_frechet
 from evaluation.images.frechet import (
-    FeatureStatistics,
     frechet_distance,
     frechet_distance_from_features,
-    frechet_distance_from_statistics,
+    frechet_distance_from_moments,
 )
 from evaluation.images.kernel import KernelDistance, cmmd, kernel_distance, unit_length
 from evaluation.images.manifold import Manifold, precision_recall_density_coverage
@@ -19,14 +18,13 @@ from evaluation.images.sliced import mind
 
 __all__ = [
     "Extrapolation",
-    "FeatureStatistics",
     "KernelDistance",
     "Manifold",
     "cmmd",
     "extrapolate_frechet",
     "frechet_distance",
     "frechet_distance_from_features",
-    "frechet_distance_from_statistics",
+    "frechet_distance_from_moments",
     "inception_score",
     "kernel_distance",
     "mind",

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from functools import reduce
 
 import numpy as np
 import torch
 
 from evaluation.images.frechet import (
-    FeatureStatistics,
     frechet_distance,
     frechet_distance_from_features,
-    frechet_distance_from_statistics,
+    frechet_distance_from_moments,
 )
 from evaluation.images.influence import frechet_influence
 from evaluation.images.metrics import (
@@ -24,6 +22,7 @@ from evaluation.images.metrics import (
     precision_recall_density_coverage,
 )
 from evaluation.selftest.registry import KnownAnswer
+from evaluation.statistics import Moments, merge_moments
 from launch.seeding import numpy_generator
 
 
@@ -39,16 +38,16 @@ def _gaussians(mean: float, scale: float, dimensions: int = 64) -> float:
 
 def _constant_images() -> tuple[float, float]:
     """Images of 0, .5 and 1 everywhere: mean .5, and covariance .25 with the divisor N - 1 alone."""
-    found = FeatureStatistics.of(np.repeat(np.array([0.0, 0.5, 1.0])[:, None], 12, axis=1))
-    return float(found.mean[3]), float(found.covariance[0, 11])
+    found = Moments.of_rows(np.repeat(np.array([0.0, 0.5, 1.0])[:, None], 12, axis=1))
+    return float(found.mean_K[3]), float(found.covariance_KK[0, 11])
 
 
 def _merged_ranks() -> float:
     """Five ranks against one, relative."""
     x, y = _normal("ranks", 90, 16) + 1e3, _normal("ranks real", 80, 16) + 1e3
-    whole, real = FeatureStatistics.of(x), FeatureStatistics.of(y)
-    merged = reduce(FeatureStatistics.merge, map(FeatureStatistics.of, np.array_split(x, 5)))
-    one, five = (frechet_distance_from_statistics(z, real) for z in (whole, merged))
+    whole, real = Moments.of_rows(x), Moments.of_rows(y)
+    merged = merge_moments(map(Moments.of_rows, np.array_split(x, 5)))
+    one, five = (frechet_distance_from_moments(z, real) for z in (whole, merged))
     return abs(five / one - 1)
 
 

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
-
-import torch
 
 from data.images import ImageSet, load_images
 from evaluation.deepfake.detectors.base import Detector
 from evaluation.deepfake.perturb import parse
 from evaluation.deepfake.protocol import Halves, auc_estimate, control_test, fit_each, split_halves, treated
+from evaluation.sample_log import clear_samples
 from evaluation.suites.deepfake import DeepfakeConfig
 from evaluation.suites.deepfake_provenance import file_metrics, watermark_findings
 from evaluation.suites.deepfake_results import Findings, write_detector_result, write_generator_result
 from launch.errors import UserError
+from launch.files import SCORED
 from launch.stage import Job
 
 
 def run(config: DeepfakeConfig, job: Job) -> dict[str, Any]:
-    """Train one detector for each generator, test it on all of them, and write the results."""
-    if not job.runtime.is_main:
-        return {}
+    """Train one detector for each generator, test it on all of them, and write the results. The main rank works alone."""
+    summary = _evaluate(config, job) if job.runtime.is_main else {}
+    clear_samples(job)
+    return summary
+
+
+def _evaluate(config: DeepfakeConfig, job: Job) -> dict[str, Any]:
     real = load_images(config.real).sample(config.max_images, config.seed)
     sets = {k: load_images(v).sample(config.max_images, config.seed) for k, v in config.generators.items()}
     for name, images in sets.items():
@@ -50,7 +55,7 @@ def _examine(config: DeepfakeConfig, real: ImageSet, sets: dict[str, ImageSet], 
 
     halves = split_halves(real.images, config.real)
     parts = {name: split_halves(images.images, name) for name, images in sets.items()}
-    detector, halves = make_detector(config, halves, job.runtime.device)
+    detector, halves = make_detector(config, halves, job, beat)
     job.say(f"detector: {detector.description}")
     fitted = fit_each(detector, halves.train, {name: part.train for name, part in parts.items()}, beat)
     tested = {name: part.test for name, part in parts.items()}
@@ -64,8 +69,14 @@ def _examine(config: DeepfakeConfig, real: ImageSet, sets: dict[str, ImageSet], 
     )
 
 
-def make_detector(config: DeepfakeConfig, real: Halves, device: torch.device) -> tuple[Detector, Halves]:
-    """The detector that a config asks for, and the real images that are left to train and to test it."""
+def make_detector(
+    config: DeepfakeConfig, real: Halves, job: Job, beat: Callable[[int], None]
+) -> tuple[Detector, Halves]:
+    """The detector that a config asks for, and the real images that are left to train and to test it.
+
+    One that learns is trained anew when a killed evaluation goes on: in seconds, to the same weights. What a large model
+    says of images, which takes longer, is kept as it is computed.
+    """
     if config.detector == "spectral":
         from evaluation.deepfake.detectors.spectral import SpectralDetector
 
@@ -81,7 +92,8 @@ def make_detector(config: DeepfakeConfig, real: Halves, device: torch.device) ->
         return ReconstructionDetector(real.train[apart], config.seed), replace(real, train=real.train[~apart])
     from evaluation.deepfake.detectors.pretrained import PretrainedDetector
 
-    return PretrainedDetector(config.model, config.generated_label, device), real
+    scored = job.output_dir / SCORED
+    return PretrainedDetector(config.model, config.generated_label, job.runtime.device, scored, beat), real
 
 
 def check_comparable(name: str, images: ImageSet, real: ImageSet) -> None:

@@ -43,7 +43,8 @@ class ImagesConfig(ExtractorConfig, StageConfig):
     splits: PositiveInt = 1
     """Splits of the Inception Score; the custom of 10 is meant for 50,000 images."""
     feature_cache: str = operational("")
-    """Folder in which features are kept by the content of images and extractor, for later evaluations; empty for none."""
+    """Folder in which features are kept by the content of images and extractor, for later evaluations. Without one they
+    lie in `scored/` of the output folder until the evaluation is done, so that a killed one goes on."""
 
     def check(self) -> None:
         if not self.generators:

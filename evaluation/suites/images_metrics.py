@@ -10,7 +10,6 @@ import numpy as np
 from data.images import ImageSet
 from evaluation.images.extractors.base import Extractor
 from evaluation.images.extractors.classifier import classification_hits
-from evaluation.images.extrapolation import extrapolate_frechet
 from evaluation.images.features import Features
 from evaluation.images.fidelity import fidelity_fid, fidelity_isc
 from evaluation.images.intervals import (
@@ -93,8 +92,7 @@ def _beside(theirs: float, ours: Estimate) -> dict[str, Any]:
 def _kernel_metrics(found: Features, real: Features, extractor: Extractor, seed: int) -> list[Metric]:
     """The distances beside the Fréchet distance: what it does not see, and what it would be without its bias."""
     x, y = found.features, real.features
-    infinite = extrapolated_estimate(x, y, seed)
-    curvature = extrapolate_frechet(x, y, seed).curvature
+    line, infinite = extrapolated_estimate(x, y, seed)
     rows: list[tuple[str, Estimate, str, dict[str, Any]]] = [
         (
             "kd",
@@ -118,7 +116,7 @@ def _kernel_metrics(found: Features, real: Features, extractor: Extractor, seed:
             "extrapolated_fd",
             infinite,
             "Fréchet distance extrapolated to infinitely many images of both sets",
-            {"curvature": curvature},
+            {"curvature": line.curvature},
         ),
     ]
     named = {"extrapolated_fd": f"extrapolated_{extractor.score_name('fd')}"}

@@ -16,11 +16,12 @@ from evaluation.images.fidelity import DISAGREEMENT
 from evaluation.images.grid import image_grid, save_png
 from evaluation.images.manifold import nearest_neighbours
 from evaluation.images.sliced import DIRECTIONS
+from evaluation.sample_log import clear_samples
 from evaluation.schema import EvaluationResult, Metric, Protocol, Subject, write_samples
 from evaluation.suites.images import PIXELS, REAL, ImagesConfig
 from evaluation.suites.images_metrics import NEIGHBOURS, classification_metric, measure_features
 from evaluation.suites.images_sets import count_distinct, load_sets, sample_generators
-from launch.files import folder_name
+from launch.files import SCORED, folder_name
 from launch.stage import Job
 
 
@@ -36,11 +37,13 @@ def run(config: ImagesConfig, job: Job) -> dict[str, Any]:
         seen += count
         job.beat(seen)
 
-    source = FeatureSource(extractor, job.runtime, config.feature_cache, beat)
+    folder = Path(config.feature_cache) if config.feature_cache else job.output_dir / SCORED
+    source = FeatureSource(extractor, job.runtime, folder, beat, job.stop_if_requested)
     real = source.of(reference)
     labelled = any(images.labels is not None for name, images in sets.items() if name in config.generators)
     summary: dict[str, Any] = {}
-    for name, images in sets.items():
+    for number, (name, images) in enumerate(sets.items()):
+        job.stop_if_requested(number)
         found = source.of(images)
         if not job.runtime.is_main:
             continue
@@ -48,6 +51,9 @@ def run(config: ImagesConfig, job: Job) -> dict[str, Any]:
         summary |= {f"{name}/{m.name}": m.value for m in result.metrics}
         job.say(f"{name}: " + ", ".join(f"{m.name} {m.value:.4g}" for m in result.metrics[:2]))
         beat(0)
+    if source.known:
+        job.say(f"the features of {source.known} images were there before")
+    clear_samples(job)
     return summary
 
 

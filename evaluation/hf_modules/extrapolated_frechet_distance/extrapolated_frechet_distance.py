@@ -19,4 +19,4 @@ class ExtrapolatedFrechetDistance(base.TwoSets):
     needs_real: ClassVar[bool] = True
 
     def score(self, generated: np.ndarray, real: np.ndarray, seed: int = 0) -> dict[str, Any]:
-        return base.as_result(extrapolated_estimate(generated, real, seed))
+        return base.as_result(extrapolated_estimate(generated, real, seed)[1])

@@ -32,6 +32,6 @@ def save(folder, images):
 
 
 def job(folder):
-    runtime = SimpleNamespace(is_main=True, device=torch.device("cpu"))
+    runtime = SimpleNamespace(is_main=True, device=torch.device("cpu"), barrier=lambda: None)
     quiet = {"say": lambda text: None, "beat": lambda step: None}
     return SimpleNamespace(output_dir=Path(folder), runtime=runtime, seconds=2.5, **quiet)

@@ -1,5 +1,8 @@
 """Any image classifier of transformers as a detector: its labels, its scores, and the matrix of one row."""
 
+import functools
+import signal
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +12,9 @@ from evaluation.schema import load
 from evaluation.suites.deepfake import STAGE, DeepfakeConfig
 from launch.errors import UserError
 from tests.evaluation.deepfake.made import job, save, textures
+from tests.evaluation.images.killed import die_writing
+from tests.evaluation.resumed import check_same
+from tests.forked import run_forked
 
 CPU = torch.device("cpu")
 
@@ -79,3 +85,26 @@ def test_the_matrix_has_one_row(tmp_path, classifier):
     assert result.subject.name == "pretrained detector" and "auc_own_generator" not in [m.name for m in result.metrics]
     assert result.metric("auc_other_generators").value == pytest.approx(np.mean([m.value for m in rows[0].metrics]))
     assert load(tmp_path / "out" / "a").metric("auc").value == rows[0].metrics[0].value
+
+
+@pytest.mark.distributed
+def test_a_killed_evaluation_ends_with_the_same_results(tmp_path, classifier):
+    sources = {name: save(tmp_path / name, textures(90, 28, k)) for k, name in enumerate(("a", "real"))}
+    words = ["--generators.a", sources["a"], "--real", sources["real"], "--resamples", 20]
+    words += ["--detector", "pretrained", "--model", classifier, "--robustness", "[jpeg:50]"]
+
+    def run(out, hook=None):
+        ended = run_forked(
+            [*words, "--output_dir", out], tmp_path / "logs", 1, hook=hook, module="evaluation.suites.deepfake"
+        )
+        return [r.exitcode for r in ended.ranks], ended.say()
+
+    assert run(tmp_path / "whole")[0] == [0]
+    out = tmp_path / "killed"
+    codes, said = run(out, functools.partial(die_writing, rank=0, blocks=3))
+    assert codes == [-signal.SIGKILL] and not (out / "results.json").exists(), said
+    assert len(list((out / "scored").iterdir())) == 3
+    codes, said = run(out, functools.partial(die_writing, rank=0, blocks=2))
+    assert codes == [0], said  # two more, and no third
+    check_same(out / "a", tmp_path / "whole" / "a")
+    assert not (out / "scored").exists()

@@ -4,11 +4,19 @@ import numpy as np
 import pytest
 import scipy.fft
 
-from evaluation.deepfake.features import azimuthal_average, block_dct, power_spectrum, spectral_features
+from evaluation.deepfake.features import azimuthal_average, block_dct, luminance, power_spectrum, spectral_features
 
 
 def planes(*shape, seed=0):
     return np.random.default_rng(seed).random(shape)
+
+
+def test_luminance_of_colours_and_of_grey():
+    image = np.zeros((3, 1, 3), np.uint8)
+    image[0, 0, 0] = image[1, 0, 1] = image[2, 0, 2] = 100
+    assert luminance(image)[0] == pytest.approx([29.9, 58.7, 11.4])
+    grey = np.arange(6, dtype=np.uint8).reshape(2, 1, 1, 3)
+    assert np.array_equal(luminance(grey), grey[:, 0]) and luminance(grey.repeat(3, 1)) == pytest.approx(grey[:, 0])
 
 
 def test_zero_insertion_tiles_the_spectrum():

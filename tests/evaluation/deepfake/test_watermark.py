@@ -14,7 +14,6 @@ from evaluation.deepfake.watermark import (
     count_matches,
     detect_watermark,
     embed_watermark,
-    luminance,
     matches_needed,
 )
 from evaluation.schema import load
@@ -88,12 +87,6 @@ def test_black_and_white_keep_every_bit():
     marked = embed_watermark(strokes, "key")
     matches, blocks = count_matches(marked, "key")
     assert matches.mean() > 0.93 * blocks and np.sqrt(np.mean((marked.astype(float) - strokes) ** 2)) < 5
-
-
-def test_luminance_of_colours():
-    image = np.zeros((3, 1, 3), np.uint8)
-    image[0, 0, 0] = image[1, 0, 1] = image[2, 0, 2] = 100
-    assert luminance(image)[0] == pytest.approx([29.9, 58.7, 11.4])
 
 
 def test_how_processes_start_is_left_alone(monkeypatch):

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from evaluation.images.extrapolation import (
-    BlockedSet,
     extrapolate_frechet,
     halving_ids,
     jackknife_extrapolation,
@@ -54,28 +53,33 @@ def test_few_images_for_the_dimensions_show_in_the_curvature():
     assert abs(extrapolate_frechet(*both(0, 60, 64), 0).curvature) > 0.1
 
 
-@pytest.mark.parametrize(("n", "d"), [(200, 8), (60, 40)])  # statistics of blocks are merged, or rows put together
-def test_jackknife_equals_leaving_each_block_out(n, d):
+@pytest.mark.parametrize(("n", "d"), [(200, 8), (60, 40)])  # moments of blocks are merged, or rows put together
+@pytest.mark.parametrize("blocks", [4, 6])
+def test_jackknife_equals_leaving_each_block_out(n, d, blocks):
     x, y = both(1, n, d, 0.3)
-    blocks = 4
-    value, left_out = jackknife_extrapolation(x, y, blocks, 0)
-    sets = [BlockedSet(rows, halving_ids(rows, blocks, 0, which)) for which, rows in enumerate((x, y))]
+    found, left_out = jackknife_extrapolation(x, y, blocks, 0)
+    ids = [halving_ids(rows, blocks, 0, which) for which, rows in enumerate((x, y))]
 
-    def rows(index, part, without):
-        kept = [b for b in range(blocks) if b % 2 in part and b != without]
-        return np.concatenate([sets[index]._parts[b] for b in kept])
+    def mean_of(count, lost=(-1, -1)):
+        """The mean distance of `count` parts, each set less one block."""
+        kept = [np.where(ids[k] == lost[k], -1, ids[k] % count) for k in (0, 1)]
+        return np.mean([frechet_distance_from_features(x[kept[0] == p], y[kept[1] == p]) for p in range(count)])
 
-    def distance(without_x, without_y):
-        def mean_of(parts):
-            return np.mean(
-                [frechet_distance_from_features(rows(0, p, without_x), rows(1, p, without_y)) for p in parts]
-            )
+    def distance(*lost):
+        return 2 * mean_of(1, lost) - mean_of(2, lost)
 
-        return 2 * mean_of([(0, 1)]) - mean_of([(0,), (1,)])
-
-    assert value == pytest.approx(distance(-1, -1), rel=1e-8)
+    assert (found.at_n, found.at_infinity) == pytest.approx((mean_of(1), distance(-1, -1)), rel=1e-8)
     assert left_out[0] == pytest.approx([distance(b, -1) for b in range(blocks)], rel=1e-8)
     assert left_out[1] == pytest.approx([distance(-1, b) for b in range(blocks)], rel=1e-8)
+    place = {4: (2 + 4 + 4) / 3, 6: 3}[blocks]  # four blocks make thirds of two, one and one
+    line = found.at_n + (place - 1) * (found.at_n - found.at_infinity)
+    rise = line - found.at_n
+    assert found.curvature == pytest.approx((mean_of(3) - line) / rise, rel=1e-6, abs=1e-9)
+
+
+def test_thirds_lie_on_the_line_also_where_they_are_unequal():
+    found = [jackknife_extrapolation(*both(seed, 2000, 16), 10, seed)[0].curvature for seed in range(4)]
+    assert abs(np.mean(found)) < 0.05
 
 
 def test_bad_input_is_named():

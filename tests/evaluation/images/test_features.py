@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch
 from data.images import image_set
 from evaluation.images.extractors.base import Extractor
 from evaluation.images.features import (
+    BLOCK,
     Features,
     FeatureSource,
     features_key,
@@ -19,6 +21,7 @@ from evaluation.images.features import (
     run_extractor,
     write_features,
 )
+from launch.errors import UserError
 from tests.evaluation.images.conftest import one_rank
 from tests.forked import context
 
@@ -50,35 +53,81 @@ def test_the_batch_does_not_matter(batch):
     assert np.array_equal(run_extractor(Counting().features, images.images, batch).features, expected(images))
 
 
-@pytest.mark.parametrize("world", [1, 2, 3, 30])  # with 30 some ranks have nothing
-def test_every_image_is_seen_once_and_in_its_place_on_any_number_of_ranks(world):
-    images, counters, parts = pictures(), [], []
+class Threads:
+    """Ranks that are threads: each waits for the others where ranks meet."""
 
-    def rank_of(number, gather):
+    def __init__(self, world):
+        self.world, self.given, self.meeting = world, [None] * world, threading.Barrier(world, timeout=30)
+
+    def run(self, work):
+        """What `work(rank)` gives on each rank."""
+        with ThreadPoolExecutor(self.world) as pool:
+            return list(pool.map(lambda number: work(self.rank(number)), range(self.world)))
+
+    def rank(self, number):
         rank = one_rank()
-        rank.rank, rank.world, rank.gather_objects = number, world, gather
+        rank.rank, rank.world = number, self.world
+        rank.gather_objects = lambda value: self.meet(number, value)
+        rank.broadcast = lambda value: self.meet(number, value)[0]
         return rank
 
-    for number in range(world):
-        counter = Counting(logits=True)
-        counters.append(counter)
-        source = FeatureSource(
-            counter.extractor, rank_of(number, lambda part: parts.append(part) or [Features(np.zeros((1, 2)), None)])
-        )
-        source._compute(images.images)
+    def meet(self, number, value):
+        self.given[number] = value
+        self.meeting.wait()
+        found = list(self.given)
+        self.meeting.wait()  # none gives its next value before all have read this one
+        return found
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 7])  # of 5 blocks: with 7 some ranks have nothing
+def test_every_image_is_seen_once_and_in_its_place_on_any_number_of_ranks(world):
+    images, counters = pictures(4 * BLOCK + 23), [Counting(logits=True) for _ in range(world)]
+    rounds = []
+
+    def work(rank):
+        source = FeatureSource(counters[rank.rank].extractor, rank, stop=rounds.append)
+        return source.of(images)
+
+    for found in Threads(world).run(work):
+        assert np.array_equal(found.features, expected(images)) and np.array_equal(found.logits, 2 * expected(images))
     assert sum(counter.seen for counter in counters) == len(images)
-    found = FeatureSource(Counting(logits=True).extractor, rank_of(0, lambda part: parts)).of(images)
-    assert np.array_equal(found.features, expected(images)) and np.array_equal(found.logits, 2 * expected(images))
+    assert len(rounds) == world * -(-5 // world) and max(rounds) == 5  # all ranks are asked equally often
 
 
 def test_what_is_cached_is_not_computed_again(tmp_path):
     images, first, second = pictures(), Counting(logits=True), Counting(logits=True)
-    made = FeatureSource(first.extractor, one_rank(), str(tmp_path / "cache")).of(images)
-    source = FeatureSource(second.extractor, one_rank(), str(tmp_path / "cache"))
+    made = FeatureSource(first.extractor, one_rank(), tmp_path / "cache").of(images)
+    source = FeatureSource(second.extractor, one_rank(), tmp_path / "cache")
     again = source.of(images)
-    assert (first.seen, second.seen, source.hits) == (23, 0, 1)
+    assert (first.seen, second.seen, source.known) == (23, 0, 23)
     assert np.array_equal(made.features, again.features) and np.array_equal(made.logits, again.logits)
     assert source.of(pictures(22)).features.shape == (22, 2) and second.seen == 22  # other images
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_only_the_blocks_that_are_missing_are_computed(tmp_path, world):
+    images = pictures(4 * BLOCK + 23)
+    FeatureSource(Counting().extractor, one_rank(), tmp_path).of(images)
+    lost = [features_key(Counting().extractor, torch.device("cpu"), images.images[i * BLOCK :][:BLOCK]) for i in (1, 4)]
+    for name in lost:
+        (tmp_path / f"{name}.safetensors").unlink()
+    counters = [Counting() for _ in range(world)]
+    for found in Threads(world).run(
+        lambda rank: FeatureSource(counters[rank.rank].extractor, rank, tmp_path).of(images)
+    ):
+        assert np.array_equal(found.features, expected(images))
+    assert sorted(counter.seen for counter in counters) == ([BLOCK + 23] if world == 1 else [23, BLOCK])
+    assert len(list(tmp_path.iterdir())) == 5
+
+
+def test_features_that_are_no_numbers_are_named_and_not_kept(tmp_path):
+    images = pictures(BLOCK + 5)
+    extractor = Extractor(
+        "n", "a", "", lambda device: lambda part: (torch.full((len(part), 2), 1.0 if len(part) > 5 else np.nan), None)
+    )
+    with pytest.raises(UserError, match=f"x: row {BLOCK} holds NaN"):
+        FeatureSource(extractor, one_rank(), tmp_path).of(images)
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_the_key_knows_all_that_decides(tmp_path):
@@ -97,13 +146,13 @@ def test_the_key_knows_all_that_decides(tmp_path):
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty"])
 def test_a_damaged_file_is_made_again(tmp_path, damage):
     images, counter = pictures(), Counting()
-    FeatureSource(counter.extractor, one_rank(), str(tmp_path)).of(images)
+    FeatureSource(counter.extractor, one_rank(), tmp_path).of(images)
     (path,) = tmp_path.glob("*.safetensors")
     content = bytearray(path.read_bytes())
     content[-5] ^= 1
     path.write_bytes({"cut": content[:-9], "flipped": content, "empty": b""}[damage])
     assert read_features(path) is None
-    found = FeatureSource(counter.extractor, one_rank(), str(tmp_path)).of(images)
+    found = FeatureSource(counter.extractor, one_rank(), tmp_path).of(images)
     assert counter.seen == 46 and np.array_equal(found.features, expected(images))
     assert np.array_equal(read_features(path).features, expected(images))
 

@@ -6,13 +6,13 @@ import scipy.linalg
 
 from evaluation.images import frechet
 from evaluation.images.frechet import (
-    FeatureStatistics,
     Gaussian,
+    compare,
     frechet_distance,
     frechet_distance_from_features,
-    frechet_distance_from_statistics,
-    trace_term,
+    frechet_distance_from_moments,
 )
+from evaluation.statistics import Moments
 from launch.errors import UserError
 
 
@@ -41,8 +41,8 @@ def test_non_commuting_matrices():
 
 def test_sample_covariance_divides_by_n_minus_one():
     constant_images = np.repeat(np.array([0.0, 0.5, 1.0])[:, None], 12, axis=1)
-    statistics = FeatureStatistics.of(constant_images)
-    assert np.allclose(statistics.mean, 0.5) and np.allclose(statistics.covariance, 0.25)
+    moments = Moments.of_rows(constant_images)
+    assert np.allclose(moments.mean_K, 0.5) and np.allclose(moments.covariance_KK, 0.25)
 
 
 @pytest.mark.parametrize("samples", [3, 16, 64, 65, 300])
@@ -50,7 +50,7 @@ def test_a_set_is_at_distance_zero_from_itself(samples):
     features = rng().standard_normal((samples, 64)) * 100
     for value in (
         frechet_distance_from_features(features, features),
-        frechet_distance_from_statistics(FeatureStatistics.of(features), FeatureStatistics.of(features)),
+        frechet_distance_from_moments(Moments.of_rows(features), Moments.of_rows(features)),
     ):
         assert 0.0 <= value < 1e-7
 
@@ -65,8 +65,8 @@ def test_features_agree_with_the_matrix_square_root(samples, dimensions):
     trace = np.sqrt(np.maximum(np.linalg.eigvalsh(half @ s2 @ half.T), 0)).sum()
     expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(s1) + np.trace(s2) - 2 * trace
     assert frechet_distance_from_features(a, b) == pytest.approx(expected, rel=1e-5)
-    by_statistics = frechet_distance_from_statistics(FeatureStatistics.of(a), FeatureStatistics.of(b))
-    assert by_statistics == pytest.approx(frechet_distance_from_features(a, b), rel=1e-6, abs=1e-6)
+    by_moments = frechet_distance_from_moments(Moments.of_rows(a), Moments.of_rows(b))
+    assert by_moments == pytest.approx(frechet_distance_from_features(a, b), rel=1e-6, abs=1e-6)
 
 
 @pytest.mark.parametrize("samples", [2, 4, 16, 128, 512])
@@ -95,8 +95,32 @@ def gaussians(ranks, decay, dimensions=24):
 def test_trace_term_is_the_sum_of_singular_values(ranks, decay):
     (first, f1), (second, f2) = gaussians(ranks, decay)
     expected = np.linalg.svd(f1.T @ f2, compute_uv=False).sum()
-    assert trace_term(first, second) == pytest.approx(expected, rel=1e-9)
+    assert compare(first, second).trace == pytest.approx(expected, rel=1e-9)
+    assert compare(first, second, axes=True).trace == pytest.approx(expected, rel=1e-9)
     assert first.total_variance == pytest.approx((f1**2).sum())
+
+
+@pytest.mark.parametrize("ranks", [(None, None), (5, None), (None, 5), (5, 9), (9, 5)])
+def test_axes_are_those_of_the_map_between_the_two(ranks):
+    (first, f1), (second, f2) = gaussians(ranks, 1.0)
+    found = compare(first, second, axes=True)
+    outer, inner = (f1, f2) if found.outer is first else (f2, f1)
+    product = found.axes.T @ found.outer.factor.T @ inner
+    assert np.allclose(product @ product.T, np.diag(found.roots**2), atol=1e-12)
+    assert found.outer.width <= found.inner.width and np.allclose(
+        outer @ outer.T, found.outer.factor @ found.outer.factor.T
+    )
+
+
+@pytest.mark.parametrize("samples", [9, 60])  # by reflection, and by the triangular factor
+@pytest.mark.parametrize("constant", [0, 2])  # and by eigenvectors, where the covariance is singular
+def test_coordinates_give_the_images_back(samples, constant):
+    rows = np.hstack([rng(4).standard_normal((samples, 10)), np.zeros((samples, constant))])
+    side, centred = Gaussian.of_features(rows), rows - rows.mean(axis=0)
+    axes = np.linalg.qr(rng(5).standard_normal((side.factor.shape[1],) * 2))[0]
+    found = side.coordinates(centred, axes)
+    assert np.allclose(found @ axes.T @ side.factor.T, centred)
+    assert np.allclose(found.T @ found, (samples - 1) * np.eye(len(axes)))  # of unit covariance
 
 
 @pytest.mark.parametrize("samples", [2, 3, 20])
@@ -113,10 +137,10 @@ def test_squaring_is_left_where_it_would_cost_digits(monkeypatch):
     plain = np.linalg.svd
     monkeypatch.setattr(frechet.np.linalg, "svd", lambda *a, **k: calls.append(1) or plain(*a, **k))
     (first, _), (second, _) = gaussians((None, None), 1.0)
-    trace_term(first, second)
+    compare(first, second)
     assert not calls
     (first, f1), (second, f2) = gaussians((20, 20), 6.0)  # the square has eigenvalues down to 1e-24, below its rounding
-    assert trace_term(first, second) == pytest.approx(plain(f1.T @ f2, compute_uv=False).sum(), rel=1e-12)
+    assert compare(first, second).trace == pytest.approx(plain(f1.T @ f2, compute_uv=False).sum(), rel=1e-12)
     assert calls
 
 
@@ -133,19 +157,6 @@ def test_symmetric_and_invariant_under_rotation():
     value = frechet_distance_from_features(a, b)
     assert frechet_distance_from_features(b, a) == pytest.approx(value, rel=1e-12)
     assert frechet_distance_from_features(a @ rotation, b @ rotation) == pytest.approx(value, rel=1e-10)
-
-
-@pytest.mark.parametrize("parts", [2, 3, 7, 100])
-def test_merged_parts_equal_one_part(parts):
-    features = rng().standard_normal((100, 16)) + 1e5  # a large mean: uncentred sums lose five digits here
-    whole = FeatureStatistics.of(features)
-    merged = None
-    for part in np.array_split(features, parts):
-        piece = FeatureStatistics.of(part)
-        merged = piece if merged is None else merged.merge(piece)
-    assert merged.count == 100
-    assert np.allclose(merged.mean, whole.mean, rtol=1e-12)
-    assert np.abs(merged.covariance - whole.covariance).max() < 1e-9 * np.abs(whole.covariance).max()
 
 
 def test_bias_falls_as_one_over_n():
@@ -165,7 +176,7 @@ def test_bad_input_is_named():
         frechet_distance_from_features(good, good[:, :2])
     with pytest.raises(UserError, match="must be a matrix"):
         frechet_distance_from_features(good[0], good)
-    with pytest.raises(UserError, match="no samples"):
-        FeatureStatistics.of(np.zeros((0, 3)))
+    with pytest.raises(UserError, match="at least two images; there are 0"):
+        Gaussian.of_moments(Moments.of_rows(np.zeros((0, 3))))
     with pytest.raises(UserError, match="covariance2 has shape"):
         frechet_distance(np.zeros(3), np.eye(3), np.zeros(3), np.eye(2))

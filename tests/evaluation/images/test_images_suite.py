@@ -26,7 +26,13 @@ from tests.generative.tiny import train
 def job(folder):
     beats = []
     return SimpleNamespace(
-        output_dir=Path(folder), runtime=one_rank(), say=lambda text: None, beat=beats.append, beats=beats, seconds=2.5
+        output_dir=Path(folder),
+        runtime=one_rank(),
+        say=lambda text: None,
+        beat=beats.append,
+        beats=beats,
+        seconds=2.5,
+        stop_if_requested=lambda step: None,
     )
 
 

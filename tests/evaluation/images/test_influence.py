@@ -21,18 +21,27 @@ def test_value_is_the_distance(n, m, d):
     assert frechet_influence(x, y).first.shape == (n,) and frechet_influence(x, y).second.shape == (m,)
 
 
+def moved(first, second, image, e=1e-5):
+    """The derivative of the distance towards one image of the first set."""
+    n = len(first)
+    weights = np.full(n, (1 - e) / n)
+    weights[image] += e
+    mean = weights @ first
+    centred = (first - mean) * np.sqrt(weights)[:, None]
+    covariances = centred.T @ centred * n / (n - 1), np.cov(second, rowvar=False)
+    heavier = frechet_distance(mean, covariances[0], second.mean(0), covariances[1])
+    return (heavier - frechet_distance_from_features(first, second)) / e
+
+
 @pytest.mark.parametrize("image", [0, 7, 31])
-def test_influence_is_the_derivative_towards_one_image(image):
-    x, y = sets(40, 50, 4)
+@pytest.mark.parametrize(
+    "decay", [0.0, 2.0, 5.0]
+)  # at 5 singular values give the distance: squares have lost half of them
+def test_influence_is_the_derivative_towards_one_image(image, decay):
+    x, y = (z * 10.0 ** -np.linspace(0, decay, 8) for z in sets(60, 70, 8))
     for first, second, side in ((x, y, "first"), (y, x, "second")):
-        e, n = 1e-5, len(first)
-        weights = np.full(n, (1 - e) / n)
-        weights[image] += e
-        mean = weights @ first
-        centred = (first - mean) * np.sqrt(weights)[:, None]
-        moved = frechet_distance(mean, centred.T @ centred * n / (n - 1), second.mean(0), np.cov(second, rowvar=False))
-        found = frechet_influence(x, y)
-        assert getattr(found, side)[image] == pytest.approx((moved - found.value) / e, rel=2e-3, abs=2e-3)
+        found = getattr(frechet_influence(x, y), side)
+        assert found[image] == pytest.approx(moved(first, second, image), rel=2e-3, abs=1e-3 * found.std())
 
 
 def test_its_variance_is_the_jackknife_s():
@@ -58,9 +67,18 @@ def test_constant_images_and_constant_dimensions():
     assert padded.first == pytest.approx(frechet_influence(x, y).first, abs=1e-8)
 
 
+def test_copies_among_few_images():
+    x, y = sets(12, 15, 20)
+    x[3], y[4:7] = x[1], y[8]
+    found, turned = frechet_influence(x, y), frechet_influence(y, x)
+    assert found.value == pytest.approx(frechet_distance_from_features(x, y), rel=1e-10)
+    assert found.first[3] == pytest.approx(found.first[1]) and found.second[4] == pytest.approx(found.second[8])
+    assert turned.second == pytest.approx(found.first, abs=1e-6) and np.isfinite(found.second).all()
+
+
 def test_bad_input_is_named():
     x, y = sets(5, 6, 3)
     with pytest.raises(UserError, match="3 and 2 dimensions"):
         frechet_influence(x, y[:, :2])
-    with pytest.raises(UserError, match="at least two images"):
+    with pytest.raises(UserError, match=r"the first set has 1 images; .* at least two"):
         frechet_influence(x[:1], y)

@@ -42,7 +42,7 @@ def test_few_images_have_no_interval_and_say_so():
     assert mind_estimate(x[:3], y, 0, directions=5).method == "none (n = 3)"
     with pytest.raises(UserError, match="at least 16 images in each set, not 6"):
         extrapolated_estimate(x, y, 0)
-    some = extrapolated_estimate(draw("twenty", 20, 2), draw("few real", 30, 2), 0)
+    some = extrapolated_estimate(draw("twenty", 20, 2), draw("few real", 30, 2), 0)[1]
     assert some.method == "jackknife over 4 blocks" and some.low < some.value < some.high
 
 
@@ -60,7 +60,8 @@ def test_methods_are_named():
     for estimate in (kernel_estimate(x, y), cmmd_estimate(x, y)):
         assert estimate.method == "variance of the U-statistic, normal" and estimate.n == 100
     assert mind_estimate(x, y, 0, directions=5).method == "jackknife over 20 blocks, log scale"
-    assert extrapolated_estimate(x, y, 0).method == "jackknife over 10 blocks"
+    line, infinite = extrapolated_estimate(x, y, 0)
+    assert infinite.method == "jackknife over 10 blocks" and infinite.value == line.at_infinity
     found = manifold_estimates(x, y, 0)[1]
     assert {e.method for name, e in found.items() if name != "density"} == {
         "wilson, effective n by jackknife over 20 blocks"

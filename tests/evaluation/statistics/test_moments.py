@@ -1,14 +1,17 @@
-"""Sufficient statistics: ranks merged are one rank, and they give what the samples give."""
+"""Sufficient statistics: batches and ranks merged are one set (real processes too), and give what the samples give."""
 
 import itertools
 
 import numpy as np
 import pytest
+import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 
 from evaluation import statistics as s
+from evaluation.images.frechet import frechet_distance_from_moments
 from launch.seeding import numpy_generator
+from tests.forked import context
 
 
 def draws(name, n, k=2):
@@ -25,6 +28,54 @@ def test_ranks_merged_are_one_rank_whatever_they_hold(sizes):
     assert merged.mean_K == pytest.approx(whole.mean_K, rel=1e-14)
     assert merged.scatter_KK == pytest.approx(whole.scatter_KK, rel=1e-9, abs=1e-9)
     assert s.ratio_from_moments(merged).stderr == pytest.approx(s.ratio(x, y).stderr, rel=1e-9)
+
+
+def features(count=101, dimensions=12):
+    return numpy_generator(11, "features").standard_normal((count, dimensions)) * 3 + 1e4
+
+
+def stream(batches):
+    """The moments of features that come in batches; none is kept."""
+    found = s.Moments.of_rows(np.zeros((0, 12)))
+    for batch in batches:
+        found = found.merge(s.Moments.of_rows(batch))
+    return found
+
+
+@given(st.lists(st.integers(0, 101), max_size=6))
+def test_any_cut_into_batches_gives_the_same(cuts):
+    rows = features()
+    found, whole = stream(np.split(rows, sorted(cuts))), s.Moments.of_rows(rows)
+    assert found.count == 101 and found.mean_K == pytest.approx(whole.mean_K, rel=1e-13)
+    assert np.abs(found.scatter_KK - whole.scatter_KK).max() <= 1e-9 * np.abs(whole.scatter_KK).max()
+
+
+def _rank(rank, world, folder):
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world)
+    parts = [None] * world
+    dist.all_gather_object(parts, stream(np.array_split(features()[rank::world], 4)))
+    merged = s.merge_moments(parts)
+    np.savez(f"{folder}/rank{rank}.npz", count=merged.count, mean=merged.mean_K, scatter=merged.scatter_KK)
+    dist.destroy_process_group()
+
+
+@pytest.mark.distributed
+def test_two_processes_equal_one(tmp_path):
+    world = 2  # 101 samples: a sampler that pads would count one of them twice
+    processes = [context.Process(target=_rank, args=(rank, world, str(tmp_path))) for rank in range(world)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+        assert process.exitcode == 0
+    whole, other = s.Moments.of_rows(features()), s.Moments.of_rows(features()[:50] * 1.1)
+    for rank in range(world):
+        with np.load(tmp_path / f"rank{rank}.npz") as saved:
+            merged = s.Moments(int(saved["count"]), saved["mean"], saved["scatter"])
+        assert merged.count == 101
+        assert np.abs(merged.covariance_KK - whole.covariance_KK).max() <= 1e-9 * np.abs(whole.covariance_KK).max()
+        distance = frechet_distance_from_moments(merged, other)
+        assert distance == pytest.approx(frechet_distance_from_moments(whole, other), rel=1e-9)
 
 
 def test_estimates_from_moments_are_those_from_samples():
@@ -76,6 +127,8 @@ def test_delta_method_has_the_error_of_the_ratio_and_of_the_correlation():
 def test_what_has_no_moments_is_named():
     with pytest.raises(ValueError, match="unit 1 holds NaN"):
         s.Moments.of([1.0, np.nan])
+    with pytest.raises(ValueError, match="moments of 2, 3 numbers cannot be merged"):
+        s.Moments.of_rows(np.zeros((4, 2))).merge(s.Moments.of_rows(np.zeros((4, 3))))
     with pytest.raises(ValueError, match="no unit was counted"):
         s.mean_from_moments(s.Moments.of(np.zeros(0)))
     with pytest.raises(ValueError, match="of 2 numbers, where 1 are needed"):

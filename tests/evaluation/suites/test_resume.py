@@ -9,6 +9,7 @@ import signal
 import pytest
 
 from evaluation import sample_log
+from tests.evaluation.resumed import check_same
 from tests.forked import ForkedJob
 
 TEXTS = [f"document {n} " + "some words of text. " * (n % 7) for n in range(40)]
@@ -89,14 +90,6 @@ def words(models, documents, out):
 def run(words, folder, world=1, hook=None):
     job = ForkedJob(words, folder, world, hook=hook, module="evaluation.suites.text")
     return job.wait(200), "".join(job.say(rank) for rank in range(world))
-
-
-def check_same(out, other):
-    """samples.jsonl to the byte, and results.json but for what tells the time."""
-    rows, others = ((folder / "samples.jsonl").read_text().splitlines() for folder in (out, other))
-    assert [(a, b) for a, b in zip(rows, others, strict=True) if a != b] == []
-    one, two = (json.loads((folder / "results.json").read_text()) for folder in (out, other))
-    assert {k: (one[k], two[k]) for k in one if one[k] != two[k]}.keys() <= {"created", "seconds"}
 
 
 @pytest.fixture(scope="module")
