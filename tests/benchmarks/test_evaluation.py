@@ -7,7 +7,7 @@ from benchmarks.evaluation_images import COMPARISONS, compare_frechet, compare_k
 
 @pytest.mark.parametrize(("count", "decay"), [(200, 0.5), (30, 0.5), (200, 2.0)])
 def test_all_ways_to_the_distance_give_one_number(count, decay):
-    found = compare_frechet(count, 40, 1, decay)
+    found = compare_frechet(count, 40, decay)
     values = [found[name]["value"] for name in ("ours", "ours_from_features", "numpy_eigvals", "scipy_sqrtm")]
     assert values == pytest.approx([values[0]] * 4, rel=1e-4 if count < 40 else 1e-6) and values[0] > 0.01
 
