@@ -141,7 +141,7 @@ def compare_kernel(count: int, dimensions: int) -> dict[str, Any]:
 def compare_parity(count: int, dimensions: int) -> dict[str, Any]:
     """Our numbers and torch-fidelity's from the same features and logits, of sets that lie among each other."""
     x, y = np.split(made_features(2 * count, dimensions, 0), 2)
-    y = 1.02 * y
+    y = 1.002 * y
     logits = 3 * numpy_generator(0, "benchmark logits").standard_normal((count, CLASSES))
     manifold = precision_recall_density_coverage(x, y)
     precision, recall = fidelity_prc(x, y)
