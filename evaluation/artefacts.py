@@ -161,6 +161,6 @@ def write_result(job: Job, result: EvaluationResult, folder: Path | None = None)
         limits = "" if entry.ci_low is None else f" [{entry.ci_low:.4g}, {entry.ci_high:.4g}]"
         value = entry.note if entry.value is None else f"{entry.value:.4g}{limits} (n = {entry.n})"
         job.say(f"{entry.name}: {value}")
-    for note in result.notes:
+    for note in [*result.notes, *result.resolution]:
         job.say(f"note: {note}")
     return result.summary()

@@ -205,7 +205,10 @@ def _now() -> str:
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """One evaluation of one subject. `notes` are caveats that a report must show beside the numbers."""
+    """One evaluation of one subject. `notes` are caveats that a report must show beside the numbers.
+
+    `resolution`: sentences with the smallest differences that its items can resolve (`evaluation/resolution.py`).
+    """
 
     suite: str
     subject: Subject
@@ -214,6 +217,7 @@ class EvaluationResult:
     slices: list[Slice] = field(default_factory=list)
     samples: Samples | None = None
     notes: list[str] = field(default_factory=list)
+    resolution: list[str] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
     hardware: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0

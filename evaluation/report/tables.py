@@ -153,6 +153,7 @@ def evaluation_view(result: EvaluationResult, fragment: str = "", origin: Origin
     pairs = [("subject", f"{subject.kind}; {subject.path}"), ("subject sha256", subject.sha256)]
     pairs += [(f"protocol: {key.replace('_', ' ')}", flat(value)) for key, value in record.items()]
     pairs += [("parents", flat(subject.parents)), ("versions", flat(result.versions)), ("written", result.created)]
+    pairs += [("smallest differences", " ".join(result.resolution))]
     shown = [(name, value) for name, value in pairs if value]
     dataset, notes = result.protocol.dataset, result.notes
     return EvaluationView(subject.name, result.suite, dataset, notes, rows, shown, fragment, origin)

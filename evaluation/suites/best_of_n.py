@@ -56,7 +56,8 @@ def evaluate(config: RewardEvaluationConfig, job: Job) -> dict[str, Any]:
         ),
         metrics=metrics,
         samples=write_samples(job.output_dir, samples) if job.runtime.is_main else None,
-        notes=_notes(config, subject) + resolution_notes(metrics),
+        notes=_notes(config, subject),
+        resolution=resolution_notes(metrics),
     )
     summary = write_result(job, result)
     clear_samples(job)

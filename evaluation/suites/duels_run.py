@@ -33,11 +33,11 @@ def run(config: DuelsConfig, job: Job) -> dict[str, Any]:
     """Write results.json of the judge, models/NAME/results.json of each model, and samples.jsonl of the duels."""
     played = _recorded(config) if config.comparisons else _judged(config, job)
     fit = fit_league(played.games)
-    table, notes = standings(fit, played.games), elo_resolution(fit)
+    table, resolution = standings(fit, played.games), elo_resolution(fit)
     samples = write_samples(job.output_dir, played.rows) if job.runtime.is_main else None
     if job.runtime.is_main:
-        _write_models(job, table, played, notes)
-    result = _league_result(config, table, played, notes, samples)
+        _write_models(job, table, played, resolution)
+    result = _league_result(config, table, played, resolution, samples)
     _say(job, table)
     summary = write_result(job, result)
     clear_samples(job)
@@ -172,12 +172,14 @@ def _protocol(config: DuelsConfig, games: Sequence[Game], judge: Judge | None) -
     )
 
 
-def _write_models(job: Job, table: Sequence[Standing], played: Played, common: list[str]) -> None:
-    """One result for each model, so that a report puts them into one table; `common` are notes of all."""
+def _write_models(job: Job, table: Sequence[Standing], played: Played, resolution: list[str]) -> None:
+    """One result for each model, so that a report puts them into one table."""
     for number, standing in enumerate(table):
         subject, protocol = played.subjects[standing.name], played.protocol
-        notes = trained_against(subject, protocol.judge) + common
-        result = EvaluationResult("duels", subject, protocol, standing.metrics, standing.slices, notes=notes)
+        notes = trained_against(subject, protocol.judge)
+        result = EvaluationResult(
+            "duels", subject, protocol, standing.metrics, standing.slices, notes=notes, resolution=resolution
+        )
         folder = job.output_dir / MODELS / f"{number + 1:02d}-{folder_name(standing.name)}"
         folder.mkdir(parents=True, exist_ok=True)
         save_result(job, result, folder)
@@ -187,7 +189,7 @@ def _league_result(
     config: DuelsConfig,
     table: Sequence[Standing],
     played: Played,
-    notes: list[str],
+    resolution: list[str],
     samples: Samples | None,
 ) -> EvaluationResult:
     """The result of the league itself, whose subject is its judge: Elo of every model, and how well it judges."""
@@ -200,8 +202,9 @@ def _league_result(
         judge.sha256 if judge else protocol.dataset_sha256,
     )
     elos = [replace(s.metrics[0], name=f"elo/{s.name}", higher_is_better=None) for s in table]
-    notes = notes + resolution_notes(played.judge_metrics, ["consistency"])
-    return EvaluationResult("duels", subject, protocol, [*elos, *played.judge_metrics], samples=samples, notes=notes)
+    resolution = resolution + resolution_notes(played.judge_metrics, ["consistency"])
+    metrics = [*elos, *played.judge_metrics]
+    return EvaluationResult("duels", subject, protocol, metrics, samples=samples, resolution=resolution)
 
 
 def _say(job: Job, table: Sequence[Standing]) -> None:

@@ -62,11 +62,8 @@ def evaluate(config: RewardEvaluationConfig, job: Job) -> dict[str, Any]:
         protocol=protocol,
         metrics=metrics,
         samples=write_samples(job.output_dir, rows) if job.runtime.is_main else None,
-        notes=[
-            *over_budget(metrics, config.kl_budget),
-            *trained_against(subject, protocol.judge),
-            *resolution_notes(metrics),
-        ],
+        notes=[*over_budget(metrics, config.kl_budget), *trained_against(subject, protocol.judge)],
+        resolution=resolution_notes(metrics),
     )
     summary = write_result(job, result)
     clear_samples(job)

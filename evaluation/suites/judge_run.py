@@ -113,7 +113,8 @@ def run(config: JudgeEvaluationConfig, job: Job) -> dict[str, Any]:
         metrics=metrics,
         slices=_slices(kept, judged, people, prompts),
         samples=write_samples(job.output_dir, rows) if job.runtime.is_main else None,
-        notes=_notes(config, too_long) + resolution_notes(metrics, RESOLVED),
+        notes=_notes(config, too_long),
+        resolution=resolution_notes(metrics, RESOLVED),
     )
     summary = write_result(job, result)
     clear_samples(job)

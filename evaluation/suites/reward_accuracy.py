@@ -85,7 +85,8 @@ def write_accuracy(
             *slices("criteria", [p.criteria for p in pairs], margins, lengths, prompts, config),
         ],
         samples=write_samples(job.output_dir, rows) if job.runtime.is_main else None,
-        notes=notes + resolution_notes(metrics, RESOLVED),
+        notes=notes,
+        resolution=resolution_notes(metrics, RESOLVED),
     )
     summary = write_result(job, result)
     clear_samples(job)

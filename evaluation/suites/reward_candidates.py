@@ -48,7 +48,7 @@ def evaluate(config: RewardEvaluationConfig, job: Job) -> dict[str, Any]:
         metrics=metrics,
         slices=slices,
         samples=write_samples(job.output_dir, rows) if job.runtime.is_main else None,
-        notes=resolution_notes(metrics, RESOLVED),
+        resolution=resolution_notes(metrics, RESOLVED),
     )
     summary = write_result(job, result)
     clear_samples(job)

@@ -44,7 +44,8 @@ def run(config: SafetyConfig, job: Job) -> dict[str, Any]:
         metrics=metrics,
         slices=refusal_metrics.refusal_slices(findings),
         samples=samples,
-        notes=_notes(config) + resolution_notes(metrics),
+        notes=_notes(config),
+        resolution=resolution_notes(metrics),
     )
     summary = write_result(job, result)
     clear_samples(job)

@@ -46,7 +46,8 @@ def run(config: TextConfig, job: Job) -> dict[str, Any]:
         ),
         metrics=metrics,
         samples=write_samples(job.output_dir, rows) if job.runtime.is_main else None,
-        notes=notes + resolution_notes(metrics, _resolved(metrics)),
+        notes=notes,
+        resolution=resolution_notes(metrics, _resolved(metrics)),
     )
     summary = write_result(job, result)
     clear_samples(job)

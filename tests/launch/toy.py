@@ -10,6 +10,9 @@ from launch.config import artefact
 from launch.entry import guarded, run_stage_command
 from launch.stage import Stage, StageConfig
 
+LAUNCHER = "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no"
+"""Of a lifecycle's entry that starts it on two processes."""
+
 
 @dataclass(kw_only=True)
 class ToyConfig(StageConfig):

@@ -105,8 +105,8 @@ def test_an_endpoint_is_asked_in_both_orders(files, tmp_path):
     assert rows[0]["verdict"]["vote"] == 0.0 and rows[0]["swapped"]["vote"] == 1.0
     assert models_of(out)["short"].slices[0].metrics[0].value == pytest.approx(sum(swayed) / 32)
     assert result.protocol.judge.path == "tiny"
-    assert "Elo points; models that share a rank may differ as much" in result.notes[0]
-    assert "consistency" in result.notes[1] and models_of(out)["long"].notes == result.notes[:1]
+    assert "Elo points; models that share a rank may differ as much" in result.resolution[0]
+    assert "consistency" in result.resolution[1] and models_of(out)["long"].resolution == result.resolution[:1]
 
 
 def test_verdicts_that_cannot_be_read_are_counted_and_left_out(files, tmp_path):

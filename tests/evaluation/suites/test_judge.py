@@ -47,8 +47,8 @@ def test_an_endpoint_that_likes_length(pairs, tmp_path):
     assert result.metric("judge_ties").extra["people"] == pytest.approx(6 / 40)
     assert result.metric("cohen_kappa").ci_low < result.metric("cohen_kappa").value < 1
     assert result.subject.kind == "judge" and result.subject.name == "tiny"
-    assert f"agreement {resolvable_alone(result.metric('agreement')):.3g}," in result.notes[-1]
-    assert "cohen_kappa" in result.notes[-1] and "consistency" in result.notes[-1]
+    assert f"agreement {resolvable_alone(result.metric('agreement')):.3g}," in result.resolution[-1]
+    assert "cohen_kappa" in result.resolution[-1] and "consistency" in result.resolution[-1]
     assert {s.name for s in result.slices} == {"a", "b"} and result.slices[0].metrics[0].n == 17
     table = read_rows(tmp_path / "out")
     assert len(table) == 40 and table[1]["people"] == (1.0 if table[1]["first"] == rows[1]["chosen"] else 0.0)

@@ -135,8 +135,8 @@ def test_best_of_n_by_a_proxy(models, samples, tmp_path):
         assert result.metric(f"best_of_{n}").n == 9
     assert result.metric("best_of_4").extra["proxy"] == pytest.approx(proxy.max(1).mean(), abs=1e-5)
     assert result.metric("best_of_4").extra["kl_bound"] == pytest.approx(np.log(4) - 0.75)
-    assert "to one sample that these items find with a probability of 80%: best_of_2" in result.notes[0]
-    assert len(result.notes) == 1 and len(read_rows(tmp_path / "out")) == 36
+    assert "to one sample that these items find with a probability of 80%: best_of_2" in result.resolution[0]
+    assert len(result.resolution) == 1 and len(read_rows(tmp_path / "out")) == 36
 
 
 def test_a_judge_that_chooses_for_itself_is_told_of(models, samples, tmp_path):

@@ -164,7 +164,7 @@ def test_a_model_whose_numbers_depend_on_the_batch_is_told_of(models, documents,
 def test_what_the_documents_resolve_is_told_and_printed(models, documents, tmp_path, capsys):
     result = run_suite(STAGE, tmp_path / "out", model=models / "policy", documents=documents)
     smallest = resolvable_alone(result.metric("bits_per_byte"))
-    note = result.notes[-1]
+    note = result.resolution[-1]
     assert f": bits_per_byte {smallest:.3g}, perplexity " in note and "byte_perplexity" not in note
     assert f"note: {note}" in capsys.readouterr().err
 
