@@ -4,7 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo
 
-.PHONY: demo test quick lint clean
+# Hundreds of processes import the same modules: they are compiled once, also where the user's environment says otherwise.
+export PYTHONDONTWRITEBYTECODE :=
+
+.PHONY: demo test quick lint pytest clean
 
 $(BIN)/python:
 	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) is not installed; install Python 3.11 or say PYTHON=..." >&2; exit 2; }
@@ -15,13 +18,16 @@ $(VENV)/.installed: pyproject.toml | $(BIN)/python
 	@touch $@
 
 $(VENV)/.installed-test: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[test]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --editable ".[test]"
 	@touch $(VENV)/.installed $@
 
 demo: $(VENV)/.installed
 	$(BIN)/alignkit run demo --output_dir $(DEMO)
 
-test: $(VENV)/.installed-test lint
+test: $(VENV)/.installed-test
+	@$(MAKE) --no-print-directory --jobs 2 lint pytest
+
+pytest: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -q --durations=15 -n $${TEST_PROCESSES:-2} --dist=loadfile --no-loadscope-reorder
 
 quick: $(VENV)/.installed-test

@@ -147,7 +147,7 @@ def main() -> None:
     sizes: dict[str, Any] = MODELS[options.model]
     path = result_file("ppo", options.model)
     result: dict[str, Any] = {
-        **about("python -m benchmarks.ppo " + " ".join(sys.argv[1:])),
+        **about("python -m benchmarks.ppo " + " ".join(sys.argv[1:]).replace(options.trl_python, "ENV/bin/python")),
         "protocol": "median over the updates of a run, ratios of runs side by side, median and range over rounds",
         "load_average_at_start": round(os.getloadavg()[0], 2),
         "trl": "1.12.0",

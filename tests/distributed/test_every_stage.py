@@ -1,4 +1,7 @@
-"""Every stage on two processes, under DDP and under DeepSpeed ZeRO 1, 2 and 3: the results of one, and exact resumes."""
+"""Every stage on two processes, under DDP and under DeepSpeed ZeRO 1, 2 and 3: the results of one, and exact resumes.
+
+The ranks are forked, and told what accelerate's launcher tells (tests/forked.py). What it starts itself: tests/test_readme.py.
+"""
 
 import json
 
@@ -10,14 +13,10 @@ from safetensors.torch import load_file
 from data import load_preferences
 from tests.distributed.every_stage import KINDS, TRAINED, make_plan, save_inputs
 from tests.forked import run_whole
-from tests.support import ROOT, accelerate_launch, read_metrics
+from tests.support import read_metrics
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
-DRIVER = "tests.distributed.every_stage"
-MAIN = f"{DRIVER}:main"
-LAUNCHED = ("zero3",)
-"""Started by `accelerate launch`; the others in forked processes, which are told what it tells, and need no imports."""
-
+MAIN = "tests.distributed.every_stage:main"
 _TRL = ("entropy", "mean_token_accuracy", "num_tokens")
 MEANS_OF_MEANS = {"sft": _TRL, "sft-lora": _TRL, "dpo": (*_TRL, "logits/chosen", "logits/rejected")}
 """What TRL logs as means over micro-batches of means over ranks, and without the last rows of an epoch's last rank."""
@@ -50,20 +49,11 @@ def two(request, root, one):
     """The artefacts of two processes; each trained one was stopped half-way and resumed, the first time is NAME-whole."""
     mode, stage = request.param, int(request.param[-1]) if "zero" in request.param else 0
     plan = write_plan(root, mode, resume=True)
-    said = launch(mode, plan) if mode in LAUNCHED else run_whole([plan], root / "logs", 2, stage, module=MAIN).say()
+    said = run_whole([plan], root / "logs", 2, stage, module=MAIN).say()
     assert said.count("resuming after step") == len(TRAINED)
     made = [json.loads(path.read_text()) for path in (root / mode).glob("*/provenance.json")]
     assert len(made) > len(TRAINED) and {(p["world"], p["zero_stage"]) for p in made} == {(2, stage)}
     return root / mode
-
-
-def launch(mode, plan):
-    """What a job of two processes says that the launcher starts as its file says."""
-    flags = ["--config_file", str(ROOT / "launch" / "accelerate" / f"{mode}.yaml")]
-    flags += ["--gradient_accumulation_steps", "3"]  # the launcher's say counts for nothing: stages have their own
-    done = accelerate_launch(DRIVER, [plan], 2, flags)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stderr
 
 
 def close(a, b, tolerance):
