@@ -82,7 +82,7 @@ def stages(root: Path, made: Path) -> dict[str, tuple[str, dict]]:
     return {
         "pretrain": ("pretrain", {**TINY_GPT, **items, "tokens": 1280, "log_steps": 1, "checkpoint_steps": 5}),
         "sft": ("sft", {"model": policy, "data": root / "pairs.jsonl", **batch}),
-        "reward": ("reward", {"model": policy, "data": preferences, **batch}),
+        "reward": ("reward", {"model": policy, "data": preferences, **batch, "epochs": 1}),
         "dpo": ("dpo", {"model": policy, "data": preferences, **batch}),
         "ppo": ("ppo", {**roles, **update}),
         "ppo-trunk": ("ppo", {**roles, **update, "critic_from": "trunk", "critic_learning_rate": 1e-2}),
@@ -110,7 +110,7 @@ def stages(root: Path, made: Path) -> dict[str, tuple[str, dict]]:
             "evaluate safety",
             {"completions": made / "generate", "training_documents": root / "items.jsonl", "copied_length": 5},
         ),
-        "images": ("evaluate images", drawn),
+        "images": ("evaluate images", {**drawn, "baselines": False}),
         "deepfake": ("evaluate deepfake", {**drawn, "resamples": 50}),
         "report": ("report", {"inputs": made}),
     }
