@@ -184,7 +184,10 @@ def test_an_interrupt_of_the_launcher_saves_and_a_second_one_ends_its_ranks(tmp_
     process = start([*accelerate, *flags, *words], tmp_path / "out" / "metrics.jsonl", 6)
     ranks = [read_json(path)["pid"] for path in (tmp_path / "out" / ".watchdog").glob("heartbeat-*.json")]
     os.killpg(process.pid, signal.SIGINT)
-    unheard = {"Ctrl-C again", "closing signal"}  # by the ranks, by the launcher: two signals at once would count as one
+    unheard = {
+        "Ctrl-C again",
+        "closing signal",
+    }  # by the ranks, by the launcher: two signals at once would count as one
     while unheard:
         line = process.stderr.readline()
         assert process.poll() is None
