@@ -28,8 +28,9 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-test
 	@$(MAKE) --no-print-directory --jobs 2 lint pytest
 
+# One process more than most machines of the tests have cores: a third of the tests wait for servers, signals and deadlines.
 pytest: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -q --durations=15 -n $${TEST_PROCESSES:-2} --dist=loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -q --durations=15 -n $${TEST_PROCESSES:-3} --dist=loadfile --no-loadscope-reorder
 
 quick: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -q -x -n 2 -m "not slow and not distributed and not browser"
