@@ -28,7 +28,7 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-test
 	@$(MAKE) --no-print-directory --jobs 2 lint pytest
 
-# One process more than most machines of the tests have cores: a third of the tests wait for servers, signals and deadlines.
+# Three processes are faster than two on two cores: tests wait for servers, signals and deadlines (docs/log.md).
 pytest: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -q --durations=15 -n $${TEST_PROCESSES:-3} --dist=loadfile --no-loadscope-reorder
 
