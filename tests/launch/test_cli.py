@@ -122,7 +122,7 @@ print(len(re.findall(b"<heap nr", text.value)))
 
 
 @pytest.mark.parametrize("told", [{}, {"MALLOC_ARENA_MAX": "8"}])
-def test_threads_allocate_from_one_arena_unless_the_user_says_otherwise(told):
+def test_threads_allocate_from_two_arenas_unless_the_user_says_otherwise(told):
     command = [sys.executable, "-c", ARENAS]
     done = subprocess.run(command, env=environment(**told), cwd=ROOT, capture_output=True, text=True, check=True)
-    assert (int(done.stdout) == 1) == (not told)
+    assert int(done.stdout) == (5 if told else 2)
