@@ -36,7 +36,7 @@ from typing import Any
 
 from benchmarks.common import ROOT, about, result_file
 from benchmarks.ppo_case import MODELS, Case, write_case
-from launch.files import write_json
+from launch.files import read_json, write_json
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "like for like": {"precision": "fp32"},
@@ -137,7 +137,7 @@ def main() -> None:
     """All cases; the result is written after each, so that a benchmark that is cut short keeps what it has."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trl_python", required=True, help="the interpreter of the environment with trl==1.12.0")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, help="0: the cases that the file holds stay")
     parser.add_argument("--updates", type=int, default=4)
     parser.add_argument("--vocabularies", type=int, nargs="+", default=[1024, 32768])
     parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=["like for like", "defaults"])
@@ -146,14 +146,17 @@ def main() -> None:
     options = parser.parse_args()
     sizes: dict[str, Any] = MODELS[options.model]
     path = result_file("ppo", options.model)
+    measured = about("python -m benchmarks.ppo " + " ".join(sys.argv[1:]).replace(options.trl_python, "ENV/bin/python"))
     result: dict[str, Any] = {
-        **about("python -m benchmarks.ppo " + " ".join(sys.argv[1:]).replace(options.trl_python, "ENV/bin/python")),
+        **measured,
         "protocol": "median over the updates of a run, ratios of runs side by side, median and range over rounds",
         "load_average_at_start": round(os.getloadavg()[0], 2),
         "trl": "1.12.0",
         "cases": {},
     }
-    for vocabulary in options.vocabularies:
+    if not options.rounds:
+        result = read_json(path)
+    for vocabulary in options.vocabularies if options.rounds else ():
         for natural in (False, True):
             for setting in options.settings:
                 case = replace(Case(vocabulary, natural, updates=options.updates), **SETTINGS[setting], **sizes)
@@ -161,7 +164,8 @@ def main() -> None:
                 write_json(path, result)
     if options.reward_seconds:
         case = Case(1024, False, updates=10_000, warmup=0, learning_rate=3e-4, seconds=options.reward_seconds)
-        result["reward"] = compare_rewards(replace(case, **SETTINGS["defaults"], **sizes), options.trl_python)
+        case = replace(case, **SETTINGS["defaults"], **sizes)
+        result["reward"] = {**measured, **compare_rewards(case, options.trl_python)}
         write_json(path, result)
 
 
