@@ -1,7 +1,8 @@
 """Preference formats: TRL's explicit and implicit prompt, labelled pairs of responses, and unpaired (KTO) rows.
 
 Each `from_...` turns one row (or, for unpaired rows, all of them) into `Preference`s and raises `UserError` with the
-row's place; `to_implicit` and `to_unpaired` go the other way, and there and back is the identity.
+row's place; `to_implicit` and `to_unpaired` go the other way. There and back is the identity, but for implicit rows of prompts
+in plain text, which end nowhere that could be seen (`preferences export` says so).
 """
 
 from __future__ import annotations

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from data.formats import to_implicit, to_unpaired
+from data.formats import ASSISTANT_TURN, to_implicit, to_unpaired
 from data.preferences import count_invalid, describe_preferences, load_preferences
 from data.readers import list_files
 from launch.config import describe, load_config
@@ -58,6 +59,13 @@ def export(arguments: Sequence[str]) -> None:
     preferences = load_preferences(config.data, config.invalid)
     rows = [to_implicit(p) for p in preferences] if config.format == "implicit" else to_unpaired(preferences)
     write_atomic(config.output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    plain = sum(isinstance(p.prompt, str) and not p.prompt.endswith(ASSISTANT_TURN) for p in preferences)
+    if config.format == "implicit" and plain:
+        print(
+            f"alignkit preferences export: {plain} of {len(preferences)} prompts are plain text; RewardTrainer takes such rows, "
+            "but nothing says any more where the prompt ends (alignkit cannot read them again)",
+            file=sys.stderr,
+        )
     print(config.output)
 
 

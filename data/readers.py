@@ -79,8 +79,12 @@ def read_bytes(path: Path) -> bytes:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error}); check the file and its rights") from None
     if not data or data.isspace():
-        raise UserError(f"{path}: the file is empty; give a file with data or take it out of the list")
+        raise _empty(path)
     return data
+
+
+def _empty(path: Path) -> UserError:
+    return UserError(f"{path}: the file is empty; give a file with data or take it out of the list")
 
 
 def read_text(path: Path) -> str:
@@ -99,6 +103,8 @@ def read_text(path: Path) -> str:
             f"{path}: line {line}: byte 0x{data[error.start]:02X} at offset {error.start} is not UTF-8; "
             "convert the file, for example with `iconv -f LATIN1 -t UTF-8`"
         ) from None
+    if not text.strip():  # a byte order mark alone, as spreadsheets save an empty table, or blanks that are not ASCII
+        raise _empty(path)
     return text.replace("\r\n", "\n")
 
 
@@ -133,6 +139,8 @@ def _jsonl(path: Path) -> Iterator[Row]:
             raise UserError(
                 f"{where}: {cut} ({error.msg}, column {error.colno}); restore the line or remove it"
             ) from None
+        except (ValueError, RecursionError) as error:
+            raise _unreadable(where, error) from None
         yield Row(where, _mapping(values, where))
 
 
@@ -146,6 +154,8 @@ def _json(path: Path) -> Iterator[Row]:
             return
         where = f"line {error.lineno}, column {error.colno}"
         raise UserError(f"{path}: {where}: not JSON ({error.msg}); restore the file") from None
+    except (ValueError, RecursionError) as error:
+        raise _unreadable(str(path), error) from None
     if isinstance(content, dict):
         content = [content]
     if not isinstance(content, list):
@@ -153,6 +163,12 @@ def _json(path: Path) -> Iterator[Row]:
     for number, values in enumerate(content, 1):
         where = f"{path}: row {number}"
         yield Row(where, _mapping(values, where))
+
+
+def _unreadable(where: str, error: Exception) -> UserError:
+    """For what JSON allows and Python does not read: thousands of brackets within one another, or of digits."""
+    fault = "brackets nest too deep" if isinstance(error, RecursionError) else "a number has thousands of digits"
+    return UserError(f"{where}: not JSON that can be read ({fault}); mend or remove it")
 
 
 def _mapping(values: Any, where: str) -> dict[str, Any]:
@@ -271,7 +287,8 @@ def _message(turn: Any, where: str) -> dict[str, str]:
     if not isinstance(turn, dict):
         raise UserError(f'{where} is {_article(turn)}; give {{"role": "user", "content": "..."}}')
     if "from" in turn and "role" not in turn:
-        turn = {"role": _SHAREGPT_ROLES.get(turn["from"], turn["from"]), "content": turn.get("value")}
+        speaker = text_of(turn["from"], f"{where}: from")
+        turn = {"role": _SHAREGPT_ROLES.get(speaker, speaker), "content": turn.get("value")}
     for key in ("role", "content"):
         if key not in turn:
             raise UserError(f"{where} has no '{key}'{nearest(key, map(str, turn))}")

@@ -79,6 +79,10 @@ def _construct_mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[An
 _StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_mapping)
 
 
+_UNREADABLE = (ValueError, RecursionError)
+"""What PyYAML lets through: days of months that do not have them, thousands of digits, or of brackets within one another."""
+
+
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """The mapping in a YAML file (safe loading only); UserError names the file, the line and the fault."""
     path = Path(path)
@@ -94,11 +98,10 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         loader = _StrictLoader(text)
         loader.name = str(path)
         content = loader.get_single_data()
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, *_UNREADABLE) as error:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else "somewhere"
-        problem = getattr(error, "problem", None) or str(error)
-        raise UserError(f"{path}: {where}: not valid YAML ({problem}); mend that line") from None
+        raise UserError(f"{path}: {where}: not valid YAML ({_problem(error)}); mend that line") from None
     if content is None:
         raise UserError(f"{path}: the recipe is empty; write at least one `key: value` line")
     if not isinstance(content, dict):
@@ -160,9 +163,20 @@ def _parse_flow(text: str, key: str, where: str) -> Any:
     """A list or mapping in YAML's flow form, from the command line."""
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        problem = getattr(error, "problem", None) or "it is cut"
-        raise UserError(f"{where}: {key}: {text!r} is not valid YAML ({problem}); mend it") from None
+    except (yaml.YAMLError, *_UNREADABLE) as error:
+        raise UserError(f"{where}: {key}: {shorten(text)!r} is not valid YAML ({_problem(error)}); mend it") from None
+
+
+def _problem(error: Exception) -> str:
+    """One line."""
+    if isinstance(error, RecursionError):
+        return "brackets nest too deep"
+    return " ".join(str(getattr(error, "problem", None) or error or "it is cut").split())
+
+
+def shorten(text: str) -> str:
+    """The beginning of a long text."""
+    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 class Flag(str):
@@ -306,6 +320,8 @@ def load_config(cls: type[T], arguments: Sequence[str]) -> T:
     recipe = overrides.pop("config", None)
     where = COMMAND_LINE
     values: dict[str, Any] = {}
+    if isinstance(recipe, Flag):
+        raise UserError(f"{COMMAND_LINE}: --config: needs a value; give a recipe's file or name")
     if recipe is not None:
         values, where = read_yaml(find_recipe(str(recipe))), os.environ.get(LIFECYCLE) or str(recipe)
     check_overrides(cls, overrides)

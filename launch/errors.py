@@ -20,12 +20,17 @@ class UserError(ValueError):
     """Bad input: the message says what, where and what to do. Nothing was written or lost."""
 
 
+MOST_NAMES = 16
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """A hint like ``; did you mean 'seed'?``, or the valid names when none is close."""
     names = sorted(valid)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     if close:
         return f"; did you mean '{close[0]}'?"
+    if len(names) > MOST_NAMES:
+        names = [*names[:MOST_NAMES], f"and {len(names) - MOST_NAMES} more"]
     return f"; valid names: {', '.join(names)}" if names else ""
 
 

@@ -361,14 +361,14 @@ def _run_on_all_ranks(
         try:
             with job._listening():
                 summary = stage.run(config, job)
-        except UserError:
-            if runtime.is_main:
-                job.watchdog.remove()
-                _forget_unstarted(folder)
-            raise
         except Stopped:
             if not job._polls:
                 job.say("stopped as asked, before there was anything to save; run the same command again")
+            raise
+        except Exception:
+            if runtime.is_main:
+                job.watchdog.remove()
+                _forget_unstarted(folder)
             raise
         finally:
             if runtime.is_main:
@@ -387,7 +387,7 @@ def _run_on_all_ranks(
 
 
 def _forget_unstarted(folder: Path) -> None:
-    """After a mistake of the user, before any work was saved: leave nothing, so that the mended command may use the folder."""
+    """After a failure before any work was saved: leave nothing, so that the mended command may use the folder."""
     kept = [p for p in folder.rglob("*") if p.is_file() and p.name not in (*MARKS, "run.json", ".recipe.json")]
     if not kept:
         (folder / "run.json").unlink(missing_ok=True)

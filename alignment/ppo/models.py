@@ -47,15 +47,17 @@ def load_critic(config: PPOConfig, tokenizer: PreTrainedTokenizerBase) -> PreTra
     """A one-label sequence-classification model whose head `score` gives a value at every token."""
     if not config.critic and config.critic_from == "policy":
         return load_scorer(config.policy, tokenizer, config.seed)
-    return read_critic(config.critic or first_reward_model(config))
+    if config.critic:
+        return read_critic("critic", config.critic)
+    return read_critic("reward", first_reward_model(config))
 
 
-def read_critic(name: str) -> PreTrainedModel:
-    """A critic that was saved, or a reward model to start one from."""
-    critic = read_classifier("critic", name, None)
+def read_critic(key: str, name: str) -> PreTrainedModel:
+    """A critic that was saved, or a reward model to start one from; `key` is the option that names it."""
+    critic = read_classifier(key, name, None)
     if not isinstance(getattr(critic, "score", None), nn.Module):
         raise UserError(
-            f"critic: {name} has no head named `score`; use a decoder reward model such as `alignkit reward` makes"
+            f"{key}: {name} has no head named `score`; use a decoder reward model such as `alignkit reward` makes"
         )
     return critic
 
@@ -70,7 +72,7 @@ def make_trunk_head(config: PPOConfig, policy: PreTrainedModel) -> nn.Linear:
     head = value_head(policy)
     if config.critic:
         folder = adapter_folder(config.critic)
-        saved = read_adapter("critic", folder).head_LD if folder else read_critic(config.critic).score.weight
+        saved = read_adapter("critic", folder).head_LD if folder else read_critic("critic", config.critic).score.weight
         set_head(head, config.critic, saved)
     return head
 

@@ -76,6 +76,8 @@ class PretrainConfig(StageConfig):
 
     def check(self) -> None:
         """ValueError on values that cannot work, naming the key."""
+        if not self.data:
+            raise ValueError("data: is empty; name a file or folder of text, embedded:python-prose or hub:org/name")
         parse_heldout(self.heldout)
 
 

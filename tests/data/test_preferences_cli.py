@@ -45,11 +45,13 @@ def test_faulty_rows_are_named_or_left_out_and_counted(file, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("form", "rows"), [("implicit", 3), ("unpaired", 6)])
-def test_export(file, tmp_path, form, rows):
+def test_export(file, tmp_path, form, rows, capsys):
     out = tmp_path / "out.jsonl"
     export(["--data", str(file), "--format", form, "--output", str(out)])
     written = [json.loads(line) for line in out.read_text().splitlines()]
     assert len(written) == rows
+    warned = "3 of 3 prompts are plain text" in capsys.readouterr().err
+    assert warned == (form == "implicit")
     if form == "implicit":
         assert written[0]["chosen"] == "p0 a good one"
     else:

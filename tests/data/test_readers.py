@@ -24,6 +24,12 @@ def values(path):
 BAD = {
     "empty.jsonl": (b"", ["empty.jsonl", "the file is empty"]),
     "blank.jsonl": (b" \n\n", ["blank.jsonl", "the file is empty"]),
+    "mark.csv": (b"\xef\xbb\xbf", ["mark.csv", "the file is empty"]),
+    "mark.txt.jsonl": ("\ufeff\n\u00a0\n".encode(), ["the file is empty"]),
+    "deep.jsonl": (b'{"text": "a"}\n' + b"[" * 100_000, ["deep.jsonl: line 2", "brackets nest too deep"]),
+    "deep.json": (b"[" * 100_000, ["deep.json", "brackets nest too deep"]),
+    "digits.jsonl": (b'{"text": ' + b"1" * 6000 + b"}", ["line 1", "thousands of digits"]),
+    "digits.json": (b'[{"text": ' + b"1" * 6000 + b"}]", ["digits.json", "thousands of digits"]),
     "binary.jsonl": (b"\x89PNG\r\n\x1a\n\x00\x00", ["binary.jsonl", "binary file", "offset 8"]),
     "latin.jsonl": ('{"text": "a"}\n{"text": "caf\xe9"}\n'.encode("latin1"), ["line 2", "0xE9", "offset 27", "iconv"]),
     "utf16.jsonl": ('{"text": "a"}'.encode("utf-16"), ["UTF-16", "iconv"]),
@@ -149,5 +155,7 @@ def test_messages_are_checked():
         messages_of([{"role": "user", "content": None}], "x")
     with pytest.raises(UserError, match="x, message 1 is a text"):
         messages_of(["hello"], "x")
+    with pytest.raises(UserError, match="x, message 1: from is a list"):
+        messages_of([{"from": ["human"], "value": "a"}], "x")
     with pytest.raises(UserError, match="x is a list; give a list such as"):
         messages_of([], "x")

@@ -82,6 +82,10 @@ def test_file_and_overrides(tmp_path):
         ("learning_rate: .inf", r"learning_rate: inf is not a number"),
         (f"learning_rate: 1{'0' * 400}", r"learning_rate: 1000* is not a number"),
         ("? [a]\n: 1", r"line 1: a key is text, not \['a'\]"),
+        ("steps: 2024-99-99", r"r\.yaml: somewhere: not valid YAML \(month must be in 1\.\.12\)"),
+        (f"steps: {'1' * 6000}", r"not valid YAML \(Exceeds the limit"),
+        ("names: " + "[" * 5000, r"not valid YAML \(brackets nest too deep\)"),
+        ("steps: 1\0", r"^[^\n]*not valid YAML[^\n]*$"),
         ("x: !!python/object/apply:os.system [ls]", r"not valid YAML"),
     ],
 )
@@ -101,6 +105,11 @@ def test_faults_in_a_recipe(tmp_path, text, message):
         (["--steps", "1", "--steps", "2"], r"--steps is given twice"),
         (["--config", "nowhere/x.yaml"], r"nowhere/x\.yaml: no such recipe"),
         (["--config", "demoo"], r"demoo: no such recipe"),
+        (["--config"], r"^command line: --config: needs a value"),
+        (
+            ["--names", "[" * 5000],
+            r"^command line: --names: '\[{80}\.\.\.' is not valid YAML \(brackets nest too deep\)",
+        ),
         (["--learning_rate", "inf"], r"--learning_rate: 'inf' is not a number"),
         (["--learning_rate", "nan"], r"--learning_rate: 'nan' is not a number"),
         (["--learning_rate", "1e999"], r"--learning_rate: '1e999' is not a number"),

@@ -230,6 +230,12 @@ def test_folder_of_another_run_is_refused_then_moved_aside(tmp_path):
     assert json.loads((out / "result.txt").read_text())[0] == 5.25
 
 
+def test_a_crash_before_any_work_leaves_the_folder_to_the_mended_command(tmp_path):
+    with pytest.raises(ValueError, match="sleep length"):
+        run_stage(STAGE, ToyConfig(output_dir=str(tmp_path / "out"), prepare=-1.0))
+    assert run_stage(STAGE, ToyConfig(output_dir=str(tmp_path / "out")))["summary"] == {"total": 10.5}
+
+
 def test_folder_with_strangers_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
     refused = toy("--output_dir", tmp_path)
