@@ -55,6 +55,39 @@ def check_requirements() -> list[Finding]:
     return findings
 
 
+EXTRAS = {
+    "tracking": "tracking by it",
+    "evaluate": "`evaluate.load` of alignkit's metrics",
+    "tasks": "`evaluate text --tasks`",
+    "watermark": "watermarks and content credentials",
+}
+"""Extra of the distribution -> what does not work without its packages."""
+
+
+def check_extras() -> list[Finding]:
+    """Packages that some parts need alone, each that is not there."""
+    from packaging.requirements import Requirement
+
+    findings = []
+    for requirement in map(Requirement, importlib.metadata.requires("alignkit") or []):
+        used = [
+            use for extra, use in EXTRAS.items() if requirement.marker and requirement.marker.evaluate({"extra": extra})
+        ]
+        if used and not _installed(requirement.name):
+            requirement.marker = None
+            what = f"{requirement.name} is not installed: no {used[0]}"
+            findings.append(Finding("note", what, f'pip install "{requirement}"'))
+    return findings
+
+
+def _installed(name: str) -> bool:
+    try:
+        importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
 def check_torch() -> list[Finding]:
     """Devices, and the pair torch / torchvision, which must be of the same build."""
     try:
@@ -116,12 +149,6 @@ def check_tools() -> list[Finding]:
         findings.append(Finding("ok", find_accelerate()))
     except UserError as error:
         findings.append(Finding("fault", str(error)))
-    for module, extra, use in [
-        ("tensorboard", "tracking", "TensorBoard tracking"),
-        ("wandb", "tracking", "W&B tracking"),
-    ]:
-        if importlib.util.find_spec(module) is None:
-            findings.append(Finding("note", f"{module} is not installed: no {use}", f'pip install -e ".[{extra}]"'))
     config = os.path.expanduser("~/.cache/huggingface/accelerate/default_config.yaml")
     if os.path.exists(config):
         findings.append(
@@ -147,7 +174,9 @@ def main(arguments: Sequence[str]) -> None:
         print(f"alignkit doctor\n\n{__doc__}")
         return
     findings = [
-        f for check in (check_python, check_requirements, check_torch, check_shadowed, check_tools) for f in check()
+        finding
+        for check in (check_python, check_requirements, check_extras, check_torch, check_shadowed, check_tools)
+        for finding in check()
     ]
     for finding in findings:
         print(f"{finding.level:5}  {finding.what}" + (f"\n       -> {finding.remedy}" if finding.remedy else ""))

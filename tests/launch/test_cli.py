@@ -1,6 +1,7 @@
 """The front door."""
 
 import importlib
+import importlib.metadata
 import logging
 import runpy
 import subprocess
@@ -8,7 +9,7 @@ import sys
 
 import pytest
 
-from launch import entry
+from launch import doctor, entry
 from launch.cli import COMMANDS, NOT_STAGES, find_command
 from launch.errors import UserError
 from tests.support import ROOT, alignkit, environment
@@ -64,6 +65,20 @@ def test_unknown_commands():
 def test_a_closed_pipe_is_no_error():
     result = subprocess.run("alignkit --help | head -1", shell=True, capture_output=True, text=True, env=environment())
     assert "Traceback" not in result.stderr
+
+
+def test_doctor_names_what_extras_lack(monkeypatch):
+    """Every extra of the distribution but the tests' is looked at."""
+    extras = set(importlib.metadata.metadata("alignkit").get_all("Provides-Extra"))
+    assert extras - {"test"} == set(doctor.EXTRAS)
+    there = importlib.metadata.version
+    monkeypatch.setattr(
+        importlib.metadata, "version", lambda name: there("wrong" if name in ("lm-eval", "wandb") else name)
+    )
+    found = {f.what.split()[0]: f for f in doctor.check_extras()}
+    assert found["lm-eval"].what == "lm-eval is not installed: no `evaluate text --tasks`"
+    assert found["lm-eval"].level == "note" and found["lm-eval"].remedy == 'pip install "lm-eval<0.5,>=0.4.13"'
+    assert "wandb" in found and "blind-watermark" not in found
 
 
 def test_doctor_sees_a_folder_that_hides_a_package(tmp_path):
