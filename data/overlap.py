@@ -2,14 +2,15 @@
 
 Near-duplicates are an exact all-pairs set join: two sets of word n-grams of Jaccard similarity t or more must share
 one of their |x| - ceil(t |x|) + 1 rarest members (prefix filter; Chaudhuri et al. 2006, Bayardo et al. 2007). Unlike
-MinHash with banding it misses none, and for preference data it is fast enough (see docs/data.md).
+MinHash with banding it misses none. What it costs on preferences is in docs/data.md, detail 15.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from typing import NamedTuple
 
 from data.records import Preference, normalise, plain_text, words
@@ -20,14 +21,11 @@ SHINGLE = 5
 """Words of the n-grams that near-duplicates are compared by."""
 
 
-def shingles(text: str, size: int = SHINGLE, part: int = 0) -> frozenset[int]:
-    """Hashes of the word n-grams of a text; of all its words together if they are fewer, so short texts compare too.
-
-    `part` keeps the shingles of a record's parts apart when their sets are united.
-    """
+def shingles(text: str, size: int = SHINGLE) -> frozenset[int]:
+    """Hashes of the word n-grams of a text; of all its words together if they are fewer, so short texts compare too."""
     spoken = words(text) or normalise(text).split()
     last = max(1, len(spoken) - size + 1)
-    return frozenset(hash((part, *spoken[at : at + size])) for at in range(last))
+    return frozenset(hash(tuple(spoken[at : at + size])) for at in range(last))
 
 
 def jaccard(first: frozenset[int], second: frozenset[int]) -> float:
@@ -38,18 +36,23 @@ def jaccard(first: frozenset[int], second: frozenset[int]) -> float:
 
 def similar_sets(sets: Sequence[frozenset[int]], threshold: float) -> list[tuple[int, int]]:
     """Index pairs (i, j), i < j, of all non-empty sets whose Jaccard similarity is `threshold` (above 0) or more."""
-    frequency = Counter(member for members in sets for member in members)
     postings: dict[int, list[int]] = defaultdict(list)
     found: list[tuple[int, int]] = []
-    for index, members in enumerate(sets):
-        rarest = sorted(members, key=lambda member: (frequency[member], member))
-        # 1e-9: ceil must not step up because of rounding in threshold * len
-        prefix = rarest[: len(members) - math.ceil(threshold * len(members) - 1e-9) + 1]
+    for index, prefix in enumerate(_prefixes(sets, threshold)):
         candidates = {other for member in prefix for other in postings[member]}
-        found.extend((other, index) for other in candidates if jaccard(sets[other], members) >= threshold)
+        found.extend((other, index) for other in candidates if jaccard(sets[other], sets[index]) >= threshold)
         for member in prefix:
             postings[member].append(index)
     return sorted(found)
+
+
+def _prefixes(sets: Sequence[frozenset[int]], threshold: float) -> Iterator[list[int]]:
+    """The rarest members of each set, as many as any two sets of Jaccard similarity `threshold` share at least one of."""
+    frequency = Counter(member for members in sets for member in members)
+    for members in sets:
+        rarest = sorted(members, key=lambda member: (frequency[member], member))
+        # 1e-9: ceil must not step up because of rounding in threshold * len
+        yield rarest[: len(members) - math.ceil(threshold * len(members) - 1e-9) + 1]
 
 
 def similar_texts(texts: Iterable[str], threshold: float = 0.8) -> list[tuple[int, int]]:
@@ -72,28 +75,61 @@ def deduplicate(preferences: Sequence[Preference], threshold: float = 0.8) -> tu
     similar to `threshold`; exact when the normalised texts are equal. Judgements of one pair that disagree, and
     judgements by different people, are evidence and stay.
     """
+    first_of = _first_rows(preferences)
     groups: dict[tuple[str, str, bool], list[int]] = defaultdict(list)
     for index, preference in enumerate(preferences):
-        groups[preference.criteria, preference.annotator, preference.tie].append(index)
-    dropped: dict[int, Duplicate] = {}
+        if first_of[index] == index:
+            groups[_judge(preference)].append(index)
+    shingles_of = cache(shingles)  # a text that many rows share is cut, and held, once
+    near: dict[int, int] = {}
     for members in groups.values():
-        parts = [[shingles(text, part=part) for part, text in enumerate(_texts(preferences[i]))] for i in members]
-        # parts that are each similar to t make unions similar to t, so the join over unions misses none
-        for one, other in similar_sets([frozenset().union(*part) for part in parts], threshold):
-            first, second = members[one], members[other]
-            alike = all(jaccard(a, b) >= threshold for a, b in zip(parts[one], parts[other], strict=True))
-            if alike and first not in dropped and second not in dropped:
-                dropped[second] = Duplicate(second, first, _same(preferences[first], preferences[second]))
-    kept = [preference for index, preference in enumerate(preferences) if index not in dropped]
-    return kept, [dropped[index] for index in sorted(dropped)]
+        rows = [tuple(shingles_of(text) for text in _texts(preferences[index])) for index in members]
+        near.update((members[row], members[of]) for row, of in similar_rows(rows, threshold).items())
+    # what repeats a row that is left out is near to the row that stays, as that one is
+    dropped = [
+        Duplicate(index, near.get(first, first), exact=first not in near)
+        for index, first in enumerate(first_of)
+        if index != near.get(first, first)
+    ]
+    left_out = {duplicate.row for duplicate in dropped}
+    return [preference for index, preference in enumerate(preferences) if index not in left_out], dropped
+
+
+def similar_rows(rows: Sequence[tuple[frozenset[int], ...]], threshold: float) -> dict[int, int]:
+    """The rows that are similar in every part to an earlier row that stays, and the first such row of each.
+
+    Similar rows share a rare member in every part, so one part is enough to find them by: the one with the fewest
+    candidates. A prompt, or an answer, that all rows share therefore costs nothing. Only rows that stay are entered.
+    """
+    postings: list[dict[int, list[int]]] = [defaultdict(list) for _ in rows[0]]
+    prefixes = zip(*(_prefixes(part, threshold) for part in zip(*rows, strict=True)), strict=True)
+    found: dict[int, int] = {}
+    for index, prefix in enumerate(prefixes):
+        entries = [[posting[m] for m in members] for posting, members in zip(postings, prefix, strict=True)]
+        fewest = min(entries, key=lambda lists: sum(map(len, lists)))
+        for other in sorted({other for entry in fewest for other in entry}):
+            if all(jaccard(a, b) >= threshold for a, b in zip(rows[other], rows[index], strict=True)):
+                found[index] = other
+                break
+        else:
+            for entry in (entry for lists in entries for entry in lists):
+                entry.append(index)
+    return found
+
+
+def _first_rows(preferences: Sequence[Preference]) -> list[int]:
+    """For each row the first one with the same judge and the same normalised texts: itself, if there is none before."""
+    firsts: dict[tuple[object, ...], int] = {}
+    keys = ((_judge(preference), *map(normalise, _texts(preference))) for preference in preferences)
+    return [firsts.setdefault(key, index) for index, key in enumerate(keys)]
+
+
+def _judge(preference: Preference) -> tuple[str, str, bool]:
+    return preference.criteria, preference.annotator, preference.tie
 
 
 def _texts(preference: Preference) -> list[str]:
     return [plain_text(turns) for turns in (preference.prompt, preference.chosen, preference.rejected)]
-
-
-def _same(first: Preference, second: Preference) -> bool:
-    return [normalise(text) for text in _texts(first)] == [normalise(text) for text in _texts(second)]
 
 
 class Contamination(NamedTuple):
