@@ -47,7 +47,7 @@ def similar_sets(sets: Sequence[frozenset[int]], threshold: float) -> list[tuple
 
 
 def _prefixes(sets: Sequence[frozenset[int]], threshold: float) -> Iterator[list[int]]:
-    """The rarest members of each set, as many as any two sets of Jaccard similarity `threshold` share at least one of."""
+    """The rarest members of each set, so many that sets of Jaccard similarity `threshold` share one."""
     frequency = Counter(member for members in sets for member in members)
     for members in sets:
         rarest = sorted(members, key=lambda member: (frequency[member], member))
