@@ -365,8 +365,10 @@ def _run_on_all_ranks(
             if not job._polls:
                 job.say("stopped as asked, before there was anything to save; run the same command again")
             raise
-        except Exception:
-            if runtime.is_main:
+        except (
+            Exception
+        ) as error:  # raised again; after work was done, a crash leaves the heartbeats, which name its rank
+            if runtime.is_main and (isinstance(error, UserError) or not _works(folder)):
                 job.watchdog.remove()
                 _forget_unstarted(folder)
             raise
@@ -388,11 +390,17 @@ def _run_on_all_ranks(
 
 def _forget_unstarted(folder: Path) -> None:
     """After a failure before any work was saved: leave nothing, so that the mended command may use the folder."""
-    kept = [p for p in folder.rglob("*") if p.is_file() and p.name not in (*MARKS, "run.json", ".recipe.json")]
-    if not kept:
+    if not _works(folder):
         (folder / "run.json").unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # not empty: a stage's own folder; nothing of worth, but not ours to judge
             (folder / "checkpoints").rmdir()
+
+
+def _works(folder: Path) -> list[Path]:
+    """The files of a run's folder that hold work, and not only say whose it is."""
+    marks = (*MARKS, "run.json", ".recipe.json")
+    within = (p for p in folder.rglob("*") if p.is_file())
+    return [p for p in within if p.name not in marks and p.parent.name != ".watchdog"]
 
 
 def _finish(

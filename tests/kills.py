@@ -111,9 +111,8 @@ def strike(
         job.kill()
     codes = job.wait(60)  # the others notice by themselves
     assert ended, (kill, job.say(kill.rank)[-3000:])
-    if (
-        0 in codes
-    ):  # it was over before: a rank ends well when the main one has written what the job made, and not before
+    if 0 in codes:
+        # it was over before: a rank ends well when the main one has written what the job made, and not before
         assert (out / "provenance.json").exists(), (kill, codes)
         return None
     assert codes[kill.rank] == -signal.SIGKILL, (codes, job.say(kill.rank)[-3000:])

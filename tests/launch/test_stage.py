@@ -188,9 +188,7 @@ def test_an_interrupt_of_the_launcher_saves_and_a_second_one_ends_its_ranks(tmp_
     while "Ctrl-C again" not in said or said.count("closing signal") < 2:  # by a rank, and by the launcher for each
         said += process.stderr.readline()
         assert process.poll() is None, said
-    time.sleep(
-        1
-    )  # as a person does: the launcher's handler raises, which is lost if it comes while it writes that line
+    time.sleep(1)  # as a person does: the launcher's handler raises, which is lost while it writes that line
     os.killpg(process.pid, signal.SIGINT)
     last_words(process, 25)  # less than the half minute that the launcher gives to ranks that do not end
     while any(Path(f"/proc/{pid}").exists() for pid in ranks):  # killed when the launcher died: in a moment
@@ -234,6 +232,12 @@ def test_a_crash_before_any_work_leaves_the_folder_to_the_mended_command(tmp_pat
     with pytest.raises(ValueError, match="sleep length"):
         run_stage(STAGE, ToyConfig(output_dir=str(tmp_path / "out"), prepare=-1.0))
     assert run_stage(STAGE, ToyConfig(output_dir=str(tmp_path / "out")))["summary"] == {"total": 10.5}
+
+
+def test_a_crash_in_the_work_leaves_the_heartbeats_that_name_its_rank(tmp_path):
+    with pytest.raises(ZeroDivisionError):
+        run_stage(STAGE, ToyConfig(output_dir=str(tmp_path / "out"), crash_at=3))
+    assert list((tmp_path / "out" / ".watchdog").glob("heartbeat-*.json")) and (tmp_path / "out" / "run.json").exists()
 
 
 def test_folder_with_strangers_is_refused(tmp_path):
