@@ -381,3 +381,14 @@ def test_an_update_tells_how_far_it_has_come(make):
     assert passes[-1].endswith(f"{len(passes)} of {len(passes)}") and told[2 : 2 + len(passes)] == passes
     steps = told[2 + len(passes) :]
     assert steps[0].startswith("training: step 1 of 2, micro-batch 1 of ") and steps[-1].startswith("training: step 2")
+
+
+def test_an_update_beyond_the_schedule_is_refused(make):
+    trainer = make(updates=1, epochs=1, minibatches=1)
+    trainer.update(scored(trainer))
+    before, rollout = weights(trainer), scored(trainer)
+    with pytest.raises(
+        UserError, match="updates: update 2 is one more than the config's 1, over which the learning rate"
+    ):
+        trainer.update(rollout)
+    assert torch.equal(weights(trainer), before) and trainer.update_number == 1
