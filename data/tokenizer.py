@@ -161,3 +161,8 @@ def _fit_embeddings(model: PreTrainedModel, size: int) -> None:
             rows = layer.get_parameter("weight")
             with torch.no_grad():
                 rows[old:] = rows[:old].mean(dim=0)
+
+
+def same_ids(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
+    """Whether token ids mean the same to two tokenizers, EOS included."""
+    return one.get_vocab() == other.get_vocab() and one.eos_token_id == other.eos_token_id

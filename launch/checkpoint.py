@@ -5,7 +5,8 @@ The protocol (the evidence that asks for each step is in docs/launch.md):
  2. the files are hashed (SHA-256, the work shared by the ranks);
  3. MANIFEST.json is written last, with step, world and the hash of every file;
  4. after each of these the ranks agree that all went well: when one failed, all raise, none hangs;
- 5. the folder is renamed to `step-<step>`, and its parent fsynced;
+ 5. the folder is renamed to `step-<step>`, and its parent fsynced; one that stands there already (the step was made again)
+    is set aside as `.old-step-<step>` before and removed after: killed between, the next start finishes the exchange;
  6. only then older ones go, renamed to `.del-*` first, never below two, and never the one that is `pinned`;
  7. the newest whose manifest verifies is resumed from; every one that is passed over is named with the reason, and
     set aside as `damaged-step-<step>` at the next save, or rotation would count it among the newest;
@@ -17,6 +18,7 @@ key, and so are no defence against somebody who can write to the folder.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -84,6 +86,14 @@ def verify_folder(folder: Path) -> dict[str, Any]:
     if extra := present - set(manifest["files"]):
         raise ValueError(f"{min(extra)} is not in its manifest")
     return manifest
+
+
+def _is_intact(folder: Path) -> bool:
+    try:
+        verify_folder(folder)
+    except (ValueError, OSError):
+        return False
+    return True
 
 
 def fsync_tree(folder: Path) -> None:
@@ -197,8 +207,19 @@ class CheckpointStore:
     def _open_folder(self) -> None:
         if self.runtime.is_main:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for stale in [*self.folder.glob(".tmp-*"), *self.folder.glob(".del-*")]:
+            self._finish_exchange()
+            for stale in (path for kind in (".tmp-*", ".old-*", ".del-*") for path in self.folder.glob(kind)):
                 shutil.rmtree(stale)
+
+    def _finish_exchange(self) -> None:
+        """Fill a place whose checkpoint was set aside for a new one: with that, or with the old one if the new is not whole."""
+        for old in self.folder.glob(".old-step-*"):
+            target = self.folder / old.name.removeprefix(".old-")
+            for new in self.folder.glob(f".tmp-{target.name.removeprefix('step-')}-*"):
+                if not target.exists() and _is_intact(new):
+                    os.rename(new, target)
+            if not target.exists():
+                os.rename(old, target)
 
     def save(self, step: int, state: dict[str, Any]) -> bool:
         """Save a tree of tensors and JSON values that is the same on every rank; rank 0 writes it."""
@@ -247,6 +268,8 @@ class CheckpointStore:
         """Clear away what was begun. A full disk costs this checkpoint, anything else the job."""
         if self.runtime.is_main:
             shutil.rmtree(aside, ignore_errors=True)
+            with contextlib.suppress(OSError):  # then the next start does it; the other ranks wait at the barrier
+                self._finish_exchange()
         self.runtime.barrier()
         if fault.code not in (errno.ENOSPC, errno.EDQUOT):
             raise RuntimeError(f"checkpoint of step {step} in {self.folder} failed: {fault}") from None
@@ -274,10 +297,15 @@ class CheckpointStore:
         seal_folder(aside, {"step": step, "world": self.runtime.world, **noted, **meta}, hashes)
         self._set_damaged_aside()
         target = self._path(step)
-        if target.exists():  # the same step again, after a resume from before it: the new one replaces it
-            self._remove(target)
+        old = target.with_name(f".old-{target.name}")
+        if (
+            target.exists()
+        ):  # the same step again, after a resume from before it or a roll-back: the new one replaces it
+            os.rename(target, old)
         os.rename(aside, target)
         fsync_path(self.folder)
+        if old.exists():
+            shutil.rmtree(old)
         self._rotate()
 
     def _set_damaged_aside(self) -> None:

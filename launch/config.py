@@ -271,8 +271,13 @@ def build(
 
 
 def check_config(config: Any) -> None:
-    """ValueError when a number is outside of the range that its field declares, or by the config's own `check`."""
+    """ValueError when a number is outside of the range that its field declares, for a word that is none of its field's
+    choices (a config built in Python has not been read by `build`), or by the config's own `check`."""
     check_ranges(config)
+    for name, hint in field_types(type(config)).items():
+        if typing.get_origin(hint) is Literal and getattr(config, name) not in typing.get_args(hint):
+            choices = ", ".join(map(str, typing.get_args(hint)))
+            raise ValueError(f"{name}: {getattr(config, name)!r} is not one of {choices}; give one of them")
     if hasattr(config, "check"):
         config.check()
 

@@ -9,6 +9,7 @@ from alignment.lora.config import LoraOptions
 from alignment.ppo.options import EstimatorName, EvaluationOptions, MonitorsOptions, VLLMOptions
 from alignment.reward.sources.config import SourceConfig, named_rewards
 from launch.config import artefact, operational
+from launch.errors import UserError
 from launch.ranges import Count, NotNegative, Positive, PositiveInt, Range, Share
 from launch.stage import StageConfig
 
@@ -188,6 +189,8 @@ class PPOConfig(StageConfig):
         """Whether the estimator learns a critic."""
         from alignment.ppo.estimators import ESTIMATORS  # which import torch: `--help` does without
 
+        if self.estimator not in ESTIMATORS:  # a config built in Python, which no command line has looked at
+            raise UserError(f"estimator: {self.estimator!r} is not one of {', '.join(ESTIMATORS)}; give one of them")
         return ESTIMATORS[self.estimator].needs_critic
 
     def check(self) -> None:
@@ -243,6 +246,13 @@ class PPOConfig(StageConfig):
             (self.estimator != "grpo", f"estimator {self.estimator}, but by grpo alone", ("group_std",)),
             (self.length_alpha is not None, "length_alpha, which takes its place", ("gae_lambda",)),
             (self.kl_target is None, "a fixed KL weight; add --kl_target NATS", ("kl_horizon",)),
+            (self.kl_coef == 0, "a run without a KL penalty (kl_coef 0)", ("kl_kind",)),
+            (self.missing_eos == "none", "missing_eos none", ("missing_eos_penalty",)),
+            (
+                not (self.rollouts_ahead or self.vllm or self.replay),
+                "a run whose policy samples for itself; add --rollouts_ahead 1 or --vllm.url URL",
+                ("importance_cap",),
+            ),
             (not self.ptx_data, "a run without ptx_data; add --ptx_data PATH", ("ptx_coef", "ptx_batch_size")),
         ]
         defaults = {item.name: item.default for item in fields(self)}

@@ -16,6 +16,7 @@ from alignment.ppo.config import PPOConfig
 from alignment.ppo.ptx import PTXData
 from alignment.ppo.rollout import Batch, Rollout, make_batch, plan_parts
 from launch.engine import Engine
+from launch.errors import UserError
 from launch.runtime import Runtime
 from launch.seeding import permutation
 
@@ -48,6 +49,11 @@ class Learner:
     def update(self, rollout: Rollout, number: int, kl_coef: float) -> Metrics:
         """`epochs` passes over the rollout in `minibatches` optimizer steps each. Returns token-weighted means over all of them."""
         config = self.config
+        if number >= config.updates:
+            raise UserError(
+                f"updates: update {number + 1} is one more than the config's {config.updates}, over which the learning rate falls "
+                "to 0 (it would be negative from here on); build the trainer with as many updates as you make"
+            )
         sums: dict[str, Tensor] = {}
         norms: list[float] = []
         for epoch in range(config.epochs):

@@ -14,8 +14,9 @@ from alignment.ppo.rewards import models_of
 from alignment.ppo.roles import Roles, value_head
 from alignment.ppo.shared import CRITIC, POLICY, REFERENCE, SharedRoles, reward_names
 from alignment.reward.head import init_head, load_scorer
+from data.tokenizer import same_ids
 from evaluation.adapters import Adapter, adapter_folder, read_adapter, same_base, split_adapter
-from evaluation.loading import locate, read_classifier
+from evaluation.loading import locate, read_classifier, read_tokenizer
 from launch.errors import UserError
 
 
@@ -27,6 +28,8 @@ def load_roles(config: PPOConfig) -> Roles | SharedRoles:
     actor = load_causal(config.policy, tokenizer, partitioned=True, field="policy")
     frozen = None
     if not config.replay:
+        if config.reference:
+            check_ids("reference", config.reference, tokenizer, "give a reference with the policy's tokenizer")
         frozen = load_causal(config.reference or config.policy, tokenizer, partitioned=True, field="reference")
     on_trunk = config.needs_critic and config.critic_from == "trunk"
     critic = load_critic(config, tokenizer) if config.needs_critic and not on_trunk else None
@@ -40,7 +43,7 @@ def load_roles(config: PPOConfig) -> Roles | SharedRoles:
             )
     for model in (actor, *models.values()):
         switch_off_dropout(model)  # the ratio is 1 at the first step only without it (checklist item 10)
-    return Roles(actor, critic, frozen, tokenizer, make_trunk_head(config, actor) if on_trunk else None)
+    return Roles(actor, critic, frozen, tokenizer, make_trunk_head(config, actor, tokenizer) if on_trunk else None)
 
 
 def load_critic(config: PPOConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
@@ -48,12 +51,22 @@ def load_critic(config: PPOConfig, tokenizer: PreTrainedTokenizerBase) -> PreTra
     if not config.critic and config.critic_from == "policy":
         return load_scorer(config.policy, tokenizer, config.seed)
     if config.critic:
-        return read_critic("critic", config.critic)
-    return read_critic("reward", first_reward_model(config))
+        return read_critic("critic", config.critic, tokenizer)
+    return read_critic("reward", first_reward_model(config), tokenizer)
 
 
-def read_critic(key: str, name: str) -> PreTrainedModel:
+def check_ids(key: str, name: str, tokenizer: PreTrainedTokenizerBase, remedy: str) -> None:
+    """UserError unless a model's tokenizer gives ids the meaning that the policy's gives them."""
+    if not same_ids(read_tokenizer(key, name), tokenizer):
+        raise UserError(f"{key}: {name} has another tokenizer than the policy, whose token ids it would read; {remedy}")
+
+
+def read_critic(key: str, name: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     """A critic that was saved, or a reward model to start one from; `key` is the option that names it."""
+    remedy = "give a critic with the policy's tokenizer, or none and --critic_from policy or trunk"
+    if key == "reward":
+        remedy = "it may judge (it is given text), but for the critic add --critic_from policy or trunk"
+    check_ids(key, name, tokenizer, remedy)
     critic = read_classifier(key, name, None)
     if not isinstance(getattr(critic, "score", None), nn.Module):
         raise UserError(
@@ -67,12 +80,16 @@ def first_reward_model(config: PPOConfig) -> str:
     return next(source.model for source in config.sources.values() if source.model)
 
 
-def make_trunk_head(config: PPOConfig, policy: PreTrainedModel) -> nn.Linear:
+def make_trunk_head(config: PPOConfig, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> nn.Linear:
     """A value head on the policy's trunk: of zeros, or that of a saved critic."""
     head = value_head(policy)
     if config.critic:
         folder = adapter_folder(config.critic)
-        saved = read_adapter("critic", folder).head_LD if folder else read_critic("critic", config.critic).score.weight
+        saved = (
+            read_adapter("critic", folder).head_LD
+            if folder
+            else read_critic("critic", config.critic, tokenizer).score.weight
+        )
         set_head(head, config.critic, saved)
     return head
 
@@ -109,7 +126,7 @@ def load_shared(config: PPOConfig, options: SharedLora, tokenizer: PreTrainedTok
     if reference is not None and not config.replay:
         trained.add_frozen(REFERENCE, reference, "reference")
     trained.add_trained(POLICY, options, config.seed, start)
-    score = _add_critic(config, options, trained, start, rewards) if config.needs_critic else None
+    score = _add_critic(config, options, trained, start, rewards, tokenizer) if config.needs_critic else None
     local = trained
     whole = not any(hasattr(parameter, "ds_id") for parameter in trained.model.parameters())
     if not whole and (rewards or not options.merged_sampler):
@@ -167,10 +184,11 @@ def _add_critic(
     trained: AdaptedModel,
     start: Adapter | None,
     rewards: dict[str, Adapter],
+    tokenizer: PreTrainedTokenizerBase,
 ) -> nn.Linear:
     """The value head; and, unless it reads the policy's trunk, the critic's adapter."""
     if config.critic_from == "trunk":
-        return make_trunk_head(config, trained.model)
+        return make_trunk_head(config, trained.model, tokenizer)
     head = value_head(trained.model)
     if not config.critic and config.critic_from == "policy":
         init_head(head.weight, config.seed)

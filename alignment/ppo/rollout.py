@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from evaluation.batches import cut_rows
+from launch.errors import UserError
 from launch.runtime import Runtime
 
 Prompt = dict[str, Any]
@@ -133,8 +134,19 @@ def make_rollout(
     runtime: Runtime,
     engine_logprobs: Sequence[Sequence[float]] | None = None,
 ) -> Rollout:
-    """Episodes of this rank, with tensors whose T is that of the longest response on any rank."""
-    longest = max(runtime.gather_objects(max(map(len, responses))))
+    """Episodes of this rank, with tensors whose T is that of the longest response on any rank.
+
+    UserError, on all ranks, when one has no response or an empty one: its score would have no token to stand on.
+    """
+    lengths = runtime.gather_objects([len(response) for response in responses])
+    for rank, mine in enumerate(lengths):
+        if not mine:
+            raise UserError(f"rollout: there is no response on rank {rank}; give each process at least one")
+        if 0 in mine:
+            raise UserError(
+                f"rollout: response {mine.index(0)} is empty; give it at least its EOS, or leave the episode out"
+            )
+    longest = max(map(max, lengths))
     mask_BT = torch.zeros(len(responses), longest)
     for row, response in enumerate(responses):
         mask_BT[row, : len(response)] = 1

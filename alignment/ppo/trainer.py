@@ -5,6 +5,7 @@ Shapes: B episodes of the global batch, T response tokens, N response tokens of 
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -39,9 +40,23 @@ from alignment.ppo.shared import SharedRoles
 from alignment.reward.sources.protocol import Episodes, RewardSource
 from data.encoding import encode_prompts
 from launch.checkpoint import Checkpoint, CheckpointStore
+from launch.config import check_config
 from launch.errors import UserError
 from launch.runtime import Runtime
 from launch.seeding import permutation
+
+
+def _check(config: PPOConfig, source: RewardSource | None) -> None:
+    """UserError for a config that no command line has looked at. What was given in Python need not be named in it."""
+    given = {"prompts": config.prompts or "-"}
+    if source is not None and not config.rewards:
+        given["reward"] = config.reward or "-"
+    try:
+        check_config(dataclasses.replace(config, **given))
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"PPOConfig: {error}") from None
 
 
 class PPOTrainer:
@@ -62,6 +77,7 @@ class PPOTrainer:
         served: VLLMEngine | None = None,
     ) -> None:
         """`served`: the servers of `config.vllm`, which sample in place of this process."""
+        _check(config, source)
         self.config, self.roles, self.source, self.runtime, self.sink = config, roles, source, runtime, sink
         if config.batch_size % runtime.world:
             raise UserError(
@@ -190,6 +206,14 @@ class PPOTrainer:
 
     def rollout(self, prompts: Sequence[Prompt | str]) -> Rollout:
         """Sample `samples_per_prompt` responses to each prompt. Episodes are split over the ranks; this rank's are returned."""
+        count, world = len(prompts) * self.config.samples_per_prompt, self.runtime.world
+        if self.sampler is None:
+            raise UserError("rollout: a replay samples nothing; call next_rollout(), or leave replay out of the config")
+        if not count or count % world:
+            raise UserError(
+                f"rollout: {count} episodes cannot be split over {world} processes; give prompts whose number times "
+                f"samples_per_prompt ({self.config.samples_per_prompt}) is a multiple of that, and at least one"
+            )
         with self._timed() as clock:
             self._can_save = self.ahead is None
             model, number = self.sampler.sync(), self.update_number
@@ -235,6 +259,12 @@ class PPOTrainer:
         """
         if rollout.scores_B is not None and rollout.logprobs_BT is not None:
             return rollout
+        if self.reference is None:
+            raise UserError("score: a replay loads no reference, so it cannot score a rollout; take next_rollout()")
+        if rollout.scores_B is None and self.scorer is None:
+            raise UserError(
+                "score: the trainer has no source of reward; give PPOTrainer a source, or set the rollout's scores_B"
+            )
         with self._timed() as clock:
             self._score_tokens(rollout)
             if rollout.scores_B is None:
@@ -289,6 +319,8 @@ class PPOTrainer:
     def advantages(self, rollout: Rollout) -> Rollout:
         """Turn scores into token rewards, advantages (whitened over the global batch) and returns."""
         config, mask_BT = self.config, rollout.mask_BT
+        if rollout.scores_B is None or rollout.logprobs_BT is None:
+            raise UserError("advantages: the rollout has no scores and log-probabilities; call score(rollout) before")
         scores_B, tokens_BT = self._shaped_scores(rollout)
         rewards_BT = ppo.token_rewards(scores_B, self._penalty(rollout), mask_BT, self.kl.coef)
         if tokens_BT is not None:
@@ -341,6 +373,13 @@ class PPOTrainer:
 
     def update(self, rollout: Rollout) -> Metrics:
         """The optimizer steps on a rollout with advantages, and the step of the KL controller."""
+        if rollout.advantages_BT is None:
+            raise UserError("update: the rollout has no advantages; call advantages(rollout) before")
+        if len(rollout) % self.config.minibatches:
+            raise UserError(
+                f"update: {len(rollout)} episodes cannot be cut into {self.config.minibatches} minibatches; give a rollout of "
+                "a multiple of that, or another `minibatches`"
+            )
         self.learner.rate_factor = self.replay.rate_factor if self.replay else self.monitors.rate_factor
         with self._timed() as clock:
             metrics = self.learner.update(rollout, self.update_number, self.kl.coef)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from data.tokenizer import same_ids
 from launch.errors import UserError
 
 if TYPE_CHECKING:
@@ -97,5 +98,4 @@ class RewardModel:
 
     def same_tokenizer(self, other: PreTrainedTokenizerBase) -> bool:
         """Whether token ids of another tokenizer mean the same here, so that `score_tokens` may be given them."""
-        mine = self.tokenizer
-        return mine.get_vocab() == other.get_vocab() and mine.eos_token_id == other.eos_token_id
+        return same_ids(self.tokenizer, other)

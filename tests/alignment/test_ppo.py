@@ -277,6 +277,18 @@ UNREAD = [
         ({"ptx_coef": 0.1}, "ptx_coef: is not read by a run without ptx_data; add --ptx_data PATH, or leave it out"),
         ({"ptx_batch_size": 8}, "ptx_batch_size: is not read"),
         ({"kl_horizon": 500}, "kl_horizon: is not read by a fixed KL weight; add --kl_target"),
+        (
+            {"kl_coef": 0.0, "kl_kind": "k3"},
+            r"kl_kind: is not read by a run without a KL penalty \(kl_coef 0\); leave it out",
+        ),
+        (
+            {"missing_eos": "none", "missing_eos_penalty": 2.0},
+            "missing_eos_penalty: is not read by missing_eos none; leave it out",
+        ),
+        (
+            {"importance_cap": 1.5},
+            "importance_cap: is not read by a run whose policy samples for itself; add --rollouts_ahead 1 or --vllm.url URL, or",
+        ),
         ({"critic_warmup": 3, "updates": 3}, "critic_warmup: 3 of 3 updates leave none in which the policy moves"),
         ({"kl_target": 1.0, "kl_horizon": 63}, "kl_horizon: 63 episodes are fewer than those of one rollout"),
         ({"kl_target": 1.0, "kl_coef": 0.0}, "kl_coef: 0 never moves"),
@@ -286,6 +298,18 @@ UNREAD = [
 def test_options_that_nothing_would_read_or_that_waste_the_run_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         PPOConfig(policy="a", reward="b", prompts="c", **changes).check()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"kl_coef": 0.0, "missing_eos": "none"},
+        {"kl_kind": "k3", "missing_eos_penalty": 2.0, "importance_cap": 1.5, "rollouts_ahead": 1},
+        {"replay": "r", "importance_cap": 1.5},
+    ],
+)
+def test_options_that_are_read_or_left_alone_are_fine(changes):
+    PPOConfig(policy="a", reward="b", prompts="c", **changes).check()
 
 
 def test_the_adaptive_weight_stays_positive_at_the_shortest_horizon():
@@ -381,3 +405,14 @@ def test_an_update_tells_how_far_it_has_come(make):
     assert passes[-1].endswith(f"{len(passes)} of {len(passes)}") and told[2 : 2 + len(passes)] == passes
     steps = told[2 + len(passes) :]
     assert steps[0].startswith("training: step 1 of 2, micro-batch 1 of ") and steps[-1].startswith("training: step 2")
+
+
+def test_an_update_beyond_the_schedule_is_refused(make):
+    trainer = make(updates=1, epochs=1, minibatches=1)
+    trainer.update(scored(trainer))
+    before, rollout = weights(trainer), scored(trainer)
+    with pytest.raises(
+        UserError, match="updates: update 2 is one more than the config's 1, over which the learning rate"
+    ):
+        trainer.update(rollout)
+    assert torch.equal(weights(trainer), before) and trainer.update_number == 1

@@ -1,6 +1,8 @@
 """Where the critic comes from: a reward model, a copy of the policy, a head on the policy's trunk. Each is reloadable."""
 # ruff: noqa: F811 (fixtures)
 
+import json
+
 import pytest
 import torch
 from transformers import (
@@ -14,7 +16,7 @@ from alignment.ppo.modules import TrunkActorCritic, hidden_states, response_logp
 from alignment.ppo.rollout import make_batch, make_rollout
 from launch.errors import UserError
 from tests.alignment.ppo_support import TokenReward, folders, make, run_updates, runtime, scored  # noqa: F401
-from tests.support import save_reward
+from tests.support import save_policy, save_reward
 
 ORIGINS = ["reward", "policy", "trunk"]
 IDS = torch.tensor([[5, 6, 7, 8, 9, 1], [3, 4, 5, 1, 0, 0]])
@@ -168,3 +170,30 @@ def test_bad_critics(make, folders, tmp_path, monkeypatch):
     monkeypatch.setattr(AutoModelForSequenceClassification, "from_config", refuse)
     with pytest.raises(UserError, match=r"critic_from: transformers has no sequence classifier .* for qwen3"):
         make(critic_from="trunk")
+
+
+def other_ids(folder):
+    """The words of the tokenizer in a folder, as many, with other ids."""
+    path = folder / "tokenizer.json"
+    content = json.loads(path.read_text())
+    vocab = content["model"]["vocab"]
+    vocab["the"], vocab["of"] = vocab["of"], vocab["the"]
+    path.write_text(json.dumps(content))
+    return folder
+
+
+def test_models_that_read_the_policys_ids_have_its_tokenizer(make, tmp_path):
+    reward, reference = other_ids(save_reward(tmp_path / "reward")), other_ids(save_policy(tmp_path / "reference"))
+    another = " has another tokenizer than the policy, whose token ids it would read; "
+    with pytest.raises(UserError, match="^reference: .*/reference" + another + "give a reference with the policy's"):
+        make(reference=str(reference))
+    for origin in ORIGINS:
+        with pytest.raises(
+            UserError, match="^critic: .*/reward" + another + "give a critic with the policy's tokenizer"
+        ):
+            make(critic=str(reward), critic_from=origin)
+    with pytest.raises(
+        UserError, match="^reward: .*/reward" + another + "it may judge .*--critic_from policy or trunk"
+    ):
+        make(reward=str(reward))
+    run_updates(make(reward=str(reward), critic_from="policy", updates=1))

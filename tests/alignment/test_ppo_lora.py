@@ -191,7 +191,8 @@ def test_one_copy_of_the_base(share, paths):
 
 
 def test_a_merged_copy_samples_the_same(share, make):
-    trainer = share()
+    trainer = share(updates=4)
+    trainer.updates = 3  # one is made below
     run_updates(trainer)
     rollout = trainer.rollout(trainer.next_prompts())
     trainer.roles.merged_sampler = True

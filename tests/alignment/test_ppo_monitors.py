@@ -1,6 +1,8 @@
 """The monitors of PPO: the state machine by brute force, each monitor by a fault in a real run, and each action."""
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -360,19 +362,34 @@ def test_rollback_returns_to_before_the_fault_with_a_lower_rate(run, tmp_path, c
 
         return act
 
+    placed = set()
+
+    def dies_in_exchange(source, target, plain=os.rename):
+        """The old anchor has left its place, and the one with the roll-back in it has not taken it."""
+        if Path(source).name.startswith(".tmp-") and target in placed:
+            raise Killed
+        placed.add(target)
+        plain(source, target)
+
     for owner, name, at in (
         (CheckpointStore, "discard_after", 1),
         (CheckpointStore, "save", len([s for s in steps[: back[0] - 1] if s % 2 == 0]) + 2),  # that of the roll-back
+        (CheckpointStore, "_commit", None),  # in the exchange of the anchor for itself
         (Job, "log", back[0] + 2),
     ):
         folder = f"{name}-{at}"
         with monkeypatch.context() as patch:
-            patch.setattr(owner, name, dies(owner, name, at))
+            if at is None:
+                patch.setattr(os, "rename", dies_in_exchange)
+            else:
+                patch.setattr(owner, name, dies(owner, name, at))
             with pytest.raises(Killed):
                 run(folder, ROLLS)
         capsys.readouterr()
         run(folder, ROLLS)
-        done = 1 if name == "log" else 0  # a roll-back that was made is in a checkpoint, and not made again
+        done = (
+            1 if name in ("log", "_commit") else 0
+        )  # a roll-back that was made is in a checkpoint, and not made again
         assert capsys.readouterr().err.count("rolled back to") == len(back) - done, name
         assert read_metrics(tmp_path / folder) == rows, name
         assert (tmp_path / folder / "alarms.jsonl").read_text() == (tmp_path / "whole" / "alarms.jsonl").read_text()

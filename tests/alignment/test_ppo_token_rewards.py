@@ -75,7 +75,12 @@ def test_the_guard_of_the_normaliser_goes_by_the_size_of_the_scores():
 @pytest.mark.parametrize("how", ["none", "replace", "subtract"])
 def test_the_missing_eos_rule_goes_for_the_whole_reward(make, tmp_path, how):
     more = {"token": (1.0, TokenReward())}
-    rollout, total_B = totals(make, paid_by_token(tmp_path, **more), missing_eos=how, missing_eos_penalty=1.5)
+    rollout, total_B = totals(
+        make,
+        paid_by_token(tmp_path, **more),
+        missing_eos=how,
+        **({} if how == "none" else {"missing_eos_penalty": 1.5}),
+    )
     cut_off = rollout.finished_B == 0
     assert 0 < cut_off.sum() < 8
     expected = {

@@ -1,8 +1,10 @@
 """The checkpoint protocol: kills, flipped bits, full disks, rotation."""
 
+import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +13,7 @@ import time
 import pytest
 import torch
 
+from launch import checkpoint
 from launch.checkpoint import CheckpointStore, pack_tree, seal_folder, unpack_tree, verify_folder
 from launch.errors import UserError
 from launch.runtime import start_runtime
@@ -178,6 +181,83 @@ def test_leftovers_of_a_kill_are_removed_and_never_resumed(tmp_path, runtime):
     store = CheckpointStore(tmp_path, runtime)
     assert store.latest() is None
     assert list(tmp_path.iterdir()) == []
+
+
+class Killed(BaseException):
+    pass
+
+
+def kill_at(patch, at):
+    """Die at the `at`-th change of the disk that a store makes, in the midst of a removal; returns the count of them."""
+    calls = []
+
+    def dying(owner, name):
+        action = getattr(owner, name)
+
+        def act(*args, **named):
+            calls.append(name)
+            if len(calls) == at:
+                if name == "rmtree":
+                    min(p for p in args[0].rglob("*") if p.is_file()).unlink()
+                raise Killed
+            return action(*args, **named)
+
+        patch.setattr(owner, name, act)
+
+    changes = (os, "rename"), (shutil, "rmtree"), (checkpoint, "write_atomic"), (checkpoint, "fsync_path")
+    for owner, name in changes:
+        dying(owner, name)
+    return calls
+
+
+@pytest.mark.parametrize("spoiled", [False, True])
+def test_a_kill_while_the_only_checkpoint_is_made_again_loses_nothing(tmp_path, runtime, monkeypatch, spoiled):
+    """As after a roll-back: at every change of the disk in `_commit`, and again in the start after that."""
+    outcomes, at = set(), 0
+    while "whole" not in outcomes:
+        at += 1
+        folder = tmp_path / str(at)
+        store = CheckpointStore(folder, runtime)
+        store.save(10, tree(1))
+        with monkeypatch.context() as patch:
+            calls = kill_at(patch, at)
+            try:
+                store.save(10, tree(2))
+                outcomes.add("whole")
+            except Killed:
+                pass
+        for new in folder.glob(".tmp-*/state.safetensors") if spoiled else ():
+            os.truncate(new, 10)
+        for again in range(1, 20):
+            with monkeypatch.context() as patch, contextlib.suppress(Killed):
+                kill_at(patch, again)
+                CheckpointStore(folder, runtime)
+                break
+        found = CheckpointStore(folder, runtime).latest()
+        assert found is not None and found.step == 10, (at, calls)
+        outcomes.add("new" if equal(found.state(), tree(2)) else "old")
+        assert equal(found.state(), tree(2)) or equal(found.state(), tree(1))
+        assert [path.name for path in folder.iterdir()] == ["step-00000010"], (at, calls)
+        if calls.count("rename") == 2 and not spoiled:  # sealed, and the old one set aside
+            assert equal(found.state(), tree(2))
+    assert outcomes == {"old", "new", "whole"} and at > 8
+
+
+def test_a_fault_while_a_checkpoint_is_replaced_brings_it_back(tmp_path, runtime, monkeypatch, capsys):
+    store = CheckpointStore(tmp_path, runtime)
+    store.save(1, tree(1))
+    plain = os.rename
+
+    def rename(source, target):
+        if source.name.startswith(".tmp-"):
+            raise OSError(28, "No space left on device")
+        plain(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", rename)
+        assert store.save(1, tree(2)) is False
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+    assert equal(store.latest().state(), tree(1))
 
 
 def test_a_full_disk_leaves_the_old_checkpoint_and_the_job(tmp_path, runtime, capsys):
