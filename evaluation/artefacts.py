@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from data.completions import Completion
 from evaluation.loading import read_causal, read_classifier, read_tokenizer
-from evaluation.schema import EvaluationResult, Judge, Subject, SubjectKind
+from evaluation.schema import EvaluationResult, Judge, Protocol, Subject, SubjectKind
 from evaluation.scoring import Beat
-from launch.files import read_json
+from launch.files import canonical_json, read_json, sha256_text
 from launch.provenance import fingerprint_input, hardware, package_versions
 from launch.stage import Job
 from launch.zero import plain_weights
@@ -113,6 +114,31 @@ def display_name(source: str) -> str:
 def describe_judge(field: str, source: str) -> Judge:
     """The judge's path and content hash."""
     return Judge(source, fingerprint_input(field, source)["sha256"])
+
+
+SAMPLING = ("temperature", "max_new_tokens", "samples")
+"""Fields of `generate` that define its completions, besides the prompts that they answer."""
+
+
+def content_hash(items: Iterable[Any]) -> str:
+    """The sha256 of items (texts, messages, lists of them) whatever their order: of what was measured, wherever it lay."""
+    return sha256_text("\n".join(sorted(canonical_json(item) for item in items)))
+
+
+def protocol_of_answers(completions: str, rows: Sequence[Completion]) -> Protocol:
+    """The protocol that the rows of a completions file are measured under: what they answer, and how they were sampled.
+
+    The prompts' own hash tells them, so that files of the same prompts meet wherever the prompts lay; the sampling and the
+    source, which is only a name, are known by provenance alone.
+    """
+    made = provenance_of(completions).get("config", {})
+    return Protocol(
+        dataset=made.get("prompts", completions),
+        dataset_sha256=content_hash(row.prompt for row in rows),
+        n_items=len(rows),
+        decoding={key: made[key] for key in SAMPLING if key in made},
+        seeds=[made["seed"]] if "seed" in made else [],
+    )
 
 
 # ---------------------------------------------------------------------------------------------- work

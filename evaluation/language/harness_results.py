@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,14 +26,58 @@ RIGHT = ("acc", "exact_match")
 """lm-eval's metrics that say whether an answer is right; the first that a task has is `acc` of its rows."""
 
 
-def task_metrics(results: dict[str, Any], level: float = LEVEL) -> list[Metric]:
-    """One metric `task/metric` (`task/metric,filter` for filters other than none) for each number of each task and group."""
+@dataclass(frozen=True)
+class TaskResult:
+    """What lm-eval found on one of its tasks, or on a group of them as a whole (which has no rows), and what defines it.
+
+    `sha256` is of the documents, prompts and targets, `n` counts documents, `decoding` is how a task generates.
+    """
+
+    name: str
+    metrics: list[Metric]
+    rows: list[dict[str, Any]]
+    n: int
+    sha256: str
+    settings: dict[str, Any]
+    decoding: dict[str, Any]
+
+
+def task_results(results: dict[str, Any], level: float = LEVEL) -> list[TaskResult]:
+    """One for each task and group that has a number."""
+    found = [(task, _task_metrics(results, task, level)) for task in results["results"]]
+    return [_task_result(results, task, metrics) for task, metrics in found if metrics]
+
+
+def _task_result(results: dict[str, Any], task: str, metrics: list[Metric]) -> TaskResult:
+    samples = [(leaf, s) for leaf in _leaves(results, task) for s in results.get("samples", {}).get(leaf, [])]
+    config = results.get("configs", {}).get(task, {})
+    generates = config.get("output_type") == "generate_until"
+    return TaskResult(
+        name=task,
+        metrics=metrics,
+        rows=[_row(task, sample) for sample in results.get("samples", {}).get(task, [])],
+        n=len({(leaf, s["doc_id"]) for leaf, s in samples}),
+        sha256=sha256_text("".join(s["doc_hash"] + s["prompt_hash"] + s["target_hash"] for _, s in samples)),
+        settings={
+            "version": results.get("versions", {}).get(task),
+            "num_fewshot": results.get("n-shot", {}).get(task) or 0,
+        },
+        decoding=_plain(config.get("generation_kwargs") or {}) if generates else {},
+    )
+
+
+def _leaves(results: dict[str, Any], name: str) -> list[str]:
+    """The tasks of a group, at any depth; a task itself."""
+    children = results.get("group_subtasks", {}).get(name, [])
+    return [leaf for child in children for leaf in _leaves(results, child)] or [name]
+
+
+def _task_metrics(results: dict[str, Any], task: str, level: float) -> list[Metric]:
+    """One metric `task/metric` (`task/metric,filter` for filters other than none) for each number of a task or group."""
     found = []
-    for task, numbers in results["results"].items():
-        for key, value in numbers.items():
-            name, comma, chosen = key.partition(",")
-            if not comma or name.endswith("_stderr") or not isinstance(value, int | float):
-                continue
+    for key, value in results["results"][task].items():
+        name, comma, chosen = key.partition(",")
+        if comma and not name.endswith("_stderr") and isinstance(value, int | float):
             found.append(_metric(results, task, name, chosen, float(value), level))
     return found
 
@@ -50,13 +94,7 @@ def _metric(results: dict[str, Any], task: str, name: str, chosen: str, value: f
         higher_is_better=results.get("higher_is_better", {}).get(task, {}).get(name),
         note="" if math.isfinite(value) else f"lm-eval gives {value}",
     )
-    extra = {
-        "dataset": f"lm-eval:{task}",
-        "lm_eval_stderr": own,
-        "version": results.get("versions", {}).get(task),
-        "num_fewshot": results.get("n-shot", {}).get(task),
-    }
-    return replace(entry, extra=extra)
+    return replace(entry, extra={"lm_eval_stderr": own})
 
 
 def estimate(
@@ -88,12 +126,8 @@ def _from_values(name: str, values: Sequence[Any], level: float) -> Estimate | N
     return proportion(numbers, None, level) if set(numbers) <= {0.0, 1.0} else mean(numbers, level)
 
 
-def task_rows(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """One row for each document and filter of each task, for samples.jsonl."""
-    return [_row(task, sample) for task, samples in results.get("samples", {}).items() for sample in samples]
-
-
 def _row(task: str, sample: dict[str, Any]) -> dict[str, Any]:
+    """The row of samples.jsonl for one document and filter."""
     arguments = [list(a) for a in sample["arguments"]]
     choices = [a[1] for a in arguments if len(a) > 1 and isinstance(a[1], str)]
     values = {name: sample[name] for name in sample["metrics"]}
@@ -158,16 +192,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
-
-
-def task_settings(results: dict[str, Any]) -> dict[str, Any]:
-    """Task -> what defines its numbers: version, examples in the prompt, and a hash of its documents, prompts and targets."""
-    return {
-        task: {
-            "version": results.get("versions", {}).get(task),
-            "num_fewshot": results.get("n-shot", {}).get(task),
-            "n": len(samples),
-            "hash": sha256_text("".join(s["doc_hash"] + s["prompt_hash"] + s["target_hash"] for s in samples)),
-        }
-        for task, samples in results.get("samples", {}).items()
-    }

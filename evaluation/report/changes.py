@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from scipy import stats
@@ -109,21 +109,14 @@ def _same_protocol(old: Sequence[Measured], new: Sequence[Measured]) -> tuple[Me
 
 
 def _equal(a: Protocol, b: Protocol) -> bool:
-    return not differing_fields([_without_paths(a), _without_paths(b)])
-
-
-def _without_paths(protocol: Protocol) -> Protocol:
-    """Two runs have folders of their own: what a hash identifies is compared by it."""
-    judge = replace(protocol.judge, path="") if protocol.judge and protocol.judge.sha256 else protocol.judge
-    dataset = "" if protocol.dataset_sha256 else protocol.dataset
-    return replace(protocol, judge=judge, dataset=dataset)
+    return not differing_fields([a, b])
 
 
 def _refusal(name: Name, old: Sequence[Measured], new: Sequence[Measured]) -> str:
     what = f"{name[1]}: {name[3]} ({name[2]})"
     if not new:
         return f"{what} was measured before and is missing now, so nothing is said of it."
-    fields = differing_fields([_without_paths(p[0].result.protocol) for p in (old[0], new[0])])
+    fields = differing_fields([found.result.protocol for found, _ in (old[0], new[0])])
     return f"{what} was measured under another protocol, so it is not compared: {', '.join(fields)} differ."
 
 

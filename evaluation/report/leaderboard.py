@@ -7,9 +7,9 @@ entries against each other itself (a league), the ranks are those that it found.
 
 from __future__ import annotations
 
-import hashlib
 import statistics
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from evaluation.report.text import decimals_for
 from evaluation.schema import EvaluationResult, Metric, Protocol
 from evaluation.statistics import RankInterval, better_by_intervals, rank_intervals, significance_groups
 from launch.config import to_dict
-from launch.files import canonical_json
+from launch.files import canonical_json, sha256_text
 
 FAMILIES: dict[str, tuple[str, ...]] = {
     "Language models": ("language model", "completions"),
@@ -30,6 +30,9 @@ FAMILIES: dict[str, tuple[str, ...]] = {
 REFERENCE_KINDS = ("images",)
 """Kinds of subjects that are yardsticks: shown, and not ranked."""
 SMALL_N = 30
+SHOWN_FIELDS = 2
+LONGEST_VALUE = 12
+"""Of the fields in which two protocols of one title and source differ: so many are shown, longer values as a hash."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class Column:
     name: str
     title: str
     where: str
-    """The data source, where it takes that to tell two columns of one title apart."""
+    """What tells two columns of one title apart: the data source, and where that is one, too, what else differs."""
     suite: str
     dataset: str
     protocol: str
@@ -153,8 +156,7 @@ class Leaderboard:
         for (_, key), (result, entry, _) in newest.items():
             found.setdefault(key, []).append((result, entry))
         columns = [_column(key, pairs) for key, pairs in found.items()]
-        titles = [column.title for column in columns]
-        columns = [replace(c, where=short_source(c.dataset)) if titles.count(c.title) > 1 else c for c in columns]
+        columns = _told_apart(columns, {key: pairs[0][0].protocol for key, pairs in found.items()})
         return sorted(columns, key=lambda c: primary_rank(c.name))
 
     def _primary(self) -> Column | None:
@@ -184,14 +186,18 @@ class Leaderboard:
 
 
 def distinct_names(results: Sequence[EvaluationResult]) -> list[EvaluationResult]:
-    """The results, with a short hash behind the name where one name stands for different contents of one kind."""
+    """The results, with a short hash behind the name where one name stands for different contents in one family.
+
+    A family is one table, and may hold several kinds: a model, and completions of which nobody knows who wrote them.
+    """
+    family = {kind: title for title, kinds in FAMILIES.items() for kind in kinds}
     contents: dict[tuple[str, str], set[str]] = {}
     for result in results:
         subject = result.subject
-        contents.setdefault((subject.name, subject.kind), set()).add(subject.sha256)
+        contents.setdefault((subject.name, family[subject.kind]), set()).add(subject.sha256)
     return [
         replace(r, subject=replace(r.subject, name=f"{r.subject.name} ({r.subject.sha256[:6]})"))
-        if len(contents[r.subject.name, r.subject.kind]) > 1
+        if len(contents[r.subject.name, family[r.subject.kind]]) > 1
         else r
         for r in results
     ]
@@ -204,7 +210,7 @@ def column_key(result: EvaluationResult, entry: Metric) -> str:
 
 def protocol_hash(protocol: Protocol) -> str:
     """Twelve hex digits that are equal for comparable protocols."""
-    return hashlib.sha256(canonical_json(_comparable_record(protocol)).encode()).hexdigest()[:12]
+    return sha256_text(canonical_json(_comparable_record(protocol)))[:12]
 
 
 def differing_fields(protocols: Sequence[Protocol]) -> list[str]:
@@ -229,11 +235,16 @@ def _equal(values: Sequence[object]) -> bool:
 def _comparable_record(protocol: Protocol) -> dict[str, Any]:
     """What two results must share to be compared.
 
-    Left out is what each subject has of its own: the seeds of its samples and the hash of its completions.
+    Left out is what each subject has of its own, the seeds of its samples and the hash of its completions, and where data
+    and judge lie, which their content tells: another folder is no other protocol. A split stays (`::eval`).
     """
     record = to_dict(protocol)
     record.pop("seeds")
     record["settings"].pop("completions_sha256", None)
+    if protocol.dataset_sha256:
+        record["dataset"] = "".join(protocol.dataset.partition("::")[1:])
+    if protocol.judge and protocol.judge.sha256:
+        record["judge"].pop("path")
     return record
 
 
@@ -249,7 +260,7 @@ def _column(key: str, pairs: list[tuple[EvaluationResult, Metric]]) -> Column:
         title=title_of(entry.name),
         where="",
         suite=result.suite,
-        dataset=entry.extra.get("dataset", result.protocol.dataset),
+        dataset=result.protocol.dataset,
         protocol=protocol_hash(result.protocol),
         unit=entry.unit,
         higher_is_better=entry.higher_is_better,
@@ -258,6 +269,29 @@ def _column(key: str, pairs: list[tuple[EvaluationResult, Metric]]) -> Column:
         headline=is_headline(entry.name),
         decimals=decimals_for(half * scale, scale * max(values, default=0.0)),
     )
+
+
+def _told_apart(columns: Sequence[Column], protocols: Mapping[str, Protocol]) -> list[Column]:
+    """The columns, those of one title with their data source, and with what else differs where that is one, too."""
+    titles = Counter(c.title for c in columns)
+    named = [replace(c, where=short_source(c.dataset)) if titles[c.title] > 1 else c for c in columns]
+    groups: dict[str, list[Column]] = {}
+    for column in named:
+        groups.setdefault(column.full_title, []).append(column)
+    return [replace(c, where=", ".join([c.where, *_differences(c, groups[c.full_title], protocols)])) for c in named]
+
+
+def _differences(column: Column, others: Sequence[Column], protocols: Mapping[str, Protocol]) -> list[str]:
+    """What a column has of its own among those of its title: the suite, else the first fields of its protocol."""
+    if len({other.suite for other in others}) > 1:
+        return [column.suite]
+    record = _comparable_record(protocols[column.key])
+    shown = []
+    for name in differing_fields([protocols[other.key] for other in others])[:SHOWN_FIELDS]:
+        key, _, inner = name.partition(".")
+        value = str(record[key].get(inner) if inner else record[key])
+        shown.append(f"{inner or key} {value if len(value) <= LONGEST_VALUE else sha256_text(value)[:6]}")
+    return shown
 
 
 def _rank(column: Column, rows: list[Row]) -> None:

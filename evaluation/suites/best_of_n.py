@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from data.completions import Completion, completions_file, load_completions
 from data.records import Turns
-from evaluation.artefacts import describe_author, describe_judge, provenance_of, trained_against, write_result
+from evaluation.artefacts import describe_author, describe_judge, protocol_of_answers, trained_against, write_result
 from evaluation.preferences.reward_metrics import best_of_n_metrics
 from evaluation.resolution import resolution_notes
 from evaluation.sample_log import clear_samples
-from evaluation.schema import EvaluationResult, Protocol, Subject, write_samples
+from evaluation.schema import EvaluationResult, Subject, write_samples
 from evaluation.suites.reward_config import RewardEvaluationConfig
 from evaluation.suites.reward_scores import score_each
 from launch.errors import UserError
@@ -37,16 +38,15 @@ def evaluate(config: RewardEvaluationConfig, job: Job) -> dict[str, Any]:
         for r, j, p in numbers
     ]
     subject = describe_author("completions", config.completions, config.name)
-    made = provenance_of(config.completions)
+    answered = protocol_of_answers(config.completions, rows)
     result = EvaluationResult(
         suite="best-of-n",
         subject=subject,
-        protocol=Protocol(
-            dataset=made.get("config", {}).get("prompts", config.completions),
-            dataset_sha256=made.get("inputs", {}).get("prompts", {}).get("sha256", ""),
+        protocol=replace(
+            answered,
             n_items=len(groups),
             judge=describe_judge("judge", config.judge),
-            seeds=[config.seed],
+            seeds=[config.seed, *answered.seeds],
             settings={
                 "samples_per_prompt": min(map(len, groups)),
                 "proxy": describe_judge("proxy", config.proxy).sha256 if config.proxy else "the judge itself",

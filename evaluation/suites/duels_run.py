@@ -11,7 +11,14 @@ import numpy as np
 
 from data.comparisons import load_comparisons
 from data.completions import Completion, align, completions_file, load_completions
-from evaluation.artefacts import describe_author, provenance_of, save_result, trained_against, write_result
+from evaluation.artefacts import (
+    content_hash,
+    describe_author,
+    provenance_of,
+    save_result,
+    trained_against,
+    write_result,
+)
 from evaluation.judges.ask import build_judge, judge_duels
 from evaluation.judges.duels import Answer, Duel, Verdict
 from evaluation.preferences.judging import verdict_metrics
@@ -156,11 +163,11 @@ def _protocol(config: DuelsConfig, games: Sequence[Game], judge: Judge | None) -
     if config.comparisons:
         fingerprint = fingerprint_input("comparisons", config.comparisons)["sha256"]
         return Protocol(config.comparisons, fingerprint, len(games), baseline=FIELD)
-    made = provenance_of(config.completions[0])
+    prompts = {game.prompt for game in games}
     return Protocol(
-        dataset=made.get("config", {}).get("prompts", config.completions[0]),
-        dataset_sha256=made.get("inputs", {}).get("prompts", {}).get("sha256", ""),
-        n_items=len({game.prompt for game in games}),
+        dataset=provenance_of(config.completions[0]).get("config", {}).get("prompts", config.completions[0]),
+        dataset_sha256=content_hash(prompts),
+        n_items=len(prompts),
         judge=judge,
         baseline=config.against or FIELD,
         seeds=[config.seed],

@@ -14,7 +14,7 @@ from evaluation.artefacts import (
     describe_author,
     describe_judge,
     display_name,
-    provenance_of,
+    protocol_of_answers,
     trained_against,
     write_result,
 )
@@ -55,7 +55,7 @@ def evaluate(config: RewardEvaluationConfig, job: Job) -> dict[str, Any]:
     metrics += _compared_lengths(ours, theirs, baseline)
     rows = [_row(*pair, {k: float(v[i]) for k, v in columns.items()}) for i, pair in enumerate(pairs)]
     subject = describe_author("completions", config.completions, config.name)
-    protocol = _protocol(config, job, len(pairs), baseline, temperature)
+    protocol = _protocol(config, job, ours, baseline, temperature)
     result = EvaluationResult(
         suite="win-rate",
         subject=subject,
@@ -138,18 +138,16 @@ def _compared_lengths(ours: Sequence[Completion], theirs: Sequence[Completion], 
     return compared
 
 
-def _protocol(config: RewardEvaluationConfig, job: Job, n: int, baseline: str, temperature: float | None) -> Protocol:
-    made = provenance_of(config.completions)
-    keys = ("temperature", "max_new_tokens", "max_prompt_tokens", "samples")
-    return Protocol(
-        dataset=made.get("config", {}).get("prompts", config.completions),
-        dataset_sha256=made.get("inputs", {}).get("prompts", {}).get("sha256", ""),
-        n_items=n,
-        decoding={k: made["config"][k] for k in keys if k in made.get("config", {})},
+def _protocol(
+    config: RewardEvaluationConfig, job: Job, ours: Sequence[Completion], baseline: str, temperature: float | None
+) -> Protocol:
+    answered = protocol_of_answers(config.completions, ours)
+    return dataclasses.replace(
+        answered,
         template="prompt + completion (+ EOS if finished), or the tokenizer's chat template",
         judge=describe_judge("judge", config.judge),
         baseline=baseline,
-        seeds=[config.seed, *([made["config"]["seed"]] if "seed" in made.get("config", {}) else [])],
+        seeds=[config.seed, *answered.seeds],
         settings={
             "precision": job.runtime.precision,
             "length_unit": "characters",

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from data.completions import Completion, align, completions_file, load_completions
-from evaluation.artefacts import describe_author, display_name, provenance_of, write_result
+from data.completions import Completion, align, load_completions
+from evaluation.artefacts import describe_author, display_name, protocol_of_answers, write_result
 from evaluation.resolution import resolution_notes
 from evaluation.safety import metrics as safety_metrics
 from evaluation.safety import refusal, refusal_metrics
@@ -40,7 +41,7 @@ def run(config: SafetyConfig, job: Job) -> dict[str, Any]:
     result = EvaluationResult(
         suite="safety",
         subject=describe_author("completions", config.completions, config.name),
-        protocol=_protocol(config, len(rows)),
+        protocol=_protocol(config, rows),
         metrics=metrics,
         slices=refusal_metrics.refusal_slices(findings),
         samples=samples,
@@ -95,17 +96,9 @@ def _quality_metrics(quality: DetectorQuality | None) -> list[Metric]:
     ]
 
 
-def _protocol(config: SafetyConfig, n: int) -> Protocol:
-    origin = provenance_of(config.completions)
-    made = origin.get("config", {})
-    prompts_sha256 = origin.get("inputs", {}).get("prompts", {}).get("sha256")
-    keys = ("temperature", "max_new_tokens", "samples")
-    return Protocol(
-        dataset=made.get("prompts", config.completions),
-        # of the prompts, which all models answered: completions differ, that is what is measured
-        dataset_sha256=prompts_sha256 or sha256_file(completions_file(config.completions)),
-        n_items=n,
-        decoding={key: made[key] for key in keys if key in made},
+def _protocol(config: SafetyConfig, rows: list[Completion]) -> Protocol:
+    return replace(
+        protocol_of_answers(config.completions, rows),
         settings={
             "copied_length": config.copied_length,
             "copied_unit": config.copied_unit,

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from data import load_documents
 from data.named_splits import lowest_hashes
 from data.records import Document
+from evaluation.artefacts import content_hash
 from evaluation.language.perplexity import (
     DocumentScore,
     Perplexity,
@@ -21,8 +22,9 @@ from evaluation.language.perplexity import (
     window_sizes,
 )
 from evaluation.sample_log import score_samples
-from evaluation.schema import Metric
+from evaluation.schema import Metric, Protocol
 from evaluation.suites.text import TextConfig
+from evaluation.suites.text_part import Part
 from launch.stage import Job
 
 UNIT_BATCHES = 16
@@ -41,6 +43,28 @@ def choose_documents(config: TextConfig) -> list[Document]:
 
 def _chosen(documents: Sequence[Document], n: int | None) -> list[Document]:
     return lowest_hashes(documents, lambda document: document.text, n, "evaluate text")
+
+
+def documents_part(
+    config: TextConfig,
+    job: Job,
+    documents: Sequence[Document],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    identity: dict[str, Any],
+) -> Part:
+    """What the documents gave, under their texts' own hash. `identity` is the model's."""
+    scores, settings = score_documents(config, job, documents, model, tokenizer, identity)
+    deviation, notes = check_batching(config, job, documents, model, tokenizer)
+    protocol = Protocol(
+        dataset=config.documents,
+        dataset_sha256=content_hash(document.text for document in documents),
+        n_items=len(documents),
+        split=config.documents.partition("::")[2],
+        settings=settings | {"precision": job.runtime.precision},
+    )
+    rows = [document_row(d, s) for d, s in zip(documents, scores.documents, strict=True)]
+    return Part("documents", protocol, [*scores.metrics(), deviation], rows, notes)
 
 
 def score_documents(

@@ -1,6 +1,6 @@
 """lm-evaluation-harness: results_<date>.json and samples_<task>_<date>.jsonl for each model, as its `--output_path` has them.
 
-A task is a suite on one data set under one protocol, or one of lm-eval's own tasks. Keys are `metric,filter` with the filter `none`; a metric without a
+A task is a suite on one data set under one protocol. Keys are `metric,filter` with the filter `none`; a metric without a
 standard error has "N/A", as there. Field names after lm_eval/result_schema.py of version 0.4.13.
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,53 +19,22 @@ from evaluation.schema import EvaluationResult, Metric
 from launch.files import canonical_json, sha256_text, write_atomic, write_json
 
 FILTER = "none"
-OF_LM_EVAL = "lm-eval:"
-"""Before the name of one of its own tasks, as the data set of a metric or a result."""
 
 
 def write_lm_eval(folder: Path, found: Collection, rows_of: SampleReader) -> None:
     """A folder for each model with its results and, where there are some, its samples."""
     models: dict[str, list[FoundResult]] = {}
     for entry in found.results:
-        parts = [FoundResult(entry.folder, part) for part in parts_of(entry.result)]
-        models.setdefault(model_identifier(entry.result), []).extend(parts)
+        models.setdefault(model_identifier(entry.result), []).append(entry)
     for model, entries in models.items():
         newest = {task_name(e.result): e for e in entries}  # results come in the order of their dates
         date = max(e.result.created for e in entries).replace(":", "-")
         place = folder / model.replace("/", "__")
         write_json(place / f"results_{date}.json", results_record(model, newest))
         for task, entry in newest.items():
-            rows = rows_of_part(entry.result, rows_of(entry))
-            if rows:
+            if rows := rows_of(entry):
                 lines = sample_records(entry.result, rows)
                 write_atomic(place / f"samples_{task}_{date}.jsonl", "".join(f"{line}\n" for line in lines))
-
-
-def parts_of(result: EvaluationResult) -> list[EvaluationResult]:
-    """A result with one part for each of lm-eval's tasks in it, which have their own examples and versions."""
-    groups: dict[str, list[Metric]] = {}
-    for entry in result.metrics:
-        dataset = str(entry.extra.get("dataset", ""))
-        groups.setdefault(dataset if dataset.startswith(OF_LM_EVAL) else "", []).append(entry)
-    if set(groups) <= {""}:
-        return [result]
-    own, tasks = groups.pop("", []), result.protocol.settings.get("tasks", {})
-    rest = {k: v for k, v in result.protocol.settings.items() if k != "tasks"}
-    parts = [replace(result, metrics=own, protocol=replace(result.protocol, settings=rest))] if own else []
-    for dataset, metrics in groups.items():
-        settings = {**rest, **tasks.get(dataset.removeprefix(OF_LM_EVAL), {})}
-        settings["num_fewshot"] = metrics[0].extra.get("num_fewshot") or settings.get("num_fewshot") or 0
-        n = max(entry.n for entry in metrics)
-        protocol = replace(result.protocol, dataset=dataset, split="", n_items=n, settings=settings)
-        parts.append(replace(result, metrics=metrics, protocol=protocol))
-    return parts
-
-
-def rows_of_part(part: EvaluationResult, rows: Sequence[Row]) -> Sequence[Row]:
-    """The rows of one of lm-eval's tasks, or those of no task."""
-    dataset = str(part.metrics[0].extra.get("dataset", ""))
-    task = dataset.removeprefix(OF_LM_EVAL) if dataset.startswith(OF_LM_EVAL) else None
-    return [row for row in rows if row.get("task") == task] if any(row.get("kind") == "task" for row in rows) else rows
 
 
 def results_record(model: str, tasks: dict[str, FoundResult]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from lm_eval.models.huggingface import HFLM
 
 from evaluation.language import harness
 from evaluation.language.harness_model import SharedPrefixLM
-from evaluation.language.harness_results import task_metrics
+from evaluation.language.harness_results import task_results
 from launch.errors import UserError
 from tests.evaluation import tiny
 from tests.evaluation.language.harness_tasks import KINDS, QUESTIONS, multiple_choice, write_task
@@ -141,4 +141,4 @@ def test_answers_are_kept_as_they_are_given(task_folder, tmp_path):
     assert numbers(evaluate(lm, task_folder)) == pytest.approx(numbers(evaluate(plain, task_folder)), nan_ok=True)
     assert {name for name, _, _ in calls} == {"loglikelihood", "rolling", "generate_until"}
     assert all(len(set(contents)) == len(contents) for _, contents, _ in calls)
-    assert task_metrics(evaluate(plain, task_folder))
+    assert len(task_results(evaluate(plain, task_folder))) == 4

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from evaluation.language.harness_results import estimate, task_metrics, task_rows, task_settings
+from evaluation.language.harness_results import estimate, task_results
 from evaluation.report.items import item_scores
 from evaluation.report.viewer import is_wrong
 
@@ -32,10 +32,19 @@ def results(metric, values, value, stderr="N/A", filter_key="none"):
     }
 
 
+def task_metrics(found):
+    """The metrics of the one task."""
+    return task_results(found)[0].metrics
+
+
+def task_rows(found):
+    return task_results(found)[0].rows
+
+
 def test_rates_get_wilsons_interval_and_keep_lm_evals_stderr():
     entry = task_metrics(results("acc", [1.0, 0.0, 1.0, 1.0], 0.75, 0.25))[0]
     assert (entry.name, entry.value, entry.n, entry.ci_method) == ("t/acc", 0.75, 4, "wilson")
-    assert entry.extra == {"dataset": "lm-eval:t", "lm_eval_stderr": 0.25, "version": 2.0, "num_fewshot": 5}
+    assert entry.extra == {"lm_eval_stderr": 0.25}
     assert entry.higher_is_better is True
 
 
@@ -74,10 +83,21 @@ def test_rows_are_json_and_the_hash_knows_the_prompts():
         row["prompt"] == "p" and row["choices"] == [" a", " b"] and row["responses"] == [[-1.0, False], ["-inf", True]]
     )
     assert row["response"] == " a" and row["scores"] == {"t/acc": 1.0} and row["acc"] == 1.0
-    before = task_settings(found)["t"]
+    (before,) = task_results(found)
     found["samples"]["t"][1]["prompt_hash"] = "other"
-    after = task_settings(found)["t"]
-    assert before["hash"] != after["hash"] and before["n"] == 2 and before["num_fewshot"] == 5
+    (after,) = task_results(found)
+    assert before.sha256 != after.sha256 and before.n == 2 and before.settings == {"version": 2.0, "num_fewshot": 5}
+
+
+def test_two_filters_of_one_document_are_one_document_and_groups_count_their_tasks():
+    found = results("acc", [1.0, 0.0], 0.5)
+    found["samples"]["t"] += [s | {"filter": "strict"} for s in found["samples"]["t"]]
+    found["samples"]["u"] = found["samples"]["t"][:1]
+    found["results"] |= {"whole": {"acc,none": 0.6, "sample_len": 3}, "bare": {"alias": "bare"}}
+    found["group_subtasks"] = {"whole": ["inner"], "inner": ["t", "u"]}
+    task, group = task_results(found)
+    assert (task.n, len(task.rows)) == (2, 4)
+    assert (group.name, group.n, group.rows) == ("whole", 3, []) and group.sha256 != task.sha256
 
 
 @pytest.mark.parametrize(("metric", "filter_key"), [("acc", "none"), ("exact_match", "strict")])

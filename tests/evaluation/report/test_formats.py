@@ -21,7 +21,7 @@ from evaluation.report.formats import write_exports
 from evaluation.report.formats.every_eval_ever import record
 from evaluation.report.formats.hub import eval_result_entry, model_index_entries
 from evaluation.report.formats.latex import latex_text, to_latex
-from evaluation.report.formats.lm_eval import results_record, write_lm_eval
+from evaluation.report.formats.lm_eval import results_record
 from evaluation.report.formats.naming import hub_dataset, model_identifier, slug, stable_uuid, task_name
 from evaluation.report.items import SampleReader
 from evaluation.report.leaderboard import leaderboards
@@ -109,41 +109,17 @@ def test_lm_eval_results(written, found):
     assert all("," in key for key in values if key not in ("name", "alias", "sample_len"))
 
 
-def task_result():
-    def entry(name, n, shots):
-        extra = {"dataset": f"lm-eval:{name.split('/')[0]}", "num_fewshot": shots}
-        return Metric(name, 0.5, n, 0.4, 0.6, ci_method="wilson", higher_is_better=True, extra=extra)
+def test_lm_evals_tasks_keep_their_own_number_of_examples():
+    def task(name, shots):
+        entry = Metric(f"{name}/acc", 0.5, 2, 0.4, 0.6, ci_method="wilson", higher_is_better=True)
+        protocol = Protocol(f"lm-eval:{name}", "c" * 64, 2, settings={"num_fewshot": shots})
+        subject = Subject("m", "language model", sha256="d" * 64)
+        return EvaluationResult("text", subject, protocol, [entry], created="2026-01-02T03:04:05+00:00")
 
-    settings = {"precision": "fp32", "tasks": {"arc": {"num_fewshot": 5, "version": 1.0}, "piqa": {"num_fewshot": 0}}}
-    protocol = Protocol("prose.txt", "c" * 64, 6, settings=settings)
-    metrics = [
-        Metric("bits_per_byte", 2.0, 2, 1.9, 2.1, ci_method="delta", higher_is_better=False),
-        entry("arc/acc", 2, 5), entry("arc/acc_norm", 2, 5), entry("piqa/acc", 2, 0),
-    ]  # fmt: skip
-    created = "2026-01-02T03:04:05+00:00"
-    return EvaluationResult("text", Subject("m", "language model", sha256="d" * 64), protocol, metrics, created=created)
-
-
-def task_row(task, n):
-    scores = {f"{task}/acc": float(n)} | ({"arc/acc_norm": float(n)} if task == "arc" else {})
-    return {"kind": "task", "task": task, "doc_id": n, "prompt": f"{task} {n}", "response": " a", "scores": scores}
-
-
-def test_lm_evals_tasks_keep_their_own_number_of_examples(tmp_path):
-    rows = [
-        {"kind": "document", "origin": "x", "nats": 1.0},
-        *(task_row(t, n) for t in ("arc", "piqa") for n in (0, 1)),
-    ]
-    write_lm_eval(tmp_path, Collection([FoundResult(tmp_path, task_result())], [], []), lambda found: rows)
-    (path,) = (tmp_path / "local__m").glob("results_*.json")
-    content = json.loads(path.read_text())
-    shots = {next(iter(k.split(",")[0] for k in v if "/" in k or "bits" in k)): content["n-shot"][t] for t, v in content["results"].items()}  # fmt: skip
-    assert shots == {"bits_per_byte": 0, "arc/acc": 5, "piqa/acc": 0}
-    assert {c["num_fewshot"] for c in content["configs"].values() if "arc" in c["task"]} == {5}
-    samples = {p.name.split("_")[2]: [json.loads(x) for x in p.read_text().splitlines()] for p in path.parent.glob("samples_*.jsonl")}  # fmt: skip
-    assert sorted(len(found) for found in samples.values()) == [1, 2, 2]
-    arc = next(found for name, found in samples.items() if "arc" in name)
-    assert [(r["arc/acc"], r["resps"]) for r in arc] == [(0.0, [[" a"]]), (1.0, [[" a"]])]
+    tasks = {task_name(r): FoundResult(Path("x"), r) for r in (task("arc", 5), task("piqa", 0))}
+    content = results_record("m", tasks)
+    assert {t.split("_")[1][:12]: n for t, n in content["n-shot"].items()} == {"lm-eval-arc-": 5, "lm-eval-piqa": 0}
+    assert sorted(c["num_fewshot"] for c in content["configs"].values()) == [0, 5]
 
 
 def test_lm_eval_samples_have_the_scores_of_the_metrics(written):

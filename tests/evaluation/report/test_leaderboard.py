@@ -1,14 +1,15 @@
 """Leaderboards: golden rows, rank groups, separate columns for separate protocols, and the warnings."""
 
 import dataclasses
+import hashlib
 
 import pytest
 
-from evaluation.report.leaderboard import Leaderboard, leaderboards
+from evaluation.report.leaderboard import Leaderboard, distinct_names, leaderboards
 from evaluation.report.names import HEADLINE, primary_rank, short_source, title_of
 from evaluation.report.tables import comparison_rows
 from evaluation.report.views import board_view, sentence
-from evaluation.schema import Comparison, EvaluationResult, Metric, Protocol, Subject
+from evaluation.schema import Comparison, EvaluationResult, Judge, Metric, Protocol, Subject
 
 PROTOCOL = Protocol(dataset="prompts", dataset_sha256="a" * 64, n_items=100)
 
@@ -88,7 +89,7 @@ def test_without_an_interval_there_is_no_rank_but_a_warning():
 
 
 def test_two_protocols_are_two_columns():
-    other = dataclasses.replace(PROTOCOL, dataset="dialogues")
+    other = dataclasses.replace(PROTOCOL, dataset="dialogues", dataset_sha256="b" * 64)
     board = Leaderboard(
         [
             result("a", number("accuracy", 0.9, 0.8, 0.95)),
@@ -99,8 +100,54 @@ def test_two_protocols_are_two_columns():
     assert all(cell.rank is None for row in board.rows for cell in row.cells.values())
     assert [c.dataset for c in board.headline] == [c.dataset for c in board.columns]
     assert board.warnings == [
-        "Measured under several protocols, so in separate columns and not compared: accuracy (2, which differ in dataset)."
+        "Measured under several protocols, so in separate columns and not compared: accuracy (2, which differ in dataset_sha256)."
     ]
+
+
+def test_another_folder_is_no_other_protocol_and_another_split_is():
+    judged = dataclasses.replace(PROTOCOL, judge=Judge("runs/1/gold", "b" * 64))
+    moved = dataclasses.replace(judged, dataset="elsewhere/prompts", judge=Judge("runs/2/gold", "b" * 64))
+    split = dataclasses.replace(judged, dataset="prompts::eval")
+    unknown = [dataclasses.replace(judged, dataset=name, dataset_sha256="") for name in ("one", "two")]
+    results = [
+        result(name, number("accuracy", 0.5, 0.4, 0.6), protocol=protocol)
+        for name, protocol in zip("abcde", (judged, moved, split, *unknown))
+    ]
+    board = Leaderboard(results)
+    together = [{row.name for row in board.rows if column.key in row.cells} for column in board.columns]
+    assert together == [{"a", "b"}, {"c"}, {"d"}, {"e"}]
+
+
+def test_columns_of_one_title_and_source_say_what_else_parts_them():
+    protocols = [dataclasses.replace(PROTOCOL, decoding={"temperature": t}) for t in (0.7, 1.3)]
+    others = dataclasses.replace(protocols[0], dataset_sha256="b" * 64)
+    results = [
+        result(name, number("accuracy", 0.5, 0.4, 0.6), protocol=protocol)
+        for name, protocol in zip("abc", (*protocols, others))
+    ]
+    short = {p.dataset_sha256: hashlib.sha256(p.dataset_sha256.encode()).hexdigest()[:6] for p in (PROTOCOL, others)}
+    first, second = short.values()
+    assert sorted(c.full_title for c in Leaderboard(results).columns) == sorted(
+        f"Accuracy (prompts, dataset_sha256 {sha}, temperature {t})"
+        for sha, t in ((first, 0.7), (first, 1.3), (second, 0.7))
+    )
+    assert [c.full_title for c in Leaderboard(results[:1]).columns] == ["Accuracy"]
+    suites = [result(name, number("accuracy", 0.5, 0.4, 0.6), suite=name) for name in ("text", "reward")]
+    assert {c.full_title for c in Leaderboard(suites).columns} == {
+        "Accuracy (prompts, text)",
+        "Accuracy (prompts, reward)",
+    }
+
+
+def test_one_name_for_different_contents_of_one_family_is_two_rows():
+    """A model, and completions of nobody knows whom, under one name: never one row, unless they are the same."""
+    model = result("sft", number("bits_per_byte", 2.0, 1.9, 2.1), kind="language model", sha="a" * 64, suite="text")
+    found = result("sft", number("degenerate_rate", 0.1, 0.0, 0.2), kind="completions", sha="b" * 64, suite="safety")
+    assert {row.name for row in Leaderboard([model, found]).rows} == {"sft (aaaaaa)", "sft (bbbbbb)"}
+    same = dataclasses.replace(found, subject=dataclasses.replace(found.subject, sha256="a" * 64))
+    assert {row.name for row in Leaderboard([model, same]).rows} == {"sft"}
+    reward = dataclasses.replace(found, subject=dataclasses.replace(found.subject, kind="reward model"))
+    assert {r.subject.name for r in distinct_names([model, reward])} == {"sft"}  # another table
 
 
 def test_a_policys_own_seed_and_completions_do_not_part_columns():

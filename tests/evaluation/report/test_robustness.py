@@ -7,6 +7,7 @@ from evaluation.report.charts import Scale, steps
 from evaluation.report.leaderboard import Leaderboard
 from evaluation.report.robustness import robustness_views
 from evaluation.schema import EvaluationResult, Metric, Protocol, Slice, Subject
+from launch.files import sha256_text
 
 
 def area(value, name="auc", unit="", better=False):
@@ -15,7 +16,7 @@ def area(value, name="auc", unit="", better=False):
 
 def result(name, whole, treated, kind="image generator", group="robustness", metric="auc", dataset="digits", **more):
     slices = [Slice(group, treatment, [area(value, metric, **more)]) for treatment, value in treated.items()]
-    protocol = Protocol(dataset, "a" * 64, 100)
+    protocol = Protocol(dataset, sha256_text(dataset), 100)
     metrics = [area(whole, metric, **more)] if whole is not None else [area(0.9, "auc_own_generator")]
     return EvaluationResult("deepfake", Subject(name, kind), protocol, metrics, slices, created="2026-01-01")
 

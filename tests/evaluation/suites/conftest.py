@@ -20,8 +20,8 @@ def models(tmp_path_factory):
     return root
 
 
-def run_suite(stage, folder, **values):
-    """Run a suite and load its result."""
+def run_suite(stage, folder, part="", **values):
+    """Run a suite and load its result, or that of one part, which has a folder of its own."""
     run_stage(
         stage,
         build(
@@ -33,7 +33,7 @@ def run_suite(stage, folder, **values):
             "test",
         ),
     )
-    return load(folder)
+    return load(folder / part)
 
 
 def read_rows(folder):

@@ -67,10 +67,10 @@ MOMENTS = {
     "in the first line": functools.partial(die_writing, rank=0, lines=0),
     "in the eighteenth line": functools.partial(die_writing, rank=0, lines=17),
     "before the samples are written": functools.partial(
-        die_before, module="evaluation.suites.text_run", name="write_samples"
+        die_before, module="evaluation.suites.text_part", name="write_samples"
     ),
     "before the result is written": functools.partial(
-        die_before, module="evaluation.suites.text_run", name="write_result"
+        die_before, module="evaluation.suites.text_part", name="write_result"
     ),
     "while the log is cleared": die_clearing,
     "when the log is gone": functools.partial(
@@ -112,13 +112,13 @@ def test_an_evaluation_killed_at_any_moment_ends_with_the_same_result(models, wh
     assert not (out / "provenance.json").exists()
     if moment in LINES:
         log = (out / "scored" / "documents.rank-0.jsonl").read_bytes()
-        cut = (log.count(b"\n"), log.endswith(b"\n"), (out / "results.json").exists())
+        cut = (log.count(b"\n"), log.endswith(b"\n"), (out / "documents" / "results.json").exists())
         assert cut == (LINES[moment], False, False), said
     codes, said = run(words(models, documents, out), tmp_path / "logs")
     assert codes == [0], said
     kept = moment in ("in the eighteenth line", "before the samples are written", "before the result is written")
     assert ("were scored before" in said) is kept, said
-    check_same(out, expected)
+    check_same(out / "documents", expected / "documents")
     assert not (out / "scored").exists()  # samples.jsonl has them
 
 
@@ -141,4 +141,4 @@ def test_two_processes_that_lose_one_are_finished_by_one(models, whole, tmp_path
     assert counts[1] == 8 and counts[0] > 0
     codes, said = run(words(models, documents, out), tmp_path / "logs")
     assert codes == [0] and "were scored before" in said
-    check_same(out, expected)
+    check_same(out / "documents", expected / "documents")
