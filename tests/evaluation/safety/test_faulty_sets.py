@@ -103,7 +103,7 @@ def test_whatever_stands_in_a_row_is_read_or_refused_in_one_sentence(tmp_path, n
             except Exception as error:
                 raise AssertionError(f"{place} = {fault!r}") from error
             texts = [option.text.strip() for item in items for option in item.options]
-            assert items and str(fault) not in texts or isinstance(fault, str), f"{place} = {fault!r}"
+            assert (items and str(fault) not in texts) or isinstance(fault, str), f"{place} = {fault!r}"
 
 
 @pytest.mark.parametrize(
