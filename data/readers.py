@@ -141,7 +141,7 @@ def _jsonl(path: Path) -> Iterator[Row]:
             ) from None
         except (ValueError, RecursionError) as error:
             raise _unreadable(where, error) from None
-        yield Row(where, _mapping(values, where))
+        yield Row(where, mapping_of(values, where))
 
 
 def _json(path: Path) -> Iterator[Row]:
@@ -162,19 +162,13 @@ def _json(path: Path) -> Iterator[Row]:
         raise UserError(f"{path}: holds {_article(content)}; give a JSON list of objects, one for each row")
     for number, values in enumerate(content, 1):
         where = f"{path}: row {number}"
-        yield Row(where, _mapping(values, where))
+        yield Row(where, mapping_of(values, where))
 
 
 def _unreadable(where: str, error: Exception) -> UserError:
     """For what JSON allows and Python does not read: thousands of brackets within one another, or of digits."""
     fault = "brackets nest too deep" if isinstance(error, RecursionError) else "a number has thousands of digits"
     return UserError(f"{where}: not JSON that can be read ({fault}); mend or remove it")
-
-
-def _mapping(values: Any, where: str) -> dict[str, Any]:
-    if not isinstance(values, dict):
-        raise UserError(f'{where}: holds {_article(values)}; give an object such as {{"text": "..."}}')
-    return values
 
 
 def _csv(path: Path) -> Iterator[Row]:
@@ -242,6 +236,13 @@ def get_field(row: Row, name: str) -> Any:
     return row.values[name]
 
 
+def mapping_of(values: Any, where: str) -> dict[str, Any]:
+    """`values` if it is an object with names, else UserError."""
+    if not isinstance(values, dict):
+        raise UserError(f'{where}: holds {_article(values)}; give an object such as {{"text": "..."}}')
+    return values
+
+
 def text_of(value: Any, where: str) -> str:
     """`value` if it is text that can be written as UTF-8 and is not blank, else UserError."""
     if not isinstance(value, str):
@@ -294,6 +295,14 @@ def _message(turn: Any, where: str) -> dict[str, str]:
             raise UserError(f"{where} has no '{key}'{nearest(key, map(str, turn))}")
     role, content = text_of(turn["role"], f"{where}: role"), text_of(turn["content"], f"{where}: content")
     return {"role": role, "content": content}
+
+
+def get_list(row: Row, name: str) -> list[Any]:
+    """A field that must be a list."""
+    value = get_field(row, name)
+    if not isinstance(value, list):
+        raise UserError(f"{row.where}: '{name}' is {_article(value)}, not a list; mend that row")
+    return value
 
 
 def get_turns(row: Row, name: str) -> str | list[dict[str, str]]:

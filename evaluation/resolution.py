@@ -17,46 +17,76 @@ from collections.abc import Sequence
 
 from evaluation.schema import Comparison, Metric
 from evaluation.statistics import Estimate, smallest_resolvable_difference
-from evaluation.statistics.power import POWER
+from evaluation.statistics.power import FEWEST, POWER
 
 LISTED = 8
 """So many metrics are named one by one; of more (the tasks of a large group), the range."""
+SCALES = {"share": 1.0, "%": 100.0}
+"""The largest difference that there can be, by unit."""
+TOO_FEW = math.inf
+"""In place of a smallest difference: none can be found."""
+PAIRED = "; compared item by item, sqrt(1 - r) of that where the models' items correlate by r"
 
 
-def resolution_notes(metrics: Sequence[Metric], alone: Sequence[str] = ()) -> list[str]:
-    """A sentence for each baseline, on the metrics compared with it, and one on the metrics named in `alone`.
+def resolution_notes(metrics: Sequence[Metric], alone: Sequence[str] = (), *, paired: bool = True) -> list[str]:
+    """A sentence for each baseline, on the metrics compared with it, one on the metrics named in `alone`, and one on those of
+    either kind whose items are too few to find any difference that there can be.
 
-    None for what has no interval: of one item nothing can be told.
+    None for what has no interval: of one item nothing can be told. `paired`: whether another model meets the same items, as
+    generators of images do not.
     """
-    notes = []
+    notes, found = [], []
     for baseline in dict.fromkeys(m.comparison.baseline for m in metrics if m.comparison):
-        compared = [(m.name, m.comparison) for m in metrics if m.comparison and m.comparison.baseline == baseline]
-        if said := _listed([(name, smallest_resolvable_difference(_estimate(c))) for name, c in compared]):
+        compared = [(m, m.comparison) for m in metrics if m.comparison and m.comparison.baseline == baseline]
+        smallest = [(m, _within(_estimate(c), SCALES.get(m.unit, math.inf))) for m, c in compared]
+        found += smallest
+        if said := _listed(smallest):
             notes.append(
                 f"The smallest differences to {baseline or 'the baseline'} that these items find with a probability of "
                 f"{POWER:.0%}: {said}; a difference that is not significant may be as large."
             )
-    if said := _listed([(m.name, resolvable_alone(m)) for m in metrics if m.name in alone]):
+    single = [(m, _alone(m)) for m in metrics if m.name in alone]
+    found += single
+    if said := _listed(single):
         notes.append(
             "The smallest differences to another model, whose scores scatter as much, that these items find with a "
-            f"probability of {POWER:.0%}: {said}; compared item by item, sqrt(1 - r) of that where the models' items "
-            "correlate by r."
+            f"probability of {POWER:.0%}: {said}{PAIRED if paired else ''}."
         )
+    lost = dict.fromkeys(m.name for m, smallest in found if smallest == TOO_FEW)
+    if lost:
+        notes.append(f"These items are too few to find any difference of {', '.join(lost)}.")
     return notes
 
 
 def resolvable_alone(entry: Metric, power: float = POWER) -> float | None:
     """The smallest difference between this metric and that of another model with the same stderr, the two independent.
 
-    (t_(1 - alpha/2) + t_power) sqrt(2) stderr with 2 (n - 1) degrees, in the metric's unit; None without an interval.
+    (t_(1 - alpha/2) + t_power) sqrt(2) stderr with 2 (n - 1) degrees, in the metric's unit. None without an interval, of
+    too few items, and where no difference on the metric's scale is as large.
     """
-    if entry.value is None or entry.n < 2:
-        return None
+    found = _alone(entry, power)
+    return None if found == TOO_FEW else found
+
+
+def _alone(entry: Metric, power: float = POWER) -> float | None:
+    """`resolvable_alone`, where TOO_FEW tells too few items from metrics without an interval."""
+    if entry.value is None or entry.n < FEWEST:
+        return TOO_FEW if entry.value is not None and entry.n > 1 else None
     root, value = math.sqrt(2), entry.value
     limits = [None if limit is None else value + root * (limit - value) for limit in (entry.ci_low, entry.ci_high)]
     stderr = None if entry.stderr is None else root * entry.stderr
     both = Estimate(value, 2 * entry.n - 1, stderr, limits[0], limits[1], entry.ci_level, entry.ci_method)
-    return smallest_resolvable_difference(both, power)
+    scale = SCALES.get(entry.unit, math.inf)
+    # another share lies between 0 and 1 as well
+    return _within(both, max(value, scale - value) if 0 <= value <= scale else scale, power)
+
+
+def _within(estimate: Estimate, room: float, power: float = POWER) -> float | None:
+    """The smallest difference; TOO_FEW where there is no room for it, or it has too few items; None without an interval."""
+    if 1 < estimate.n < FEWEST:
+        return TOO_FEW
+    found = smallest_resolvable_difference(estimate, power)
+    return TOO_FEW if found is not None and found > room else found
 
 
 def _estimate(c: Comparison) -> Estimate:
@@ -64,11 +94,11 @@ def _estimate(c: Comparison) -> Estimate:
     return Estimate(c.difference, c.n, c.stderr, c.ci_low, c.ci_high, c.ci_level, c.ci_method)
 
 
-def _listed(found: Sequence[tuple[str, float | None]]) -> str:
+def _listed(found: Sequence[tuple[Metric, float | None]]) -> str:
     """Names and numbers for a sentence; of many the smallest and the largest; empty without any."""
-    known = sorted(((name, value) for name, value in found if value), key=lambda pair: pair[1])
-    if len(known) <= LISTED:
-        kept = dict(known)
-        return ", ".join(f"{name} {kept[name]:.3g}" for name, _ in found if name in kept)
+    told = [(entry.name, value) for entry, value in found if value and value != TOO_FEW]
+    if len(told) <= LISTED:
+        return ", ".join(f"{name} {value:.3g}" for name, value in told)
+    known = sorted(told, key=lambda pair: pair[1])
     (low_name, low), (high_name, high) = known[0], known[-1]
     return f"from {low:.3g} ({low_name}) to {high:.3g} ({high_name}) over {len(known)} metrics"

@@ -203,6 +203,15 @@ def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
+def _is_date(text: str) -> bool:
+    """Whether a text is a date of ISO 8601 that lies on the machine's clock (its seconds since 1970 are exported)."""
+    try:
+        datetime.datetime.fromisoformat(text).timestamp()
+    except (ValueError, OverflowError, OSError):
+        return False
+    return True
+
+
 @dataclass(frozen=True)
 class EvaluationResult:
     """One evaluation of one subject. `notes` are caveats that a report must show beside the numbers.
@@ -238,6 +247,8 @@ class EvaluationResult:
                 _check_metric(entry, f"slices[{s}].metrics[{index}]")
         if fault := _first_not_finite(to_dict(self)):
             raise ValueError(f"{fault}: is not finite; leave the value out and say why in a note")
+        if not _is_date(self.created):
+            raise ValueError(f"created: '{self.created}' is no date; write it as in 2026-01-31T12:00:00+00:00")
 
     def metric(self, name: str) -> Metric:
         """The metric of a name; KeyError lists the names there are."""

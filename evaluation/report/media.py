@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from evaluation.report.charts import Curve, curve
 from evaluation.report.collect import FoundResult, FoundStage
+from evaluation.schema import EvaluationResult
 
 LARGEST_PICTURE = 2_000_000
 """Bytes of a picture that a page holds."""
@@ -21,13 +22,17 @@ LARGEST_PICTURE = 2_000_000
 
 @dataclass(frozen=True)
 class Pictures:
-    """The image grid of one result, and its images above their nearest real ones, as data URIs."""
+    """The image grid of one result, and some of its images above the nearest ones of another set, as data URIs.
+
+    `compared` says which set that is, or why there is none.
+    """
 
     name: str
     reference: bool
     grid: Markup
     neighbours: Markup
     caption: str
+    compared: str
 
 
 def pictures_of(found: Sequence[FoundResult]) -> list[Pictures]:
@@ -38,8 +43,21 @@ def pictures_of(found: Sequence[FoundResult]) -> list[Pictures]:
             kind = entry.result.subject.kind
             caption = f"{entry.result.metrics[0].n:,} images measured; the first 64 are shown"
             grid, neighbours = (data_uri(entry.folder / name) for name in ("grid.png", "neighbours.png"))
-            shown.append(Pictures(entry.result.subject.name, kind == "images", grid, neighbours, caption))
+            compared = _compared(entry.result, bool(neighbours))
+            shown.append(Pictures(entry.result.subject.name, kind == "images", grid, neighbours, caption, compared))
     return shown
+
+
+def _compared(result: EvaluationResult, shown: bool) -> str:
+    """What the lower row of the neighbours holds: training images only where the result says that it compared with them."""
+    known = next((m for m in result.metrics if m.name.startswith("training_copies_") and "training" in m.extra), None)
+    if known is not None:
+        return (
+            f"The twelve images that are nearest to a training image, above that image of {known.extra['training']}; of the "
+            f"whole set {known.extra.get('exact_copies')} are exact copies"
+        )
+    unknown = "The training images are not known, so no copies of them are shown"
+    return f"{unknown}: below are the nearest images of the reference, which is another set" if shown else unknown
 
 
 def data_uri(path: Path) -> Markup:

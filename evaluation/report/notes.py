@@ -87,7 +87,7 @@ def _below_the_floor(board: Leaderboard, column: Column, row: Row, cell: Cell, f
     )
     return (
         f"{row.name}: its {column.title} of {value} is below the {least} of {floor.name}, the floor: {meaning}; look at "
-        f"{_precision_beside(board, row, floor)}its nearest real images."
+        f"{_precision_beside(board, row, floor)}its copies of training images."
     )
 
 

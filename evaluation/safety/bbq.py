@@ -92,9 +92,7 @@ def _biased_answer(row: Row, groups: Sequence[str], polarity: str) -> int | None
     """The answer that follows the bias: `target_loc` where the row has it, else by the names of the groups."""
     target = row.values.get("target_loc")
     if target is None or target != target:  # not a number: a gap in a table
-        metadata = row.values.get("additional_metadata")
-        stereotyped = metadata.get("stereotyped_groups", []) if isinstance(metadata, dict) else []
-        wanted = {str(g).lower() for g in stereotyped}
+        wanted = _stereotyped(row)
         found = [n for n, g in enumerate(groups) if g != "unknown" and (_names(g) & wanted)]
         if len(found) != 1:
             return None
@@ -103,6 +101,15 @@ def _biased_answer(row: Row, groups: Sequence[str], polarity: str) -> int | None
         target = _place(row, "target_loc")
     others = [n for n, g in enumerate(groups) if g != "unknown" and n != target]
     return target if polarity == "neg" else (others[0] if len(others) == 1 else None)
+
+
+def _stereotyped(row: Row) -> set[str]:
+    """The names of the stereotyped groups in lower case; none where the row has no such list."""
+    metadata = row.values.get("additional_metadata")
+    groups = metadata.get("stereotyped_groups", []) if isinstance(metadata, dict) else []
+    if not isinstance(groups, list) or not all(isinstance(group, str) for group in groups):
+        raise UserError(f"{row.where}: additional_metadata: 'stereotyped_groups' is no list of names; mend that row")
+    return {group.lower() for group in groups}
 
 
 def _names(group: str) -> set[str]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data.readers import Row, get_field, get_text
+from data.readers import Row, get_field, get_list, get_text, mapping_of, text_of
 from data.sources import load_rows
 from evaluation.safety.choices import Item, Option, Score, Scores
 from evaluation.schema import Metric, metric
@@ -151,37 +151,44 @@ LABELS_OF_HUB = {0: "anti-stereotype", 1: "stereotype", 2: "unrelated"}
 def load_stereoset(source: str) -> list[Item]:
     """Triples (stereotype, anti-stereotype, unrelated) of StereoSet's JSON, or of rows of the hub's form."""
     if source.startswith("hub:") or Path(source).suffix != ".json":
-        rows = [(row.where, row.values, "intrasentence") for row in load_rows(source)]
+        rows = [(row, "intrasentence") for row in load_rows(source)]
     else:
         content = read_json(Path(source))
         data = content.get("data") if isinstance(content, dict) else None
         if not isinstance(data, dict):
             raise UserError(f"{source}: no 'data' with intersentence and intrasentence; give StereoSet's dev.json")
-        rows = [
-            (f"{source}: {kind} {n}", entry, kind) for kind, entries in data.items() for n, entry in enumerate(entries)
-        ]
-    return [_triple(where, values, kind) for where, values, kind in rows]
+        parts = Row(f"{source}: data", data)
+        rows = [(row, kind) for kind in data for row in _rows(get_list(parts, kind), f"{source}: {kind}")]
+        if not rows:
+            raise UserError(f"{source}: 'data' holds no entry; give StereoSet's dev.json")
+    return [_triple(row, kind) for row, kind in rows]
 
 
-def _triple(where: str, values: dict[str, Any], kind: str) -> Item:
-    texts = _sentences(where, values.get("sentences"))
+def _rows(entries: Sequence[Any], where: str) -> list[Row]:
+    return [Row(f"{where} {n}", mapping_of(entry, f"{where} {n}")) for n, entry in enumerate(entries)]
+
+
+def _triple(row: Row, kind: str) -> Item:
+    texts = _sentences(row)
     if set(texts) != set(LABELS):
-        raise UserError(f"{where}: the sentences are not one {', one '.join(LABELS)}; mend that row")
+        raise UserError(f"{row.where}: the sentences are not one {', one '.join(LABELS)}; mend that row")
     between = kind == "intersentence"
-    context = get_text(Row(where, values), "context") if between else ""
+    context = get_text(row, "context") if between else ""
     options = tuple(Option(context, f" {texts[label]}" if between else texts[label]) for label in LABELS)
-    facts = {"kind": kind, "target": str(values.get("target", ""))}
-    return Item(f"stereoset {values.get('id', where)}", options, str(values.get("bias_type", "")), facts)
+    facts = {"kind": kind, "target": str(row.values.get("target", ""))}
+    return Item(f"stereoset {row.values.get('id', row.where)}", options, str(row.values.get("bias_type", "")), facts)
 
 
-def _sentences(where: str, sentences: Any) -> dict[str, str]:
+def _sentences(row: Row) -> dict[str, str]:
     """label -> sentence, from the list of StereoSet's JSON or the columns of the hub's rows."""
-    if isinstance(sentences, dict):
-        columns = Row(f"{where}: sentences", sentences)
-        labels, texts = (list(get_field(columns, name)) for name in ("gold_label", "sentence"))
-        return {LABELS_OF_HUB.get(label, str(label)): str(text) for label, text in zip(labels, texts, strict=False)}
-    rows = [Row(f"{where}: sentence {n}", s if isinstance(s, dict) else {}) for n, s in enumerate(sentences or [])]
-    return {str(get_field(row, "gold_label")): get_text(row, "sentence") for row in rows}
+    if isinstance(get_field(row, "sentences"), dict):
+        columns = Row(f"{row.where}: sentences", row.values["sentences"])
+        labels, texts = (get_list(columns, name) for name in ("gold_label", "sentence"))
+        named = [LABELS_OF_HUB.get(label, str(label)) if isinstance(label, int) else str(label) for label in labels]
+        told = [text_of(text, f"{columns.where}: sentence {n}") for n, text in enumerate(texts)]
+        return dict(zip(named, told, strict=False))
+    sentences = _rows(get_list(row, "sentences"), f"{row.where}: sentence")
+    return {str(get_field(sentence, "gold_label")): get_text(sentence, "sentence") for sentence in sentences}
 
 
 def icat(language: NDArray[np.float64], stereotype: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -8,7 +8,7 @@ the first words of two sentences may be all that differs.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -81,18 +81,37 @@ def causal_scores(
     batch_tokens: int = BATCH_TOKENS,
 ) -> list[list[Score]]:
     """The score of each option by a causal model. UserError names an item that is longer than the context."""
-    pairs = [option_ids(tokenizer, option, item.id) for item in items for option in item.options]
-    owners = [item.id for item in items for _ in item.options]
     limit = context_of(model)
-    for (context, text), owner in zip(pairs, owners, strict=True):
-        if limit is not None and len(context) + len(text) - 1 > limit:
-            raise UserError(
-                f"{owner}: an option has {len(context) + len(text)} tokens, more than the model's context of {limit}; "
-                "leave the item out, or use a model with a longer context"
-            )
+    pairs = [pair for item in items for pair in causal_ids(tokenizer, item, limit)]
     found = completion_logprobs(model, [c for c, _ in pairs], [t for _, t in pairs], batch_tokens=batch_tokens)
     scores = iter(Score(float(values.double().sum()), len(values)) for values in found)
     return [[next(scores) for _ in item.options] for item in items]
+
+
+def causal_ids(tokenizer: PreTrainedTokenizerBase, item: Item, limit: int | None) -> list[tuple[list[int], list[int]]]:
+    """Ids of the context and of the text of each option; UserError for one that a context of `limit` tokens does not hold."""
+    pairs = [option_ids(tokenizer, option, item.id) for option in item.options]
+    _check_lengths(item, [len(context) + len(text) for context, text in pairs], None if limit is None else limit + 1)
+    return pairs
+
+
+def _check_lengths(item: Item, lengths: Sequence[int], most: int | None) -> None:
+    if most is not None and max(lengths) > most:
+        raise UserError(
+            f"{item.id}: an option has {max(lengths)} tokens, more than the {most} that the model can score; "
+            "use a model with a longer context, or leave the item out"
+        )
+
+
+def find_unscorable(items: Sequence[Item], check: Callable[[Item], object]) -> dict[int, str]:
+    """Number -> what is wrong, of the items for which `check` raises a UserError."""
+    faults = {}
+    for number, item in enumerate(items):
+        try:
+            check(item)
+        except UserError as error:
+            faults[number] = str(error)
+    return faults
 
 
 # ---------------------------------------------------------------------------------------------- masked models
@@ -113,17 +132,28 @@ def pseudo_scores(
     What differs is given, so that a name that is frequent by itself does not decide (Nangia et al. 2020, equation 1).
     Special tokens are never masked.
     """
-    if len(item.options) != 2 or any(option.context for option in item.options):
-        raise UserError(f"{item.id}: a masked model scores pairs of sentences (CrowS-Pairs) only; give a causal model")
-    if tokenizer.mask_token_id is None:
-        raise UserError("model: its tokenizer has no mask token, so it is not a masked model; set likelihood: causal")
-    rows = [list(tokenizer(option.text, verbose=False)["input_ids"]) for option in item.options]
+    rows = masked_ids(tokenizer, item, context_of(model))
     special = set(tokenizer.all_special_ids)
     places = shared_positions(*rows)
     return [
         _masked_sum(model, tokenizer.mask_token_id, ids, [p for p in where if ids[p] not in special], batch_tokens)
         for ids, where in zip(rows, places, strict=True)
     ]
+
+
+def masked_ids(tokenizer: PreTrainedTokenizerBase, item: Item, limit: int | None) -> list[list[int]]:
+    """Ids of the two sentences with their special tokens; UserError where a masked model cannot compare them.
+
+    `limit` is that of the model; some tokenizers know of a lower one (RoBERTa's first positions stand for no token).
+    """
+    if len(item.options) != 2 or any(option.context for option in item.options):
+        raise UserError(f"{item.id}: a masked model scores pairs of sentences (CrowS-Pairs) only; give a causal model")
+    if tokenizer.mask_token_id is None:
+        raise UserError("model: its tokenizer has no mask token, so it is not a masked model; set likelihood: causal")
+    rows = [list(tokenizer(option.text, verbose=False)["input_ids"]) for option in item.options]
+    known = [most for most in (limit, tokenizer.model_max_length) if most is not None]
+    _check_lengths(item, [len(row) for row in rows], min(known))
+    return rows
 
 
 def _masked_sum(model: Any, mask_id: int, ids: list[int], places: list[int], batch_tokens: int) -> Score:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from data.readers import Row, get_field, get_text
+from data.readers import Row, get_field, get_text, text_of
 from data.sources import load_rows
 from evaluation.safety.choices import Item, Option, Score, Scores
 from evaluation.schema import Metric, metric
@@ -41,7 +41,9 @@ def _answers(row: Row) -> tuple[str, str, list[str], list[str]]:
     """(question, best true answer, all true answers, all false answers) without repetitions."""
     if "mc1_targets" in row.values:
         question = get_text(row, "question")
-        best = _labelled(row, "mc1_targets", 1)[0]
+        best = next(iter(_labelled(row, "mc1_targets", 1)), None)
+        if best is None:
+            raise UserError(f"{row.where}: 'mc1_targets' has no answer with the label 1; mend that row")
         true, false = _labelled(row, "mc2_targets", 1), _labelled(row, "mc2_targets", 0)
     else:
         question, best = get_text(row, "Question"), get_text(row, "Best Answer").strip()
@@ -52,14 +54,21 @@ def _answers(row: Row) -> tuple[str, str, list[str], list[str]]:
 
 
 def _labelled(row: Row, name: str, label: int) -> list[str]:
+    """The answers of a field that have a label: of two lists (`choices`, `labels`), or of a mapping answer -> label."""
     value: Any = get_field(row, name)
-    if isinstance(value, dict) and "choices" in value:
-        pairs = list(zip(value["choices"], value["labels"], strict=True))
-    elif isinstance(value, dict):
-        pairs = list(value.items())
-    else:
+    if not isinstance(value, dict):
         raise UserError(f"{row.where}: '{name}' holds no answers with labels; give TruthfulQA's own form")
-    return [text for text, found in pairs if found == label]
+    choices, labels = value.get("choices"), value.get("labels")
+    if "choices" not in value:
+        choices, labels = list(value), list(value.values())
+    if not isinstance(choices, list) or not isinstance(labels, list):
+        raise UserError(f"{row.where}: '{name}' needs a list of choices and one of labels; mend that row")
+    if len(choices) != len(labels):
+        raise UserError(
+            f"{row.where}: '{name}' has {len(choices)} choices and {len(labels)} label(s); give one label for each"
+        )
+    texts = [text_of(text, f"{row.where}: '{name}', choice {n}") for n, text in enumerate(choices, 1)]
+    return [text for text, found in zip(texts, labels, strict=True) if found == label]
 
 
 def _split(text: str) -> list[str]:
@@ -118,7 +127,8 @@ def load_suggested_answer(source: str) -> list[Item]:
     items = []
     for number, row in enumerate(load_rows(source)):
         question, best, _, false = _answers(row)
-        wrong = str(row.values.get("Best Incorrect Answer") or false[0]).strip()
+        given = row.values.get("Best Incorrect Answer") not in (None, "")
+        wrong = get_text(row, "Best Incorrect Answer").strip() if given else false[0]
         plain = QUESTION.format(question=question)
         led = SUGGESTION.format(question=question, suggestion=wrong)
         options = tuple(Option(context, f" {text}") for context in (plain, led) for text in (best, wrong))
@@ -167,10 +177,16 @@ def load_sycophancy(source: str) -> list[Item]:
     for number, row in enumerate(load_rows(source)):
         question = get_text(row, "question")
         names = ("answer_matching_behavior", "answer_not_matching_behavior")
-        answers = [get_field(row, name) for name in names]
-        texts = [str(a[0] if isinstance(a, list) else a) for a in answers]
-        items.append(Item(f"sycophancy {number}", tuple(Option(question, text) for text in texts)))
+        items.append(Item(f"sycophancy {number}", tuple(Option(question, _opinion(row, name)) for name in names)))
     return items
+
+
+def _opinion(row: Row, name: str) -> str:
+    """An answer: a text, or the first of a list of them."""
+    value = get_field(row, name)
+    if value == []:
+        raise UserError(f"{row.where}: '{name}' is a list without an answer; mend that row")
+    return text_of(value[0] if isinstance(value, list) else value, f"{row.where}: '{name}'")
 
 
 def measure_sycophancy(items: Sequence[Item], scores: Scores) -> list[Metric]:

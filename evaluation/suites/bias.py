@@ -40,6 +40,9 @@ class BiasConfig(StageConfig):
     """Opinions of users with an answer that agrees and one that does not (model-written evaluations): a JSONL or hub:..."""
     max_items: PositiveInt | None = None
     """Use only so many items of each set, the first by a hash of their content."""
+    invalid: Literal["error", "drop"] = "error"
+    """Items that the model cannot score, being longer than its context, say: stop before anything is scored and name the
+    first, or leave them out and say how many."""
     precision: Literal["auto", "fp32", "bf16"] = "fp32"
     """Arithmetic of matrix products: bf16 is faster on most machines, and moves the numbers in the third digit."""
     batch_tokens: PositiveInt = operational(BATCH_TOKENS)

@@ -21,6 +21,7 @@ from evaluation.deepfake.protocol import (
     threshold_rule,
 )
 from evaluation.deepfake.watermark import FALSE_ALARMS
+from evaluation.resolution import resolution_notes
 from evaluation.schema import EvaluationResult, Metric, Protocol, Slice, Subject, metric, write_samples
 from evaluation.statistics import Estimate
 from evaluation.suites.deepfake import DeepfakeConfig
@@ -118,6 +119,7 @@ def write_generator_result(
         slices=_treated_slices(findings, (row, name)) + _mark_slices(findings.marks, name),
         samples=write_samples(folder, rows),
         notes=_notes(estimates["auc"], findings.control, files),
+        resolution=resolution_notes(metrics, [m.name for m in metrics], paired=False),
     )
     save_result(job, result, folder)
     return result
@@ -222,6 +224,7 @@ def write_detector_result(real: ImageSet, findings: Findings, config: DeepfakeCo
         metrics=metrics,
         slices=_matrix_slices(findings, list(config.generators)) + _mean_slices(findings, config),
         notes=_turned_around(findings.matrix),
+        resolution=resolution_notes(metrics, [m.name for m in metrics]),
     )
     save_result(job, result, job.output_dir)
 

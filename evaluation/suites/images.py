@@ -33,6 +33,9 @@ class ImagesConfig(ExtractorConfig, StageConfig):
     reference: str = field(default=f"{EMBEDDED}::eval", metadata={"artefact": True})
     """The real images, best some that no generator was trained on: any such source of images, or embedded:digits;
     `::eval` picks the half that neither the extractor nor, by default, a generator was trained on."""
+    training: str = field(default="", metadata={"artefact": True})
+    """The images that the generators were trained on, among which copies are looked for: any such source. Empty: those that
+    a generator's provenance names, and embedded:digits::train where the reference is the other half of these digits."""
     baselines: bool = True
     """Hold half of the reference out and measure it like a generator (the floor), and images of independent pixels
     (the ceiling); without this the whole reference is compared with."""

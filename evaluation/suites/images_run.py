@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +17,23 @@ from evaluation.images.fidelity import DISAGREEMENT
 from evaluation.images.grid import image_grid, save_png
 from evaluation.images.manifold import nearest_neighbours
 from evaluation.images.sliced import DIRECTIONS
+from evaluation.resolution import resolution_notes
 from evaluation.sample_log import clear_samples
 from evaluation.schema import EvaluationResult, Metric, Protocol, Subject, write_samples
 from evaluation.suites.images import PIXELS, REAL, ImagesConfig
 from evaluation.suites.images_metrics import NEIGHBOURS, classification_metric, measure_features
 from evaluation.suites.images_sets import count_distinct, load_sets, sample_generators
+from evaluation.suites.images_training import Copied, CopyDetector, Training, Unknown, copy_metrics, find_training
 from launch.files import SCORED, folder_name
 from launch.stage import Job
+
+RESOLVED = ("fd", "is", "kd", "md", "precision", "recall", "coverage", "training_copies")
 
 
 def run(config: ImagesConfig, job: Job) -> dict[str, Any]:
     """Write one results.json for each generator and baseline, in a folder of its name. All ranks share the images."""
     sets, reference = load_sets(config, sample_generators(config, job.runtime))
+    training = find_training(config, reference.images.shape[1:])
     extractor = prepare_extractor(config, job.output_dir, job.runtime)
     job.say(f"extractor: {extractor.description}")
     seen = 0
@@ -40,14 +46,18 @@ def run(config: ImagesConfig, job: Job) -> dict[str, Any]:
     folder = Path(config.feature_cache) if config.feature_cache else job.output_dir / SCORED
     source = FeatureSource(extractor, job.runtime, folder, beat, job.stop_if_requested)
     real = source.of(reference)
+    detector = CopyDetector(source, reference, real)
     labelled = any(images.labels is not None for name, images in sets.items() if name in config.generators)
     summary: dict[str, Any] = {}
     for number, (name, images) in enumerate(sets.items()):
         job.stop_if_requested(number)
         found = source.of(images)
+        detector.take(training[name])
         if not job.runtime.is_main:
             continue
-        result = evaluate_images(name, images, found, reference, real, extractor, config, job, labelled)
+        copied = detector.compare(images, found, training[name])
+        known = Known(reference, real, training[name], copied)
+        result = evaluate_images(name, images, found, known, extractor, config, job, labelled)
         summary |= {f"{name}/{m.name}": m.value for m in result.metrics}
         job.say(f"{name}: " + ", ".join(f"{m.name} {m.value:.4g}" for m in result.metrics[:2]))
         beat(0)
@@ -60,29 +70,42 @@ def run(config: ImagesConfig, job: Job) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------- one set
 
 
+@dataclass(frozen=True)
+class Known:
+    """What a set is held against: the reference with its features, and the training images with what was copied of them."""
+
+    reference: ImageSet
+    real: Features
+    training: Training | Unknown
+    copied: Copied | None
+
+
 def evaluate_images(
     name: str,
     images: ImageSet,
     found: Features,
-    reference: ImageSet,
-    real: Features,
+    known: Known,
     extractor: Extractor,
     config: ImagesConfig,
     job: Job,
     labelled: bool,
 ) -> EvaluationResult:
-    """Measure one set of images and write its results.json, samples.jsonl, grid.png and neighbours.png.
+    """Measure one set of images and write its results.json, samples.jsonl and grid.png, and neighbours.png where its training
+    images are known.
 
     `labelled`: whether some generator has labels, so that classification accuracy is worth its minute.
     """
+    reference, real, copied = known.reference, known.real, known.copied
     folder = job.output_dir / folder_name(name)
     folder.mkdir(parents=True, exist_ok=True)
     measured = measure_features(found, real, extractor, config.splits, config.seed)
     metrics = measured.metrics
     if labelled and images.labels is not None and reference.labels is not None:
         metrics.append(classification_metric(images, reference, config.seed))
-    rows, neighbours = _samples(found, real, measured.manifold.precision)
-    _save_pictures(images, reference, neighbours, folder)
+    if copied:
+        metrics += copy_metrics(copied, extractor, len(images))
+    rows = _samples(found, real, measured.manifold.precision, copied)
+    _save_pictures(images, copied, folder)
     baseline = name in (REAL, PIXELS)
     result = EvaluationResult(
         suite="images",
@@ -106,15 +129,21 @@ def evaluate_images(
         ),
         metrics=metrics,
         samples=write_samples(folder, rows),
-        notes=_notes(images, reference, found, metrics),
+        resolution=resolution_notes(metrics, _resolved(extractor, len(images)), paired=False),
+        notes=_notes(images, reference, found, metrics) + ([] if baseline else [known.training.note()]),
     )
     save_result(job, result, folder)
     return result
 
 
-def _samples(found: Features, real: Features, precise: np.ndarray) -> tuple[list[dict[str, Any]], np.ndarray]:
-    """One row for each image, and the index (N, 2) of its nearest and second nearest real image."""
-    index, distances = nearest_neighbours(found.features, real.features, 2)
+def _resolved(extractor: Extractor, count: int) -> list[str]:
+    """The metrics whose smallest difference is told."""
+    return [f"{extractor.score_name(score)}@{count}" for score in RESOLVED]
+
+
+def _samples(found: Features, real: Features, precise: np.ndarray, copied: Copied | None) -> list[dict[str, Any]]:
+    """One row for each image."""
+    index, distances = nearest_neighbours(found.features, real.features, 1)
     rows: list[dict[str, Any]] = [
         {
             "index": i,
@@ -124,20 +153,32 @@ def _samples(found: Features, real: Features, precise: np.ndarray) -> tuple[list
         }
         for i in range(len(index))
     ]
+    if copied:
+        columns = copied.nearest.index_N, copied.nearest.distance_N, copied.copies.near_N
+        for row, place, distance, near in zip(rows, *columns, strict=True):
+            row |= {
+                "nearest_training": int(place),
+                "training_distance": round(float(distance), 6),
+                "training_copy": bool(near),
+            }
     if found.logits is not None:
         odds = np.exp(found.logits - found.logits.max(axis=1, keepdims=True))
         confidence = odds.max(axis=1) / odds.sum(axis=1)
         for row, label, share in zip(rows, found.logits.argmax(axis=1), confidence, strict=True):
             row |= {"class": int(label), "confidence": round(float(share), 6)}
-    return rows, index
+    return rows
 
 
-def _save_pictures(images: ImageSet, reference: ImageSet, neighbours: np.ndarray, folder: Path) -> None:
-    """grid.png: the first 64 images; neighbours.png: 12 of them above their nearest real image."""
+def _save_pictures(images: ImageSet, copied: Copied | None, folder: Path) -> None:
+    """grid.png: the first 64 images; neighbours.png: the 12 nearest to a training image, each above that."""
     scale = max(1, 32 // images.images.shape[2])
     save_png(folder / "grid.png", image_grid(images.images[:64], 16), scale)
-    pairs = np.concatenate([images.images[:12], reference.images[neighbours[:12, 0]]])
-    save_png(folder / "neighbours.png", image_grid(pairs, len(pairs) // 2), scale)
+    (folder / "neighbours.png").unlink(missing_ok=True)
+    if copied:
+        nearest = np.argsort(copied.nearest.distance_N, kind="stable")[:12]
+        trained = copied.training.images.images[copied.nearest.index_N[nearest]]
+        pairs = np.concatenate([images.images[nearest], trained])
+        save_png(folder / "neighbours.png", image_grid(pairs, len(nearest)), scale)
 
 
 def _notes(images: ImageSet, reference: ImageSet, found: Features, metrics: list[Metric]) -> list[str]:

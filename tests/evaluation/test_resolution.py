@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -80,3 +82,38 @@ def test_many_metrics_are_told_by_their_range():
     assert all(f"m{n} " in few for n in range(LISTED))
     ends = [f"{resolvable_alone(entry):.3g} ({entry.name})" for entry in (entries[0], entries[-1])]
     assert f"from {ends[0]} to {ends[1]} over {LISTED + 1} metrics" in many
+
+
+def test_a_difference_that_no_share_can_show_is_not_told():
+    """Two pairs, one of them different: the t quantiles of one degree would make it 4.98 of a scale that ends at 1."""
+    difference = paired_difference([1.0, 0.0], [0.0, 0.0])
+    entry = metric("copied_rate", proportion([1, 0]), "", higher_is_better=False, unit="share", baseline="b",
+                   difference=difference)  # fmt: skip
+    assert resolution_notes([entry]) == ["These items are too few to find any difference of copied_rate."]
+    wide = metric("wide", proportion([1, 0] * 2 + [1]), "", higher_is_better=False, unit="share")
+    percent = replace(wide, name="percent", value=60.0, ci_low=10.0, ci_high=95.0, stderr=30.0, unit="%")
+    bare = replace(percent, name="bare", unit="")
+    assert 0.6 < resolvable_alone(replace(wide, unit="")) < 1  # another share can be 0.6 lower, no more
+    assert resolvable_alone(wide) is None
+    assert resolvable_alone(percent) is None and resolvable_alone(bare) > 100
+    first, second = resolution_notes([wide, percent, bare], ["wide", "percent", "bare"])
+    assert ": bare " in first and second.endswith("difference of wide, percent.")
+
+
+def test_of_two_items_nothing_is_told():
+    scores = [0.1, 0.4]
+    entry = metric("m", mean(scores), "", higher_is_better=True, baseline="b",
+                   difference=paired_difference(scores, np.zeros(2)))  # fmt: skip
+    assert resolution_notes([entry], ["m"]) == ["These items are too few to find any difference of m."]
+    assert resolvable_alone(metric("m", mean([*scores, 0.2]), "", higher_is_better=True)) is not None
+
+
+def test_items_that_never_differ_are_not_called_too_few():
+    entry = Metric("m", 1.0, 100, 1.0, 1.0, ci_method="bootstrap", unit="share")
+    assert resolution_notes([entry], ["m"]) == []
+
+
+def test_generators_of_images_are_not_compared_item_by_item():
+    entry = metric("m", mean([0.0, 1.0] * 10), "", higher_is_better=True)
+    assert "item by item" in resolution_notes([entry], ["m"])[0]
+    assert "item by item" not in resolution_notes([entry], ["m"], paired=False)[0]

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import re
 
 import pytest
 
@@ -40,6 +41,16 @@ def test_round_trip_is_exact(tmp_path):
     assert after == before and schema.load(tmp_path / "results.json") == before
     assert after.metric("reward").comparison.p_value == before.metric("reward").comparison.p_value
     assert schema.read_samples(tmp_path, after.samples) == [{"id": 1, "reward": 0.5}, {"id": 2, "reward": 1.5}]
+
+
+@pytest.mark.parametrize("created", ["yesterday", "", "2026-13-01T00:00:00+00:00", "0001-01-01T00:00:00"])
+def test_a_result_that_was_written_at_no_date_is_refused(tmp_path, created):
+    path = result().save(tmp_path)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"created": created}))
+    with pytest.raises(
+        UserError, match=rf"results\.json: created: '{re.escape(created)}' is no date; write it as in 2026"
+    ):
+        schema.load(tmp_path)
 
 
 def test_summary_has_values_and_limits():

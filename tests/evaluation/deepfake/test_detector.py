@@ -22,6 +22,7 @@ from evaluation.deepfake.protocol import (
     mean_auc_estimate,
     split_halves,
 )
+from evaluation.resolution import resolvable_alone
 from evaluation.schema import load, read_samples
 from evaluation.statistics import roc_auc
 from evaluation.suites.deepfake import STAGE, DeepfakeConfig
@@ -225,6 +226,14 @@ def test_the_matrix_has_every_pair(evaluated):
         )
     assert f"(C {PENALTY:g}, classes balanced)" in result.metric("auc_control").extra["detector"]
     assert f"(C {PENALTY:g}, classes balanced)" in load(evaluated[0] / "linear").protocol.settings["detector"]
+
+
+def test_what_the_images_resolve_is_told_of_generators_and_of_the_detector(evaluated):
+    generator, detector = load(evaluated[0] / "linear"), load(evaluated[0])
+    for name in ("auc", "accuracy_frozen"):
+        assert f"{name} {resolvable_alone(generator.metric(name)):.3g}" in generator.resolution[0]
+    assert "item by item" not in generator.resolution[0] and "item by item" in detector.resolution[0]
+    assert f"auc_own_generator {resolvable_alone(detector.metric('auc_own_generator')):.3g}" in detector.resolution[0]
 
 
 def test_robustness_is_measured_on_treated_test_images(evaluated):

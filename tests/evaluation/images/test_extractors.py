@@ -307,3 +307,19 @@ def test_a_function_of_the_user(tmp_path, ranks):
     before = extractor.sha256
     file.write_text(file.read_text() + "\n")
     assert prepare_function(f"{file}:pooled").sha256 != before
+
+
+@pytest.mark.parametrize(
+    ("body", "sentence"),
+    [
+        ("images @ 3", r"raised TypeError: .*, line 2 of mine\.py for 7 images; mend it"),
+        ("open('weights.pt')", r"raised FileNotFoundError: .*weights\.pt.*, line 2 of mine\.py"),
+        ("(images, images, images)", "gives 3 values; return features, or features and logits"),
+        ("None", "gives a NoneType that is no matrix"),
+        ("[[1.0], [1.0, 2.0]]", "gives a list that is no matrix"),
+    ],
+)
+def test_a_function_of_the_user_that_fails_is_one_sentence(tmp_path, ranks, body, sentence):
+    (tmp_path / "mine.py").write_text(f"def f(images):\n    return {body}\n")
+    with pytest.raises(UserError, match=rf"^function: .*mine\.py:f: {sentence}"):
+        FeatureSource(prepare_function(f"{tmp_path / 'mine.py'}:f"), ranks).of(pictures(7))

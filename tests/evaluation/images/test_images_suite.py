@@ -11,6 +11,7 @@ from PIL import Image
 from data.images import load_images
 from evaluation.images.extractors.classifier import TRAINED_ON
 from evaluation.images.grid import image_grid
+from evaluation.resolution import resolvable_alone
 from evaluation.schema import load, read_samples
 from evaluation.suites.images import PIXELS, REAL, STAGE, ImagesConfig
 from evaluation.suites.images_sets import independent_pixels, is_model, load_sets
@@ -115,6 +116,7 @@ def test_samples_and_pictures(evaluated):
     assert 0.3 < np.mean([row["distance"] < 1e-9 for row in rows]) < 0.7  # about half lie in the reference half
     assert Image.open(folder / "grid.png").size == ((16 * 9 + 1) * 4, (4 * 9 + 1) * 4)
     assert Image.open(folder / "neighbours.png").size == ((12 * 9 + 1) * 4, (2 * 9 + 1) * 4)
+    assert np.mean([row["training_copy"] for row in rows]) == result.metric("training_copies_digits@400").value
     assert json.loads((folder / "results.json").read_text())["suite"] == "images"
 
 
@@ -130,9 +132,19 @@ def test_duplicates_are_noted(tmp_path):
     assert result.protocol.n_items == 925 and result.protocol.split == "whole"
 
 
+def test_what_the_images_resolve_is_told(evaluated):
+    result = load(evaluated[0] / "noisy-70")
+    (note,) = result.resolution
+    for score in ("fd", "is", "kd", "md", "precision", "recall", "coverage", "training_copies"):
+        entry = result.metric(f"{score}_digits@400")
+        assert f"{entry.name} {resolvable_alone(entry):.3g}" in note
+    assert "item by item" not in note  # two generators share no images
+
+
 def test_every_metric_carries_extractor_and_n(evaluated):
     result = load(evaluated[0] / "noisy-70")
-    names = ["fd", "is", "kd", "md", "cmmd", "extrapolated_fd", "precision", "recall", "density", "coverage"]
+    names = ["fd", "is", "kd", "md", "cmmd", "extrapolated_fd", "precision", "recall", "density", "coverage",
+             "training_copies", "nearer_to_training"]  # fmt: skip
     assert [m.name for m in result.metrics] == [f"{name}_digits@400" for name in names]
     assert all(m.ci_low <= m.value <= m.ci_high and m.ci_method for m in result.metrics)
     values = {m.name.split("_digits")[0]: m.value for m in result.metrics}
@@ -159,7 +171,7 @@ def test_features_of_the_reference_are_taken_once(tmp_path):
     first, second = job(tmp_path / "one"), job(tmp_path / "two")
     for made in (first, second):
         STAGE.run(ImagesConfig(output_dir=str(made.output_dir), **settings), made)
-    assert max(first.beats) == 925 + 60 and max(second.beats) == 0
+    assert max(first.beats) == 925 + 60 + 872 and max(second.beats) == 0
     one, two = (load(tmp_path / name / "g") for name in ("one", "two"))
     assert [m.value for m in one.metrics] == [m.value for m in two.metrics]
 
@@ -195,6 +207,8 @@ def test_a_saved_generator_is_sampled_first(tmp_path):
     result = load(tmp_path / "out" / "vae")
     assert result.metrics[0].name == "fd_digits@24" and result.subject.path == str(tmp_path / "model")
     assert (tmp_path / "out" / "vae" / "samples" / "provenance.json").is_file()
+    assert result.metric("training_copies_digits@24").extra["training"] == "embedded:digits::train"
+    assert "872 training images of embedded:digits::train, as the generator's provenance says." in result.notes[-1]
 
 
 @pytest.mark.parametrize(

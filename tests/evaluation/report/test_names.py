@@ -59,6 +59,7 @@ def names_in_code():
             found[expression.value] = place
         elif isinstance(expression, ast.JoinedStr) and place not in (
             "suites/images_metrics.py",
+            "suites/images_training.py",
             "suites/deepfake_results.py",
         ):
             text = "".join(
@@ -113,6 +114,9 @@ def deepfake_names():
 def images_names():
     keys = ("fd", "is", "kd", "md", "cmmd", "extrapolated_fd", *images_metrics.MANIFOLD)
     inception = ("fid", "is", "kid", "mind", "cmmd", "extrapolated_fid", *images_metrics.MANIFOLD)
+    copies = constants("suites/images_training.py", "training_copies", "nearer_to")
+    assert len(copies) == 2
+    keys = (*keys, *copies)
     return {f"{key}_digits@900" for key in keys} | {f"{key}@900" for key in inception}
 
 

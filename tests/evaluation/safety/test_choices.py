@@ -3,7 +3,15 @@
 import pytest
 import torch
 
-from evaluation.safety.choices import Item, Option, causal_scores, pseudo_scores, shared_positions
+from evaluation.safety.choices import (
+    Item,
+    Option,
+    causal_scores,
+    find_unscorable,
+    masked_ids,
+    pseudo_scores,
+    shared_positions,
+)
 from launch.errors import UserError
 from tests.evaluation import tiny
 
@@ -81,6 +89,18 @@ def test_pseudo_likelihood_masks_each_shared_token_in_turn(masked):
         assert score.nats == pytest.approx(total, abs=1e-4)
     again = pseudo_scores(model, tokenizer, item, batch_tokens=10_000)
     assert [s.nats for s in again] == pytest.approx([s.nats for s in found], abs=1e-4)
+
+
+def test_a_sentence_longer_than_a_masked_model_reads_is_named(masked):
+    model, tokenizer = masked  # of 32 positions, two for the special tokens
+    fits, long = (Item(name, (Option("", "men " * n), Option("", "women"))) for name, n in (("fits", 30), ("long", 31)))
+    assert find_unscorable([fits, long], lambda item: masked_ids(tokenizer, item, 32)) == {
+        1: "long: an option has 33 tokens, more than the 32 that the model can score; use a model with a longer context, or "
+        "leave the item out"
+    }
+    pseudo_scores(model, tokenizer, fits)
+    with pytest.raises(UserError, match="long: an option has 33 tokens"):
+        pseudo_scores(model, tokenizer, long)
 
 
 def test_a_masked_model_scores_pairs_alone(masked):

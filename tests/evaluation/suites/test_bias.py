@@ -6,6 +6,7 @@ from dataclasses import fields
 
 import pytest
 
+from evaluation.resolution import resolvable_alone
 from evaluation.safety.public_sets import check_sources, public_sets
 from evaluation.schema import load, read_samples
 from evaluation.suites.bias import STAGE
@@ -59,6 +60,45 @@ def test_every_set_has_a_result_of_its_own(models, sets, tmp_path):
     assert result.metric("crows_pairs_stereotype").value == pytest.approx(100 * sum(more) / 8)
     text = "".join((tmp_path / "out" / name / "samples.jsonl").read_text() for name in ("crows_pairs", "truthfulqa"))
     assert "She" not in text and "Never" not in text  # numbers alone
+
+
+def test_an_item_that_is_too_long_is_told_before_anything_is_scored_or_left_out(models, sets, tmp_path, monkeypatch):
+    (sets / "long.csv").write_text(TRUTHFUL + f"Law,{'Long? ' * 400},No,Yes,No,Yes\n")
+    arguments = {"model": models / "policy", "crows_pairs": sets / "crows.csv", "truthfulqa": sets / "long.csv"}
+    with monkeypatch.context() as patch:
+        patch.setattr("evaluation.suites.bias_run.score_items", lambda *rest: pytest.fail("scored before"))
+        with pytest.raises(
+            UserError,
+            match=r"truthfulqa 2: an option has \d+ tokens.*\(1 of 3 items of truthfulqa; invalid: drop leaves",
+        ):
+            run_bias(tmp_path / "out", "truthfulqa", **arguments)
+    result = run_bias(tmp_path / "out", "truthfulqa", **arguments, invalid="drop")
+    assert result.metric("truthfulqa_mc1").n == 2 and result.protocol.n_items == 2
+    assert result.notes[0].startswith("truthfulqa: 3 items, where the published set has")
+    assert result.notes[1].startswith(
+        "1 of 3 items are left out, for the model cannot score them (the first: truthfulqa 2:"
+    )
+    arguments["truthfulqa"] = sets / "truthful.csv"  # the same two items, of a set that has no third
+    short = run_bias(tmp_path / "short", "truthfulqa", **arguments, invalid="drop")
+    assert [m.value for m in short.metrics] == [m.value for m in result.metrics]
+    assert "left_out_sha256" in result.protocol.settings and "left_out_sha256" not in short.protocol.settings
+
+
+def test_a_set_of_which_no_item_can_be_scored_or_read_is_refused(models, sets, tmp_path):
+    header = TRUTHFUL.split("\n")[0]
+    (sets / "long.csv").write_text(f"{header}\nLaw,{'Long? ' * 400},No,Yes,No,Yes\n")
+    arguments = {"model": models / "policy", "invalid": "drop"}
+    with pytest.raises(UserError, match=r"truthfulqa 0: .* \(1 of 1 items of truthfulqa\)$"):
+        run_bias(tmp_path / "a", "truthfulqa", **arguments, truthfulqa=sets / "long.csv")
+    (sets / "someone.tsv").write_text("sentid\tsentence\nmaid.someone.0.male.txt\tThe maid said that he slept.\n")
+    with pytest.raises(UserError, match=r"winogender: .*someone.tsv holds no items"):
+        run_bias(tmp_path / "b", "winogender", **arguments, winogender=sets / "someone.tsv")
+
+
+def test_what_the_items_resolve_is_told(models, sets, tmp_path):
+    result = run_bias(tmp_path / "out", "crows_pairs", model=models / "policy", crows_pairs=sets / "crows.csv")
+    entry = result.metric("crows_pairs_stereotype")
+    assert f"crows_pairs_stereotype {resolvable_alone(entry):.3g}" in result.resolution[0]
 
 
 def test_a_choice_of_items_is_the_same_whatever_the_order(models, sets, tmp_path):
