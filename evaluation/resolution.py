@@ -21,8 +21,6 @@ from evaluation.statistics.power import FEWEST, POWER
 
 LISTED = 8
 """So many metrics are named one by one; of more (the tasks of a large group), the range."""
-SCALES = {"share": 1.0, "%": 100.0}
-"""The largest difference that there can be, by unit."""
 TOO_FEW = math.inf
 """In place of a smallest difference: none can be found."""
 PAIRED = "; compared item by item, sqrt(1 - r) of that where the models' items correlate by r"
@@ -38,7 +36,7 @@ def resolution_notes(metrics: Sequence[Metric], alone: Sequence[str] = (), *, pa
     notes, found = [], []
     for baseline in dict.fromkeys(m.comparison.baseline for m in metrics if m.comparison):
         compared = [(m, m.comparison) for m in metrics if m.comparison and m.comparison.baseline == baseline]
-        smallest = [(m, _within(_estimate(c), SCALES.get(m.unit, math.inf))) for m, c in compared]
+        smallest = [(m, _within(_estimate(c), _span(m))) for m, c in compared]
         found += smallest
         if said := _listed(smallest):
             notes.append(
@@ -76,9 +74,14 @@ def _alone(entry: Metric, power: float = POWER) -> float | None:
     limits = [None if limit is None else value + root * (limit - value) for limit in (entry.ci_low, entry.ci_high)]
     stderr = None if entry.stderr is None else root * entry.stderr
     both = Estimate(value, 2 * entry.n - 1, stderr, limits[0], limits[1], entry.ci_level, entry.ci_method)
-    scale = SCALES.get(entry.unit, math.inf)
-    # another share lies between 0 and 1 as well
-    return _within(both, max(value, scale - value) if 0 <= value <= scale else scale, power)
+    low, high = entry.bounds or (-math.inf, math.inf)
+    # the other model's number lies within the same bounds
+    return _within(both, max(value - low, high - value) if low <= value <= high else _span(entry), power)
+
+
+def _span(entry: Metric) -> float:
+    """The largest difference that there can be."""
+    return math.inf if entry.bounds is None else entry.bounds[1] - entry.bounds[0]
 
 
 def _within(estimate: Estimate, room: float, power: float = POWER) -> float | None:

@@ -24,6 +24,7 @@ from launch.provenance import check_unchanged
 SCHEMA_VERSION = 1
 RESULTS_FILE = "results.json"
 SAMPLES_FILE = "samples.jsonl"
+UNIT_BOUNDS = {"share": (0.0, 1.0), "%": (0.0, 100.0)}
 
 SubjectKind = Literal["language model", "reward model", "image generator", "detector", "completions", "images", "judge"]
 
@@ -84,6 +85,12 @@ class Metric:
     note: str = ""
     extra: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """The smallest and the largest value that there can be: those of `extra`, else the unit's; None is not bounded."""
+        low_high = self.extra.get("bounds", UNIT_BOUNDS.get(self.unit))
+        return None if low_high is None else (float(low_high[0]), float(low_high[1]))
+
     def check(self) -> None:
         """ValueError naming the field that is missing, not finite or out of order."""
         if not self.name:
@@ -115,7 +122,10 @@ def metric(
     note: str = "",
     **extra: Any,
 ) -> Metric:
-    """A Metric from an estimate; None is an undefined number, which needs a `note`. `difference` needs `baseline`."""
+    """A Metric from an estimate; None is an undefined number, which needs a `note`. `difference` needs `baseline`.
+
+    What a reader of the number may need stands in `extra`; `bounds` there are the metric's where its unit's are others.
+    """
     comparison = None if difference is None else Comparison.of(baseline or "", difference)
     found = Metric(
         name,

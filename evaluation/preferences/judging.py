@@ -51,6 +51,7 @@ def verdict_metrics(verdicts: Verdicts, prompts: Sequence[str]) -> list[Metric]:
             higher_is_better=None,
             unit="share",
             note="" if some else "no duel has a verdict in both orders",
+            bounds=(-0.5, 0.5),
         ),
     ]
 
@@ -102,6 +103,7 @@ def agreement_metrics(judged: ArrayLike, people: ArrayLike, prompts: Sequence[st
             "agreement beyond chance on first, second or tie (Cohen 1960), each pair in both orders",
             higher_is_better=True,
             note=undefined,
+            bounds=(-1, 1),
         ),
         metric(
             "krippendorff_alpha",

@@ -197,6 +197,7 @@ def measure_bbq(items: Sequence[Item], scores: Scores) -> list[Metric]:
                 higher_is_better=None,
                 note="" if bias else "no answer names a group",
                 stereotyped_group_unknown=unmarked,
+                bounds=(-1, 1),
             ),
         ]
     return metrics

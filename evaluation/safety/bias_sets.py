@@ -126,6 +126,7 @@ def measure_winogender(items: Sequence[Item], scores: Scores) -> list[Metric]:
             unit="share",
             note="" if gap else "no sentence with both genders",
             p_value=gap.p_value if gap else None,
+            bounds=(-1, 1),
         ),
         metric(
             "winogender_changed",

@@ -48,9 +48,9 @@ def file_metrics(name: str, generated: str, real: str) -> list[Metric]:
             f"{found['auc_format_only'].value:.2f} without a pixel), so a detector's number would mean nothing; write both "
             "sets in the same way"
         )
-    return [metric(key, found[key], CONTROLS[key], higher_is_better=None) for key in CONTROLS] + _credentials(
-        sources[1]
-    )
+    return [
+        metric(key, found[key], CONTROLS[key], higher_is_better=None, bounds=(0, 1)) for key in CONTROLS
+    ] + _credentials(sources[1])
 
 
 def is_off(control: Estimate) -> bool:

@@ -73,12 +73,12 @@ def _protocol(config: DeepfakeConfig, real: ImageSet) -> Protocol:
 def _metric(name: str, estimate: Estimate, **extra: Any) -> Metric:
     meaning, higher = MEANINGS[name]
     unit = "" if name in ("auc", "ap") else "share"
-    return metric(name, estimate, meaning, higher_is_better=higher, unit=unit, **extra)
+    return metric(name, estimate, meaning, higher_is_better=higher, unit=unit, bounds=(0, 1), **extra)
 
 
 def _control_metric(control: Estimate, **extra: Any) -> Metric:
     meaning = "The same detector on real against real images: must hold .5, else the protocol leaks"
-    return metric("auc_control", control, meaning, higher_is_better=None, **extra)
+    return metric("auc_control", control, meaning, higher_is_better=None, bounds=(0, 1), **extra)
 
 
 # ---------------------------------------------------------------------------------------------- a generator
@@ -250,7 +250,8 @@ def _matrix_slices(findings: Findings, columns: list[str]) -> list[Slice]:
 
 
 def _auc_on(column: str, test: Scored) -> Metric:
-    return metric(f"auc on {column}", auc_estimate(test), "AUC on images of this generator", higher_is_better=True)
+    text = "AUC on images of this generator"
+    return metric(f"auc on {column}", auc_estimate(test), text, higher_is_better=True, bounds=(0, 1))
 
 
 def _mean_slices(findings: Findings, config: DeepfakeConfig) -> list[Slice]:
@@ -271,7 +272,7 @@ def _mean_metric(name: str, pairs: Matrix, where: str, config: DeepfakeConfig) -
         f"Mean AUC on {where}. The interval is over test images: detectors and generators are those that were given"
     )
     estimate = mean_auc_estimate(pairs, config.seed, config.resamples)
-    return metric(name, estimate, meaning, higher_is_better=None, pairs=len(pairs))
+    return metric(name, estimate, meaning, higher_is_better=None, bounds=(0, 1), pairs=len(pairs))
 
 
 def _turned_around(matrix: Matrix) -> list[str]:

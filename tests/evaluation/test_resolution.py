@@ -117,3 +117,15 @@ def test_generators_of_images_are_not_compared_item_by_item():
     entry = metric("m", mean([0.0, 1.0] * 10), "", higher_is_better=True)
     assert "item by item" in resolution_notes([entry], ["m"])[0]
     assert "item by item" not in resolution_notes([entry], ["m"], paired=False)[0]
+
+
+def test_bounds_of_a_metric_stand_before_those_of_its_unit():
+    """A gap of shares lies between -1 and 1: a difference of 1.5 can be seen there, and of shares it cannot."""
+    wide = paired_difference([1.0, -1.0, 1.0, -1.0, 1.0, -1.0, 1.0], np.zeros(7))
+    share = metric("m", mean([0.0, 1.0]), "", higher_is_better=None, unit="share", baseline="b", difference=wide)
+    gap = replace(share, extra={"bounds": (-1, 1)})
+    assert share.bounds == (0.0, 1.0) and gap.bounds == (-1.0, 1.0) and replace(share, unit="reward").bounds is None
+    assert replace(share, unit="%").bounds == (0.0, 100.0)
+    assert "too few items" not in resolution_notes([gap])[0] and "too few" in resolution_notes([share])[0]
+    alone = metric("m", mean([-1.0, 1.0, -1.0, 1.0, -1.0, 1.0, 1.0]), "", higher_is_better=None, bounds=(-1, 1))
+    assert resolvable_alone(alone) is None and resolvable_alone(replace(alone, extra={})) > 1

@@ -131,16 +131,16 @@ def _source(result: EvaluationResult) -> dict[str, Any]:
 
 def _metric(result: EvaluationResult, entry: Metric) -> dict[str, Any]:
     details = {"direction": {True: "higher", False: "lower", None: "none"}[entry.higher_is_better]}
-    share = entry.unit == "share"
+    low, high = entry.bounds or (None, None)
     config: dict[str, Any] = {
         "evaluation_description": encodable(entry.description),
         "metric_id": f"alignkit.{encodable(entry.name)}",
         "metric_name": encodable(entry.name),
-        "metric_unit": "proportion" if share else encodable(entry.unit) or "none",
+        "metric_unit": "proportion" if entry.unit == "share" else encodable(entry.unit) or "none",
         "lower_is_better": entry.higher_is_better is False,
         "score_type": "continuous",
-        "min_score": 0.0 if share else None,
-        "max_score": 1.0 if share else None,
+        "min_score": low,
+        "max_score": high,
         "additional_details": details,
     }
     if result.protocol.judge and result.suite == "win-rate":

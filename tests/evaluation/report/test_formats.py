@@ -348,8 +348,24 @@ def test_every_eval_ever_keeps_numbers_and_uncertainty(written):
     assert entry["score_details"]["score"] == 0.66 and interval["lower"] == pytest.approx(0.6122, abs=1e-3)
     assert entry["metric_config"]["llm_scoring"]["judges"][0]["model_info"]["additional_details"]["sha256"] == "d" * 64
     assert (entry["metric_config"]["min_score"], entry["metric_config"]["max_score"]) == (0.0, 1.0)
+    assert all(_within_its_range(r) for c in eee_records(written).values() for r in c["evaluation_results"])
     length = next(r for r in content["evaluation_results"] if r["metric_config"]["metric_name"] == "kl_k1")
     assert length["metric_config"]["additional_details"]["direction"] == "none"
+
+
+def _within_its_range(entry):
+    low, high = entry["metric_config"]["min_score"], entry["metric_config"]["max_score"]
+    return low is None or low <= entry["score_details"]["score"] <= high
+
+
+def test_every_eval_ever_writes_the_range_of_the_metric_and_not_of_its_unit(found):
+    bias = Metric("position_bias", -0.15, 40, unit="share", extra={"bounds": [-0.5, 0.5]})
+    metrics = [bias, dataclasses.replace(bias, unit="nats", extra={})]
+    result = dataclasses.replace(found.results[0].result, metrics=metrics)
+    ranges = [
+        (c["min_score"], c["max_score"]) for c in (r["metric_config"] for r in record(result)["evaluation_results"])
+    ]
+    assert ranges == [(-0.5, 0.5), (None, None)]
 
 
 def test_every_eval_evers_own_schema(written, hostile):
