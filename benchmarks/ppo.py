@@ -24,6 +24,7 @@ rewards), `update` (the rest); they sum to the step.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -116,6 +117,12 @@ def reward_reached(run: dict[str, Any], seconds: float) -> float:
     return statistics.mean(scores[-REWARD_WINDOW:])
 
 
+def reward_curve(run: dict[str, Any]) -> list[tuple[float, float]]:
+    """(seconds since the start, mean score of the rollout) of each update."""
+    ends = itertools.accumulate(update["seconds"] for update in run["updates"])
+    return [(round(end, 2), round(update["reward"], 4)) for end, update in zip(ends, run["updates"], strict=True)]
+
+
 def compare_rewards(case: Case, trl_python: str) -> dict[str, Any]:
     """The reward both sides reach in the same time, and what they start from."""
     runs = {side: run_side(side, trl_python, case) for side in ("trl", "ours")}
@@ -127,6 +134,7 @@ def compare_rewards(case: Case, trl_python: str) -> dict[str, Any]:
                 "updates": len(run["updates"]),
                 "first_reward": run["updates"][0]["reward"],
                 "reward_reached": reward_reached(run, shared),
+                "curve": reward_curve(run),
             }
             for side, run in runs.items()
         },
@@ -164,7 +172,7 @@ def main() -> None:
                 write_json(path, result)
     if options.reward_seconds:
         case = Case(1024, False, updates=10_000, warmup=0, learning_rate=3e-4, seconds=options.reward_seconds)
-        case = replace(case, **SETTINGS["defaults"], **sizes)
+        case = replace(case, learnable=True, **SETTINGS["defaults"], **sizes)
         result["reward"] = {**measured, **compare_rewards(case, options.trl_python)}
         write_json(path, result)
 

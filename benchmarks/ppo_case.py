@@ -1,8 +1,8 @@
 """A case of the PPO benchmark on disk: models with random weights and prompts that both sides read.
 
-Llama of hidden 256 and 4 layers, or of half a billion parameters for a GPU (`MODELS`). Every token's embedding shares one large direction, so the last hidden state nearly
-points along it and the end-of-text row of the head sets the probability of EOS at every step: 0 for responses of a
-fixed length, 3 / T for natural ones (geometric, mean about a third of the longest).
+Llama of hidden 256 and 4 layers, or of half a billion parameters for a GPU (`MODELS`). Every token's embedding shares one
+large direction, so the last hidden state nearly points along it and the end-of-text row of the head sets the probability of
+EOS at every step: 0 for responses of a fixed length, 3 / T for natural ones (geometric, mean about a third of the longest).
 """
 
 from __future__ import annotations
@@ -40,6 +40,8 @@ class Case:
     learning_rate: float = 3e-6
     trl_defaults: bool = False
     """TRL with its own defaults: bf16 and gradient checkpointing."""
+    learnable: bool = False
+    """A reward model that can be pleased (`_reads_every_token`), in place of random weights, whose scores hardly vary."""
     seconds: float | None = None
     """Stop after the first update that ends this long after the first one began; `updates` is then a bound."""
 
@@ -71,6 +73,8 @@ def write_case(folder: Path, case: Case) -> None:
     _set_eos_rate(policy, 3 / case.response if case.natural_lengths else 0.0)
     policy.save_pretrained(folder / "policy")
     judge = LlamaForSequenceClassification(LlamaConfig(**shape, num_labels=1))
+    if case.learnable:
+        _reads_every_token(judge, case)
     judge.save_pretrained(folder / "reward")
     words = {"<pad>": PAD, "<eos>": EOS, **{f"w{i}": i for i in range(2, case.vocabulary)}}
     inner = Tokenizer(models.WordLevel(words, unk_token="w2"))
@@ -94,6 +98,22 @@ def _set_eos_rate(policy: torch.nn.Module, rate: float) -> None:
     head[PAD] = -20 * direction_D / math.sqrt(width)
     logit = math.log(rate / (1 - rate)) + math.log(policy.config.vocab_size) if rate else -20.0
     head[EOS] = logit * direction_D / math.sqrt(width)
+
+
+@torch.no_grad()
+def _reads_every_token(judge: torch.nn.Module, case: Case) -> None:
+    """Make the score a mean over all tokens: the first layer attends evenly and its values outweigh the last token's own.
+
+    Scaled to deviation 1 on random texts, as the rewards of a trained model are.
+    """
+    attention = judge.model.layers[0].self_attn
+    for projection in (attention.q_proj, attention.k_proj):
+        projection.weight.zero_()
+    for projection in (attention.v_proj, attention.o_proj):
+        projection.weight *= 20
+    judge.model.embed_tokens.weight[:] = torch.nn.functional.normalize(judge.model.embed_tokens.weight, dim=1)
+    texts = torch.randint(2, case.vocabulary, (256, case.prompt + case.response))
+    judge.score.weight /= judge(texts).logits.std()
 
 
 def mean_length(responses_BT: torch.Tensor) -> float:

@@ -4,9 +4,10 @@ from collections import Counter
 
 import pytest
 import torch
+from transformers import LlamaForSequenceClassification
 
-from benchmarks.ppo import describe
-from benchmarks.ppo_case import EOS, PAD, Case, mean_length
+from benchmarks.ppo import describe, reward_curve, reward_reached
+from benchmarks.ppo_case import EOS, PAD, Case, mean_length, write_case
 from benchmarks.soak import Tally, find_failures
 
 
@@ -42,3 +43,24 @@ def test_tokens_per_second_are_of_the_tokens_that_there_were():
     update = {"seconds": 2.0, "generate": 1.0, "score": 0.5, "update": 0.5, "length": 10.0}
     run = {"updates": [update, {**update, "length": 20.0}], "peak_mib": 2.0, "imports_mib": 1.0}
     assert describe(run, Case(1024, True, batch=4))["response_tokens_per_second"] == pytest.approx(4 * 15 / 2)
+
+
+def test_the_reward_that_was_reached_is_that_of_the_last_updates_within_the_time():
+    run = {"updates": [{"seconds": 2.0, "reward": float(n)} for n in range(8)]}
+    assert reward_curve(run)[:2] == [(2.0, 0.0), (4.0, 1.0)]
+    assert reward_reached(run, 13.0) == pytest.approx((1 + 2 + 3 + 4 + 5) / 5)
+
+
+def test_the_learnable_judge_reads_the_whole_response_and_not_its_end(tmp_path):
+    """The score is nearly a sum over tokens, with deviation 1: the last token alone must not decide it."""
+    write_case(tmp_path, Case(128, False, prompt=8, response=24, hidden=64, layers=1, intermediate=64, learnable=True))
+    judge = LlamaForSequenceClassification.from_pretrained(tmp_path / "reward")
+    texts = torch.randint(2, 128, (64, 32), generator=torch.Generator().manual_seed(3))
+    other_end, other_middle = texts.clone(), texts.clone()
+    other_end[:, -1] = texts[:, -1].roll(1)
+    other_middle[:, 8:-1] = texts[:, 8:-1].roll(1, dims=0)
+    with torch.no_grad():
+        scores, with_other_end, with_other_middle = (judge(t).logits[:, 0] for t in (texts, other_end, other_middle))
+    correlation = torch.corrcoef(torch.stack([scores, with_other_end, with_other_middle]))[0]
+    assert 0.7 < scores.std() < 1.4
+    assert correlation[1] > 0.8 and correlation[2] < 0.6
