@@ -176,6 +176,7 @@ def copy_metrics(copied: Copied, extractor: Extractor, count: int) -> list[Metri
             copies.nearer,
             "Chance that an image is nearer to the training images than a real one is (Meehan et al. 2020): 0.5 is ideal",
             higher_is_better=None,
+            bounds=(0, 1),
             median_distance=float(np.median(copied.nearest.distance_N)),
             **about,
         ),
