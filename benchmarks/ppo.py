@@ -47,6 +47,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
 PHASES = ("generate", "score", "update")
 REWARD_WINDOW = 5
 """Updates over which the reward that was reached is averaged."""
+PARTS = (0.25, 0.5, 1.0)
+"""Of the time, after which the reward is looked at."""
+KL_COEF = 0.05
+"""The default of both sides."""
 
 
 def run_side(side: str, trl_python: str, case: Case) -> dict[str, Any]:
@@ -106,21 +110,19 @@ def compare(case: Case, trl_python: str, rounds: int) -> dict[str, Any]:
     }
 
 
-def reward_reached(run: dict[str, Any], seconds: float) -> float:
-    """Mean score of the last updates that were over `seconds` after the start of the first one that is kept."""
-    passed, scores = 0.0, []
-    for update in run["updates"]:
-        passed += update["seconds"]
-        if passed > seconds:
-            break
-        scores.append(update["reward"])
-    return statistics.mean(scores[-REWARD_WINDOW:])
-
-
-def reward_curve(run: dict[str, Any]) -> list[tuple[float, float]]:
-    """(seconds since the start, mean score of the rollout) of each update."""
+def reward_curve(run: dict[str, Any]) -> list[tuple[float, float, float]]:
+    """(seconds since the start, mean score of the rollout, its sequence KL to the reference) of each update."""
     ends = itertools.accumulate(update["seconds"] for update in run["updates"])
-    return [(round(end, 2), round(update["reward"], 4)) for end, update in zip(ends, run["updates"], strict=True)]
+    return [
+        (round(end, 2), round(u["reward"], 4), round(u["kl"], 3)) for end, u in zip(ends, run["updates"], strict=True)
+    ]
+
+
+def reached(run: dict[str, Any], seconds: float) -> dict[str, float]:
+    """Means over the last updates that were over after so many seconds: score, KL, and the objective, score less KL_COEF KL."""
+    last = [row for row in reward_curve(run) if row[0] <= seconds][-REWARD_WINDOW:]
+    score, kl = (statistics.mean(values) for values in list(zip(*last, strict=True))[1:])
+    return {"score": score, "kl": kl, "objective": score - KL_COEF * kl}
 
 
 def compare_rewards(case: Case, trl_python: str) -> dict[str, Any]:
@@ -132,9 +134,8 @@ def compare_rewards(case: Case, trl_python: str) -> dict[str, Any]:
         **{
             side: {
                 "updates": len(run["updates"]),
-                "first_reward": run["updates"][0]["reward"],
-                "reward_reached": reward_reached(run, shared),
-                "curve": reward_curve(run),
+                "reached": {f"{part:.0%} of the time": reached(run, part * shared) for part in PARTS},
+                "curve: seconds, score, KL": reward_curve(run),
             }
             for side, run in runs.items()
         },

@@ -64,8 +64,8 @@ def run_updates(trainer: PPOTrainer, seconds: float | None) -> list[dict[str, fl
         wait_for_device()
         now = time.perf_counter()
         phases = {name: metrics[f"perf/{phase}_seconds"] for name, phase in PHASES.items()}
-        row = {"seconds": now - last, **phases, "reward": metrics["reward/score"], "length": metrics["rollout/length"]}
-        updates.append(row)
+        names = {"reward": "reward/score", "kl": "kl/k1", "length": "rollout/length"}
+        updates.append({"seconds": now - last, **phases, **{ours: metrics[name] for ours, name in names.items()}})
         last = now
         if seconds and now - start > seconds:
             raise TimeIsUp

@@ -22,7 +22,7 @@ from trl.experimental.ppo import PPOConfig, PPOTrainer
 
 base = peak_mib()
 seconds = {"generate": 0.0, "score": 0.0}
-rewards, lengths = [], []
+rewards, divergences, lengths = [], [], []
 
 
 @contextmanager
@@ -72,6 +72,7 @@ class Clock(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **rest):
         if "objective/scores" in (logs or {}):
             rewards.append(logs["objective/scores"])
+            divergences.append(logs["objective/kl"])
 
     def on_step_end(self, args, state, control, **rest):
         wait_for_device()
@@ -84,6 +85,7 @@ class Clock(TrainerCallback):
                 "score": seconds["score"],
                 "update": whole - seconds["generate"] - seconds["score"],
                 "reward": rewards[-1] if rewards else None,
+                "kl": divergences[-1] if divergences else None,
                 "length": lengths[-1],
             }
         )

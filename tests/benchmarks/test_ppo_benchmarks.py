@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import LlamaForSequenceClassification
 
-from benchmarks.ppo import describe, reward_curve, reward_reached
+from benchmarks.ppo import describe, reached, reward_curve
 from benchmarks.ppo_case import EOS, PAD, Case, mean_length, write_case
 from benchmarks.soak import Tally, find_failures
 
@@ -46,9 +46,9 @@ def test_tokens_per_second_are_of_the_tokens_that_there_were():
 
 
 def test_the_reward_that_was_reached_is_that_of_the_last_updates_within_the_time():
-    run = {"updates": [{"seconds": 2.0, "reward": float(n)} for n in range(8)]}
-    assert reward_curve(run)[:2] == [(2.0, 0.0), (4.0, 1.0)]
-    assert reward_reached(run, 13.0) == pytest.approx((1 + 2 + 3 + 4 + 5) / 5)
+    run = {"updates": [{"seconds": 2.0, "reward": float(n), "kl": 10.0 * n} for n in range(8)]}
+    assert reward_curve(run)[:2] == [(2.0, 0.0, 0.0), (4.0, 1.0, 10.0)]
+    assert reached(run, 13.0) == pytest.approx({"score": 3.0, "kl": 30.0, "objective": 3.0 - 0.05 * 30})
 
 
 def test_the_learnable_judge_reads_the_whole_response_and_not_its_end(tmp_path):
