@@ -135,7 +135,7 @@ def test_batch_that_does_not_divide(inputs, tmp_path):
     assert "batch_size: 9 is not a multiple of 2 processes" in job.say()
 
 
-def test_weights_of_a_zero3_run_are_whole(inputs, tmp_path):
+def test_b10_weights_of_a_zero3_run_are_whole(inputs, tmp_path):
     out = tmp_path / "out"
     run_whole(words(inputs, out, updates=1, learning_rate=0.0), tmp_path / "logs", 2, 3)
     before, after = load_file(inputs[0] / "model.safetensors"), load_file(out / "model.safetensors")
