@@ -187,6 +187,22 @@ class Learner:
         """Log-probabilities, entropies and values of the response tokens, (N,) each."""
         return self.engine(batch.tokens_bS, batch.before_N, batch.targets_N, self.config.temperature)
 
+    def trial_step(self) -> None:
+        """One forward and backward pass on made-up tokens, without effect: the precision is chosen by its time."""
+        config, rows = self.config, self.config.micro_batch_size
+        room = self.room // rows
+        length = min(config.max_new_tokens, room - 1)
+        rollout = Rollout(
+            [{"prompt_ids": [3] * (room - length)}] * rows,
+            [[3] * length] * rows,
+            list(range(rows)),
+            torch.ones(rows, length, device=self.runtime.device),
+            torch.ones(rows, device=self.runtime.device),
+        )
+        logprobs_N, _, values_N = self.forward(make_batch(rollout, range(rows), self.pad_id))
+        (logprobs_N.sum() + (0 if values_N is None else values_N.sum())).backward()
+        self.engine.module.zero_grad(set_to_none=True)
+
     def _set_learning_rates(self, number: int, warming: bool) -> None:
         """Linear to 0 over the updates, lowered by roll-backs; the critic may learn alone at first."""
         remaining = self.rate_factor * (1 - number / self.config.updates)
