@@ -401,7 +401,7 @@ def test_item_32_metrics_of_an_update_are_sums_over_counts(make):
     assert math.fabs(metrics["policy/entropy"] - mean_of_means) > 1e-4
 
 
-def tests_named_after(pattern):
+def suite_names(pattern):
     """Names of the tests of the whole suite, wherever they are, that match."""
     files = sorted((ROOT / "tests").rglob("test_*.py"))
     return {
@@ -415,8 +415,8 @@ def tests_named_after(pattern):
 def test_the_page_names_tests_that_exist():
     """And all tests that bear an item's or a bug's number."""
     named = set(re.findall(r"`(test_\w+)`", PAGE))
-    assert named - tests_named_after("test_") == set()
-    numbered = tests_named_after(r"test_(items?_|b)\d")
+    assert named - suite_names("test_") == set()
+    numbered = suite_names(r"test_(items?_|b)\d")
     assert len(numbered) > 40
     assert numbered - named == set()
 
@@ -426,7 +426,7 @@ def test_every_bug_of_others_has_a_test_named_after_it():
     rows = dict(re.findall(r"^\| B(\d+) \|(.*)$", PAGE, re.M))
     assert [int(number) for number in rows] == list(range(1, 22))
     for number, row in rows.items():
-        named = tests_named_after(rf"test_(b\d+_)*b{number}_")
+        named = suite_names(rf"test_(b\d+_)*b{number}_")
         assert any(f"`{name}`" in row for name in named), f"B{number}"
 
 
