@@ -153,7 +153,8 @@ def test_b8_the_critic_is_saved_and_is_the_next_runs_critic(make, models, runtim
 
 @pytest.mark.parametrize("kl_target", [None, 1.0])
 def test_b9_b16_a_resumed_run_goes_on_to_the_bit_adaptive_kl_included(make, runtime, tmp_path, kl_target):
-    changes = dict(updates=4, kl_target=kl_target, kl_horizon=50, critic_learning_rate=2e-3)
+    adaptive = {"kl_target": kl_target, "kl_horizon": 50} if kl_target else {}
+    changes = dict(updates=4, critic_learning_rate=2e-3, **adaptive)
     whole = make(**changes)
     history = run_updates(whole)
     first = make(**changes)
