@@ -50,7 +50,7 @@ def make_trainer(folder: Path, case: Case, prompts: list[list[int]], runtime: Ru
     source = build_source(config.sources, runtime.device, roles.tokenizer, batch_tokens=room)
     trainer = PPOTrainer(config, roles, source, rows, runtime)
     if case.precision == "auto":
-        runtime.precision = choose_precision(runtime, trainer.trial_step, repeats=2)
+        runtime.precision = choose_precision(runtime, trainer.learner.trial_step, repeats=2)
     return trainer
 
 

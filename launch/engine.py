@@ -140,10 +140,59 @@ class Engine:
             return [part for i, part in parts if groups[inner.sub_group_to_group_id[i]].get("role") == role]
         return [parameter for group in groups if group.get("role") == role for parameter in group["params"]]
 
+    @property
+    def can_set_aside(self) -> bool:
+        """Whether `set_aside` can be called: not where DeepSpeed moves the gradients to the CPU, or keeps no parts of them."""
+        if not self.runtime.uses_deepspeed:
+            return True
+        inner = self.wrapped.optimizer
+        offloads = getattr(inner, "cpu_offload", False) or getattr(inner, "offload_optimizer", False)
+        return hasattr(inner, "averaged_gradients") and not offloads
+
+    def set_aside(self, role: str) -> list[Tensor]:
+        """Take out the gradients so far of the parameter groups of a `role`, as `gradients` has them, and start from 0.
+
+        Between two losses of one step, to tell their gradients apart; add them to `gradients` before the step. The backward
+        pass before must have been a `last` one: DeepSpeed exchanges gradients then. DDP is spared it (it would miss
+        those of the parameters that this loss does not reach), so without DeepSpeed they are exchanged here.
+        """
+        parts, world = self.gradients(role), self.runtime.world
+        aside = [part.clone() if self.runtime.uses_deepspeed else self.runtime.sum(part) / world for part in parts]
+        for part in parts:
+            part.zero_()
+        return aside
+
+    def gradients(self, role: str) -> list[Tensor]:
+        """This rank's parts of the gradients of the groups of a `role` after a `last` backward pass, to be changed in place.
+
+        Under ZeRO each rank has others, elsewhere every rank has all of them.
+        """
+        groups = self.optimizer.param_groups
+        if self.runtime.uses_deepspeed:
+            inner = self.wrapped.optimizer
+            group_of = inner.sub_group_to_group_id if self.zero_stage == 3 else range(len(groups))
+            parts = inner.averaged_gradients.items()
+            return [part for i, own in parts if groups[group_of[i]].get("role") == role for part in own]
+        trained = [parameter for group in groups if group.get("role") == role for parameter in group["params"]]
+        for parameter in trained:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        return [parameter.grad for parameter in trained]
+
+    def gradient_norm(self, parts: list[Tensor]) -> Tensor:
+        """The norm of the gradients whose parts on this rank are given, over all ranks; a scalar, the same on each."""
+        norms = [torch.linalg.vector_norm(part, dtype=torch.float32) for part in parts]
+        squares = torch.stack(norms).square().sum()
+        return (self.runtime.sum(squares) if self.runtime.uses_deepspeed else squares).sqrt()
+
     def step(self) -> float:
         """Clip, make the optimizer step and clear the gradients. Returns the gradient norm before clipping."""
         if self.runtime.uses_deepspeed:
             self.wrapped.step()
+            if self.zero_stage == 3:
+                # It overwrites old gradients in the first backward pass of a step, and adds to them afterwards: those that the
+                # first pass does not reach (a critic's, where that pass is PTX) would count again.
+                self.wrapped.optimizer.grad_partitions_flat_buffer.zero_()
             norm = self.wrapped.get_global_grad_norm()
             return float(norm) if norm is not None else float("nan")
         norm = torch.nn.utils.clip_grad_norm_(self.wrapped.parameters(), self.max_grad_norm)

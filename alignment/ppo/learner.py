@@ -78,7 +78,7 @@ class Learner:
         of_ptx = None
         if self.ptx is not None and not warming:
             _add(sums, self._ptx_passes(self.ptx, counter), tokens)
-            of_ptx = self._policy_gradients()
+            of_ptx = self.engine.set_aside("policy") if self.engine.can_set_aside else None
         weights_BT = torch.zeros_like(rollout.mask_BT)
         weights_BT[minibatch] = ppo.token_weights(rollout.mask_BT[minibatch], config.loss_mean, config.max_new_tokens)
         parts = plan_parts(minibatch, rollout.lengths, self.room, runtime.world)[runtime.rank]
@@ -93,7 +93,8 @@ class Learner:
                 loss, measured = self._losses(rollout, rows, weights_BT, kl_coef, idle, warming)
                 self.engine.backward(loss, last)
             _add(sums, measured, tokens)
-        _add(sums, self._ptx_norms(of_ptx), tokens)
+        if of_ptx is not None:
+            _add(sums, self._join_ptx(of_ptx), tokens)
         return self.engine.step()
 
     def _losses(
@@ -157,35 +158,47 @@ class Learner:
         episodes, world = ptx.episodes(counter, self.runtime.device), self.runtime.world
         tokens = sum(map(len, episodes.responses))
         total = torch.zeros((), device=self.runtime.device)
-        for part in plan_parts(range(len(episodes)), episodes.lengths, self.room, world)[self.runtime.rank]:
+        parts = plan_parts(range(len(episodes)), episodes.lengths, self.room, world)[self.runtime.rank]
+        for number, part in enumerate(parts):
+            last = number == len(parts) - 1 and self.engine.can_set_aside
             batch = make_batch(episodes, part or [0], self.pad_id)
             with self.engine.accumulating(last=False):
                 logprobs_N, _, _ = self.engine(batch.tokens_bS, batch.before_N, batch.targets_N, 1.0, False)
                 loss = -logprobs_N.sum() / tokens * (1.0 if part else 0.0)
-                self.engine.backward(self.config.ptx_coef * loss, last=False)
+                self.engine.backward(self.config.ptx_coef * loss, last)
             total += loss.detach()
         return {"step/ptx/loss": total}
 
-    def _policy_gradients(self) -> list[Tensor] | None:
-        """Copies of the policy's gradients so far; None where they are not whole on this process."""
-        if self.runtime.world > 1 or self.runtime.uses_deepspeed:
-            return None
-        groups = self.engine.optimizer.param_groups
-        policy = [p for group in groups if group.get("role") == "policy" for p in group["params"]]
-        return [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in policy]
-
-    def _ptx_norms(self, of_ptx: list[Tensor] | None) -> dict[str, Tensor]:
-        """Norms of the PTX gradient and of the rest of the policy's gradient, once both are made."""
-        both = None if of_ptx is None else self._policy_gradients()
-        if of_ptx is None or both is None:
-            return {}
-        rest = [grad - part for grad, part in zip(both, of_ptx, strict=True)]
-        norms = (torch.stack([grad.norm() for grad in grads]).norm() for grads in (of_ptx, rest))
-        return dict(zip(("step/ptx/grad_norm", "step/ptx/rest_norm"), norms, strict=True))
+    def _join_ptx(self, of_ptx: list[Tensor]) -> dict[str, Tensor]:
+        """Add the PTX gradient to that of the rollout; this rank's share of the norms of both before that."""
+        of_rollout, world = self.engine.gradients("policy"), self.runtime.world
+        norms = {
+            "step/ptx/grad_norm": self.engine.gradient_norm(of_ptx) / world,
+            "step/ptx/rest_norm": self.engine.gradient_norm(of_rollout) / world,
+        }
+        for part, kept in zip(of_rollout, of_ptx, strict=True):
+            part.add_(kept)
+        return norms
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
         """Log-probabilities, entropies and values of the response tokens, (N,) each."""
         return self.engine(batch.tokens_bS, batch.before_N, batch.targets_N, self.config.temperature)
+
+    def trial_step(self) -> None:
+        """One forward and backward pass on made-up tokens, without effect: the precision is chosen by its time."""
+        config, rows = self.config, self.config.micro_batch_size
+        room = self.room // rows
+        length = min(config.max_new_tokens, room - 1)
+        rollout = Rollout(
+            [{"prompt_ids": [3] * (room - length)}] * rows,
+            [[3] * length] * rows,
+            list(range(rows)),
+            torch.ones(rows, length, device=self.runtime.device),
+            torch.ones(rows, device=self.runtime.device),
+        )
+        logprobs_N, _, values_N = self.forward(make_batch(rollout, range(rows), self.pad_id))
+        (logprobs_N.sum() + (0 if values_N is None else values_N.sum())).backward()
+        self.engine.module.zero_grad(set_to_none=True)
 
     def _set_learning_rates(self, number: int, warming: bool) -> None:
         """Linear to 0 over the updates, lowered by roll-backs; the critic may learn alone at first."""

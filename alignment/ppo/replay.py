@@ -23,6 +23,7 @@ from alignment.ppo.dump import TOKEN_COLUMNS
 from alignment.ppo.estimators import ESTIMATORS
 from alignment.ppo.rollout import Rollout
 from launch.checkpoint import Checkpoint, verify_folder
+from launch.engine import Engine
 from launch.errors import UserError
 
 NEEDED = (
@@ -78,6 +79,24 @@ class Replay:
                 f"{self.first}; give the checkpoint of update {self.first - 1}"
             )
         return Checkpoint(self.first - 1, folder, meta)
+
+    def load_start(self, engine: Engine) -> dict[str, Any] | None:
+        """Load weights and optimizer of the checkpoint that a replay from the middle of a run starts from, if one is named.
+
+        Returns what else that checkpoint holds.
+        """
+        checkpoint = self.start()
+        if checkpoint is None:
+            return None
+        try:
+            return engine.load(checkpoint)
+        except UserError:
+            raise
+        except (AssertionError, RuntimeError, ValueError, KeyError) as error:
+            raise UserError(
+                f"replay_from: {checkpoint.folder}: does not fit the models of this run "
+                f"({str(error).splitlines()[0][:200]}); give policy, critic and estimator of the run that dumped the rollouts"
+            ) from None
 
     @property
     def warning(self) -> str | None:

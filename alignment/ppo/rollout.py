@@ -55,6 +55,8 @@ class Rollout:
     importance_BT: Tensor | None = None
     """Truncated importance weights, when the responses were sampled by other weights or another engine."""
     returns_BT: Tensor | None = None
+    counted: tuple[dict[str, float], dict[str, float]] | None = None
+    """State of the normaliser of scores before and after it took in this rollout's."""
     early: Future[Any] | None = None
     """Rewards that were asked for while it was being sampled (scoring.EarlyScores)."""
     logged: dict[str, float] = field(default_factory=dict)

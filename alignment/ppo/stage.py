@@ -28,7 +28,7 @@ def run(config: PPOConfig, job: Job) -> dict[str, Any]:
     trainer, counts = make_trainer(config, job)
     if ptx := trainer.learner.ptx:
         job.say(f"ptx_data: {len(ptx.rows)} rows, {ptx.left_out} longer than {trainer.room} tokens (or empty) left out")
-    job.settle_precision(trainer.trial_step)
+    job.settle_precision(trainer.learner.trial_step)
     job.say(f"precision {job.runtime.precision}")
     guard = Guard(trainer, job.checkpoints, job.say)
     budget = config.evaluation.kl_budget

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from alignment.generation import DecodeGraphs, Sampling, VLLMEngine, recorder_for
 from alignment.ppo import objectives as ppo
@@ -36,6 +35,7 @@ from alignment.ppo.rollout import Prompt, Rollout, make_batch, make_rollout, pla
 from alignment.ppo.samplers import Sampler, ServedPolicy
 from alignment.ppo.sampling import Sampled, Share, draw, share_of
 from alignment.ppo.scoring import Scorer
+from alignment.ppo.shaping import correct_importance, shape_rewards
 from alignment.ppo.shared import SharedRoles
 from alignment.reward.sources.protocol import Episodes, RewardSource
 from data.encoding import encode_prompts
@@ -121,7 +121,8 @@ class PPOTrainer:
         self.tell: Callable[[str], Any] = lambda text: None
         """Told how far an update has come, for the display; called in threads, too."""
         self.learner.tell = lambda text: self.tell(text)
-        self._load_start()
+        if self.replay is not None and (started := self.replay.load_start(self.engine)):
+            self.monitors.load_state_dict(started["monitors"])
         self._can_save = False
         """Whether it would while something is sampled: not during an evaluation, nor of rollouts ahead, which it waits for."""
 
@@ -130,22 +131,6 @@ class PPOTrainer:
         gold, rows = (self.held_out.gold, self.held_out.rows) if self.held_out else (None, [])
         check_contexts(self.roles, [source, gold], [*self.prompts, *rows], self.config.max_new_tokens)
         return max((len(row["prompt_ids"]) for row in self.prompts), default=0) + self.config.max_new_tokens
-
-    def _load_start(self) -> None:
-        """What a replay from the middle of a run starts from: weights, optimizer and monitors of that run's checkpoint."""
-        checkpoint = self.replay.start() if self.replay else None
-        if checkpoint is None:
-            return
-        try:
-            extra = self.engine.load(checkpoint)
-        except UserError:
-            raise
-        except (AssertionError, RuntimeError, ValueError, KeyError) as error:
-            raise UserError(
-                f"replay_from: {checkpoint.folder}: does not fit the models of this run "
-                f"({str(error).splitlines()[0][:200]}); give policy, critic and estimator of the run that dumped the rollouts"
-            ) from None
-        self.monitors.load_state_dict(extra["monitors"])
 
     def _make_sampler(self) -> Sampler:
         sampler: Sampler
@@ -321,55 +306,17 @@ class PPOTrainer:
         config, mask_BT = self.config, rollout.mask_BT
         if rollout.scores_B is None or rollout.logprobs_BT is None:
             raise UserError("advantages: the rollout has no scores and log-probabilities; call score(rollout) before")
-        scores_B, tokens_BT = self._shaped_scores(rollout)
-        rewards_BT = ppo.token_rewards(scores_B, self._penalty(rollout), mask_BT, self.kl.coef)
-        if tokens_BT is not None:
-            rewards_BT = rewards_BT + tokens_BT
-        if config.whiten_rewards:
-            rewards_BT = ppo.masked_whiten(rewards_BT, mask_BT, shift_mean=False)
+        rollout.rewards_BT = shape_rewards(rollout, config, self.normaliser, self.kl.coef)
         settings = EstimatorSettings(
             config.gamma, config.gae_lambda, config.value_lambda, config.length_alpha, config.group_std
         )
         groups_B = torch.tensor(rollout.groups, device=mask_BT.device)
         advantages_BT, rollout.returns_BT = estimate_advantages(
-            config.estimator, rewards_BT, rollout.values_BT, mask_BT, groups_B, settings
+            config.estimator, rollout.rewards_BT, rollout.values_BT, mask_BT, groups_B, settings
         )
-        rollout.rewards_BT = rewards_BT
         rollout.advantages_BT = ppo.clip_symmetric(advantages_BT, config.advantage_clip)
-        self._correct_importance(rollout)
+        correct_importance(rollout, config.importance_cap)
         return rollout
-
-    def _shaped_scores(self, rollout: Rollout) -> tuple[Tensor, Tensor | None]:
-        """Scores of whole responses and rewards of single tokens after normalising, clipping and the missing-EOS rule.
-
-        All three go by an episode's total: with single tokens paid, too, a part alone has neither a scale nor a bound.
-        """
-        config, scores_B, tokens_BT = self.config, rollout.scores_B, rollout.token_scores_BT
-        assert scores_B is not None
-        if config.normalise_scores:
-            self.normaliser.update(rollout.total_scores_B)
-            scores_B = self.normaliser.normalise(scores_B, shift_mean=True)
-            tokens_BT = None if tokens_BT is None else self.normaliser.normalise(tokens_BT, shift_mean=False)
-        scores_B, tokens_BT = ppo.clip_totals(scores_B, tokens_BT, config.score_clip)
-        finished_B, how = rollout.finished_B, config.missing_eos
-        tokens_BT = None if tokens_BT is None else ppo.drop_unfinished(tokens_BT, finished_B, how)
-        return ppo.apply_missing_eos(scores_B, finished_B, how, config.missing_eos_penalty), tokens_BT
-
-    def _correct_importance(self, rollout: Rollout) -> None:
-        """Truncated importance weights, where the responses were not sampled by the policy itself."""
-        if rollout.engine_logprobs_BT is not None:
-            assert rollout.logprobs_BT is not None
-            rollout.importance_BT, measured = ppo.truncated_importance(
-                rollout.logprobs_BT, rollout.engine_logprobs_BT, rollout.mask_BT, self.config.importance_cap
-            )
-            rollout.logged |= {name: float(value) for name, value in measured.items()}
-
-    def _penalty(self, rollout: Rollout) -> Tensor:
-        """KL of each token as it goes into the rewards; 0 when it is in the loss."""
-        if self.config.kl_in == "loss":
-            return torch.zeros_like(rollout.mask_BT)
-        assert rollout.logprobs_BT is not None and rollout.ref_logprobs_BT is not None
-        return ppo.kl_estimate(rollout.logprobs_BT, rollout.ref_logprobs_BT, self.config.kl_kind)
 
     def update(self, rollout: Rollout) -> Metrics:
         """The optimizer steps on a rollout with advantages, and the step of the KL controller."""
@@ -414,22 +361,6 @@ class PPOTrainer:
                 f"update {self.update_number + 1}: {broken[0]} is {means[broken[0]]}, so the weights are lost; start in another "
                 "folder with a lower learning_rate or a higher kl_coef (the checkpoints before this update are intact)"
             )
-
-    def trial_step(self) -> None:
-        """One forward and backward pass on made-up tokens, without effect: the precision is chosen by its time."""
-        rows = self.config.micro_batch_size
-        length = min(self.config.max_new_tokens, self.room - 1)
-        filler = [3] * (self.room - length)
-        rollout = Rollout(
-            [{"prompt_ids": filler}] * rows,
-            [[3] * length] * rows,
-            list(range(rows)),
-            torch.ones(rows, length, device=self.runtime.device),
-            torch.ones(rows, device=self.runtime.device),
-        )
-        logprobs_N, _, values_N = self.learner.forward(make_batch(rollout, range(rows), self.sampling.pad_id))
-        (logprobs_N.sum() + (0 if values_N is None else values_N.sum())).backward()
-        self.engine.module.zero_grad(set_to_none=True)
 
     # ------------------------------------------------------------------------------------ evaluation
 

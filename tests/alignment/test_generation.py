@@ -35,7 +35,7 @@ def greedy_by_hand(model, prompt, length):
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 17])
-def test_greedy_equals_running_the_whole_sequence_each_time(model, prompts, batch_size):
+def test_b11_greedy_equals_running_the_whole_sequence_each_time(model, prompts, batch_size):
     sampling = Sampling(12, 0.0, eos_id=1, pad_id=0)
     ours = generate(model, prompts, sampling, 0, "test", 0, range(len(prompts)), batch_size)
     with torch.no_grad():

@@ -322,10 +322,10 @@ def test_the_adaptive_weight_stays_positive_at_the_shortest_horizon():
 
 def test_a_loss_that_is_not_finite_ends_the_run_before_anything_is_saved(make):
     trainer = make(missing_eos="none")
-    rollout = trainer.score(trainer.rollout(trainer.next_prompts()))
-    rollout.scores_B[3] = float("nan")
+    rollout = scored(trainer)
+    rollout.advantages_BT[3] = float("nan")
     with pytest.raises(UserError, match=r"update 1: \S+ is nan, so the weights are lost; .*lower learning_rate"):
-        trainer.update(trainer.advantages(rollout))
+        trainer.update(rollout)
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,8 @@ from tests.alignment.checklist_support import (
 from tests.alignment.ppo_support import run_updates
 from tests.support import ROOT, save_policy, word_tokenizer
 
+PAGE = (ROOT / "docs" / "ppo_checklist.md").read_text()
+
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
@@ -399,19 +401,38 @@ def test_item_32_metrics_of_an_update_are_sums_over_counts(make):
     assert math.fabs(metrics["policy/entropy"] - mean_of_means) > 1e-4
 
 
+def suite_names(pattern):
+    """Names of the tests of the whole suite, wherever they are, that match."""
+    files = sorted((ROOT / "tests").rglob("test_*.py"))
+    return {
+        name
+        for path in files
+        for name in re.findall(r"^def (test_\w+)", path.read_text(), re.M)
+        if re.match(pattern, name)
+    }
+
+
 def test_the_page_names_tests_that_exist():
-    """And all tests of the two files that bear an item's or a bug's number."""
-    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / "ppo_checklist.md").read_text()))
-    everything = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
-    assert named - set(re.findall(r"^def (test_\w+)", everything, re.M)) == set()
-    numbered = set(re.findall(r"^def (test_(?:items?_|b)\d\w+)", everything, re.M))
+    """And all tests that bear an item's or a bug's number."""
+    named = set(re.findall(r"`(test_\w+)`", PAGE))
+    assert named - suite_names("test_") == set()
+    numbered = suite_names(r"test_(items?_|b)\d")
     assert len(numbered) > 40
     assert numbered - named == set()
 
 
+def test_every_bug_of_others_has_a_test_named_after_it():
+    """test_b7_..., or of several test_b9_b16_...; and the bug's row of the page names it."""
+    rows = dict(re.findall(r"^\| B(\d+) \|(.*)$", PAGE, re.M))
+    assert [int(number) for number in rows] == list(range(1, 22))
+    for number, row in rows.items():
+        named = suite_names(rf"test_(b\d+_)*b{number}_")
+        assert any(f"`{name}`" in row for name in named), f"B{number}"
+
+
 def test_the_page_names_places_that_exist():
     """`file.py` `name`, ...: each name stands in the file before it; a file without a folder is PPO's."""
-    rows = [line.split("|") for line in (ROOT / "docs" / "ppo_checklist.md").read_text().splitlines()]
+    rows = [line.split("|") for line in PAGE.splitlines()]
     places = [re.findall(r"`([^`]+)`", row[4]) for row in rows if len(row) == 7 and row[1].strip().isdigit()]
     assert len(places) == 32
     for names in places:

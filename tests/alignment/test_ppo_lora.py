@@ -65,7 +65,7 @@ def reference_logprobs(trainer, batch):
 # ------------------------------------------------------------------------------------------------ the roles
 
 
-def test_the_reference_is_the_sft_adapter_and_stays_it(share, paths):
+def test_b18_the_reference_is_the_sft_adapter_and_stays_it(share, paths):
     """Not the bare base, which is what switching the policy's adapter off gives (trl#495, trl#3196)."""
     trainer = share()
     batch = batch_of(trainer)

@@ -119,7 +119,7 @@ def test_ids_beyond_the_judges_embeddings_are_read_as_the_text_that_they_are(fol
     assert source.score(data).total_B.isfinite().all()
 
 
-def test_a_model_with_another_tokenizer_reads_text_and_knows_what_was_cut_off(other_judge):
+def test_b12_a_model_with_another_tokenizer_reads_text_and_knows_what_was_cut_off(other_judge):
     source = ModelSource("helpful", other_judge, word_tokenizer())
     data = episodes()
     assert source.score(data).total_B.tolist() == pytest.approx(

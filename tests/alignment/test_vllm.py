@@ -172,7 +172,7 @@ def test_weights_wait_for_requests_to_those_before(server, policy, tmp_path):
     assert server.version == engine.weights.version
 
 
-def test_a_server_that_was_started_again_is_given_the_weights_again(server, policy, tmp_path):
+def test_b20_a_server_that_was_started_again_is_given_the_weights_again(server, policy, tmp_path):
     """In the middle of a rollout: it comes back with the model it was started with, and no token of that one is taken."""
     expected = sample(ready([server], tmp_path / "a", policy))
     said = []

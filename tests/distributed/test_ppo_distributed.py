@@ -85,6 +85,23 @@ def test_two_processes_follow_the_trajectory_of_one(alone, two, mode):
             assert torch.allclose(ours(ids).logits, theirs(ids).logits, atol=1e-3)
 
 
+def test_the_ptx_ratio_of_two_processes_is_that_of_one(inputs, tmp_path):
+    """PTX rows over 2 ranks in unequal micro-batches; the rest of the update is that of one process, too."""
+    data = tmp_path / "pairs.jsonl"
+    texts = [("the of", "and to in"), ("a is", "that it"), ("the", "in"), ("of a is", "it was on"), ("to", "the a in")]
+    data.write_text("".join(json.dumps({"prompt": p, "completion": c}) + "\n" for p, c in texts))
+    settings = dict(ptx_data=data, ptx_coef=0.5, ptx_batch_size=5, updates=3, epochs=1)
+    run_whole(words(inputs, tmp_path / "alone", **settings), tmp_path / "logs")
+    alone = read_metrics(tmp_path / "alone")
+    assert all(row["ptx/grad_norm_ratio"] > 0.01 for row in alone)
+    for mode, stage in ZERO_STAGES.items():
+        run_whole(words(inputs, tmp_path / mode, **settings), tmp_path / "logs", 2, stage)
+        for ours, theirs in zip(read_metrics(tmp_path / mode), alone, strict=True):
+            assert ours["ptx/grad_norm_ratio"] == pytest.approx(theirs["ptx/grad_norm_ratio"], rel=1e-4), mode
+            for key in ("ptx/loss", "train/grad_norm", "kl/k1", "policy/entropy", "policy/ratio_max"):
+                assert ours[key] == pytest.approx(theirs[key], abs=1e-5), (mode, key)
+
+
 def test_the_policy_wakes_with_a_fresh_optimizer_under_every_stage(inputs, tmp_path):
     """After the critic's warm-up; with Adam's count of idle steps the updates after it would be larger."""
     settings = dict(critic_warmup=3, updates=5, epochs=1, critic_from="trunk")
@@ -135,7 +152,7 @@ def test_batch_that_does_not_divide(inputs, tmp_path):
     assert "batch_size: 9 is not a multiple of 2 processes" in job.say()
 
 
-def test_weights_of_a_zero3_run_are_whole(inputs, tmp_path):
+def test_b10_weights_of_a_zero3_run_are_whole(inputs, tmp_path):
     out = tmp_path / "out"
     run_whole(words(inputs, out, updates=1, learning_rate=0.0), tmp_path / "logs", 2, 3)
     before, after = load_file(inputs[0] / "model.safetensors"), load_file(out / "model.safetensors")

@@ -288,7 +288,7 @@ def test_two_jobs_cannot_write_one_folder(tmp_path):
         first.kill()
 
 
-def test_a_wedged_job_ends_with_a_reason(tmp_path):
+def test_b21_a_wedged_job_ends_with_a_reason(tmp_path):
     result = toy("--output_dir", tmp_path / "out", "--pause", 60, "--watchdog_minutes", 0.03)
     assert result.returncode == 75
     assert "rank 0: no step for" in result.stderr and "the job is stuck" in result.stderr
