@@ -100,6 +100,7 @@ def value_head(policy: PreTrainedModel) -> nn.Linear:
     no value gradient until the head has learned something. UserError for a policy without a classifier to save it as.
     """
     empty_critic(policy)
-    head = nn.Linear(policy.config.get_text_config().hidden_size, 1, bias=False)
+    # ZeRO-3 lays all trained weights into one buffer, which in bf16 no float32 fits into
+    head = nn.Linear(policy.config.get_text_config().hidden_size, 1, bias=False, dtype=policy.dtype)
     nn.init.zeros_(head.weight)
     return head
