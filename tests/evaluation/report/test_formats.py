@@ -6,7 +6,7 @@ import io
 import json
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pytest
 import yaml
@@ -25,7 +25,7 @@ from evaluation.report.formats.lm_eval import results_record
 from evaluation.report.formats.naming import hub_dataset, model_identifier, slug, stable_uuid, task_name
 from evaluation.report.items import SampleReader
 from evaluation.report.leaderboard import leaderboards
-from evaluation.schema import EvaluationResult, Metric, Protocol, Subject
+from evaluation.schema import EvaluationResult, Metric, Protocol, Subject, SubjectKind
 from evaluation.suites.report import EXPORTS
 
 
@@ -439,6 +439,15 @@ def test_model_index_keeps_the_interval(written):
     entry = next(r for r in loaded.eval_results if r.metric_type == "win_rate")
     assert entry.metric_value == 0.66 and entry.metric_args["n"] == 400 and entry.task_type == "text-generation"
     assert entry.metric_args["ci_low"] == pytest.approx(0.6122, abs=1e-3)
+
+
+@pytest.mark.parametrize("kind", get_args(SubjectKind))
+def test_every_kind_of_subject_has_a_table_and_every_format(kind, tmp_path):
+    result = dataclasses.replace(hub_result(), subject=Subject("x", kind, "x", "d" * 64))
+    (board,) = leaderboards([result])
+    assert [row.name for row in board.rows] == ["x"]
+    write_exports(tmp_path, Collection([FoundResult(tmp_path, result)], [], []), EXPORTS, SampleReader())
+    assert {path.name for path in tmp_path.iterdir()} == {name.replace("-", "_") for name in EXPORTS}
 
 
 # ---------------------------------------------------------------------------------------------- tables

@@ -12,9 +12,11 @@ from evaluation.report.collect import collect
 from evaluation.report.leaderboard import leaderboards
 from evaluation.schema import load
 from evaluation.scoring import score_ids
+from evaluation.suites import report
 from evaluation.suites.duels import STAGE
 from launch.config import build
 from launch.errors import UserError
+from launch.stage import run_stage
 from tests.evaluation import tiny
 from tests.evaluation.rows import write_completions
 from tests.evaluation.suites.conftest import read_rows, run_suite
@@ -84,6 +86,13 @@ def test_a_report_puts_the_models_of_a_league_into_one_table(models, files, tmp_
     elo = [c for c in language.columns if c.name == "elo"]
     assert len(elo) == 1 and all(elo[0].key in row.cells for row in language.rows)
     assert "Judges" in boards
+    run_stage(report.STAGE, build(report.STAGE.config, report_of(tmp_path), "test"))
+    assert all(name in (tmp_path / "report" / "index.html").read_text() for name in files)
+    assert "elo/long" in "".join(path.read_text() for path in (tmp_path / "report" / "exports").rglob("*.md"))
+
+
+def report_of(folder):
+    return {"inputs": [str(folder / "out")], "output_dir": str(folder / "report"), "show": False}
 
 
 def endpoint(server, **more):
