@@ -15,13 +15,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from evaluation.options import SCHEMA_VERSION
 from evaluation.statistics import Difference, Estimate
 from launch.config import build, to_dict
 from launch.errors import UserError
 from launch.files import read_json, sha256_file, write_atomic, write_json
 from launch.provenance import check_unchanged
 
-SCHEMA_VERSION = 1
 RESULTS_FILE = "results.json"
 SAMPLES_FILE = "samples.jsonl"
 UNIT_BOUNDS = {"share": (0.0, 1.0), "%": (0.0, 100.0)}
@@ -324,7 +324,7 @@ def load(path: str | Path) -> EvaluationResult:
         remedy = (
             "it was written by a newer alignkit; upgrade this one"
             if newer
-            else "run the evaluation again with this alignkit"
+            else "it was written by an earlier alignkit; run the evaluation again, with --overwrite true"
         )
         raise UserError(f"{path}: schema_version {version!r} is not {SCHEMA_VERSION}; {remedy}")
     return build(EvaluationResult, content, str(path))

@@ -177,6 +177,8 @@ def _first_difference(known: dict[str, Any], run: dict[str, Any]) -> str:
     old, new = known["content"], run["content"]
     if old["stage"] != new["stage"]:
         return f"of `{old['stage']}`, not `{new['stage']}`"
+    if old.get("version", 1) != new.get("version", 1):
+        return "of another version of alignkit, whose results are written otherwise"
     for part in ("config", "inputs"):
         before, now = _flatten(old[part]), _flatten(new[part])
         for key in sorted(set(before) | set(now)):

@@ -124,9 +124,12 @@ def damaged(tmp_path, change):
         (lambda c: c.pop("schema_version"), "schema_version is missing"),
         (
             lambda c: c.update(schema_version=99),
-            "schema_version 99 is not 1; it was written by a newer alignkit; upgrade",
+            "schema_version 99 is not 2; it was written by a newer alignkit; upgrade",
         ),
-        (lambda c: c.update(schema_version=0), "schema_version 0 is not 1; run the evaluation again"),
+        (
+            lambda c: c.update(schema_version=1),
+            "schema_version 1 is not 2; it was written by an earlier alignkit; run the evaluation again",
+        ),
         (lambda c: c.update(sweet=1), "unknown key 'sweet'"),
         (lambda c: c.pop("subject"), "'subject' is missing"),
         (lambda c: c["metrics"][0].update(vlaue=1), r"unknown key 'metrics\[0\].vlaue'; did you mean 'value'"),
