@@ -142,6 +142,7 @@ def agreement_metrics(judged: ArrayLike, people: ArrayLike, prompts: Sequence[st
             "the same by Krippendorff's alpha, a tie lying between the two",
             higher_is_better=True,
             note="" if alpha else undefined or "judge and people give one verdict only",
+            bounds=(None, 1),
         ),
         metric(
             "judge_ties",
@@ -202,6 +203,7 @@ def annotator_metrics(ratings_UR: ArrayLike, units: Sequence[str]) -> list[Metri
             "agreement of people with each other (Krippendorff's alpha, a tie lying between the two): what a judge may reach",
             higher_is_better=None,
             note="" if alpha else "people give one verdict only",
+            bounds=(None, 1),
             annotators=ratings.shape[1],
         )
     ]

@@ -355,17 +355,22 @@ def test_every_eval_ever_keeps_numbers_and_uncertainty(written):
 
 def _within_its_range(entry):
     low, high = entry["metric_config"]["min_score"], entry["metric_config"]["max_score"]
-    return low is None or low <= entry["score_details"]["score"] <= high
+    score = entry["score_details"]["score"]
+    return (low is None or low <= score) and (high is None or score <= high)
 
 
 def test_every_eval_ever_writes_the_range_of_the_metric_and_not_of_its_unit(found):
     bias = Metric("position_bias", -0.15, 40, unit="share", extra={"bounds": [-0.5, 0.5]})
-    metrics = [bias, dataclasses.replace(bias, unit="nats", extra={})]
+    metrics = [
+        bias,
+        dataclasses.replace(bias, name="x", unit="nats", extra={}),
+        dataclasses.replace(bias, unit="tokens", value=3.0, extra={}),
+    ]
     result = dataclasses.replace(found.results[0].result, metrics=metrics)
     ranges = [
         (c["min_score"], c["max_score"]) for c in (r["metric_config"] for r in record(result)["evaluation_results"])
     ]
-    assert ranges == [(-0.5, 0.5), (None, None)]
+    assert ranges == [(-0.5, 0.5), (None, None), (0.0, None)]
 
 
 def test_every_eval_evers_own_schema(written, hostile):

@@ -118,6 +118,15 @@ def test_an_endpoint_is_asked_in_both_orders(files, tmp_path):
     assert "consistency" in result.resolution[1] and models_of(out)["long"].resolution == result.resolution[:1]
 
 
+def test_a_judge_that_always_names_the_first_is_told_of_beside_every_number(files, tmp_path):
+    with JudgeServer(reply=lambda *_: "[[A]]") as server:
+        result = run_suite(
+            STAGE, tmp_path / "out", completions=f"{files['short']},{files['long']}", endpoint=endpoint(server)
+        )
+    (note,) = result.notes
+    assert "position bias +0.50" in note and all(r.notes == [note] for r in models_of(tmp_path / "out").values())
+
+
 def test_verdicts_that_cannot_be_read_are_counted_and_left_out(files, tmp_path):
     with JudgeServer(reply=lambda p, a, b: "who knows" if p == PROMPTS[0] else longer(p, a, b)) as server:
         result = run_suite(
