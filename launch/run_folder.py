@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from launch.config import artefact_paths
 from launch.errors import UserError
-from launch.files import changed_file, fsync_path, is_run, read_json
+from launch.files import changed_file, clear_asides, fsync_path, is_run, read_json
 from launch.hub import find_moved
 from launch.provenance import check_unchanged
 
@@ -55,6 +55,7 @@ def prepare_folder(config: StageConfig, run: dict[str, Any]) -> dict[str, Any] |
         (folder / "provenance.json").unlink(missing_ok=True)
     elif known:
         _move_aside(folder)
+    clear_asides(folder)
     return None
 
 

@@ -183,6 +183,7 @@ def test_an_ensemble_and_rewardbenchs_sections(models, tmp_path):
     margins = np.array(
         [[np.subtract(*rewards(name, r["prompt"], [r["chosen"], r["rejected"]])) for r in rows] for name in SEEDS]
     )
+    np.testing.assert_allclose([r["margins"] for r in read_rows(tmp_path / "out")], margins.T, atol=1e-5)
     votes = margins > 0
     assert result.metric("ensemble_unanimous").value == pytest.approx((votes[0] == votes[1]).mean())
     assert result.metric("ensemble_accuracy").extra["each"] == pytest.approx(votes.mean(1).tolist())
