@@ -74,14 +74,21 @@ def _alone(entry: Metric, power: float = POWER) -> float | None:
     limits = [None if limit is None else value + root * (limit - value) for limit in (entry.ci_low, entry.ci_high)]
     stderr = None if entry.stderr is None else root * entry.stderr
     both = Estimate(value, 2 * entry.n - 1, stderr, limits[0], limits[1], entry.ci_level, entry.ci_method)
-    low, high = entry.bounds or (-math.inf, math.inf)
+    low, high = _range(entry)
     # the other model's number lies within the same bounds
     return _within(both, max(value - low, high - value) if low <= value <= high else _span(entry), power)
 
 
 def _span(entry: Metric) -> float:
     """The largest difference that there can be."""
-    return math.inf if entry.bounds is None else entry.bounds[1] - entry.bounds[0]
+    low, high = _range(entry)
+    return high - low
+
+
+def _range(entry: Metric) -> tuple[float, float]:
+    """The metric's bounds, infinite where there are none."""
+    low, high = entry.bounds
+    return -math.inf if low is None else low, math.inf if high is None else high
 
 
 def _within(estimate: Estimate, room: float, power: float = POWER) -> float | None:

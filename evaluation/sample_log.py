@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -47,18 +47,23 @@ def score_samples(
     job: Job,
     name: str,
     samples: Sequence[T],
-    compute: Callable[[list[T]], Sequence[Row]],
+    compute: Callable[[list[T]], Iterable[Row]],
     *,
     content: Callable[[T], Any],
     size: Callable[[T], int],
     budget: int,
     settings: dict[str, Any],
+    alone: bool = False,
 ) -> list[Row]:
     """The row of each sample, in their order, on every rank; each is computed once, over all ranks and sessions.
 
     `compute` gives the rows of some samples. `content` is what a row depends on besides `settings` (the model's hash, the
     context length, ...), both as JSON; samples of equal content share a row. `size` and `budget` (tokens, as a rule)
     decide how many samples `compute` gets at once. A request to stop is followed after a unit.
+
+    `alone`: a row depends on its sample alone and never on its unit. Then `compute` gives pairs of a sample's number and its
+    row, in any order; each is written as it comes, whatever happens next, and a unit that was cut is not computed again but
+    gone on with.
     """
     keys = [sha256_text(canonical_json([name, settings, content(sample)])) for sample in samples]
     first = {key: number for number, key in reversed(list(enumerate(keys)))}
@@ -73,9 +78,10 @@ def score_samples(
     with beating(job, len(pending), f"score {name}") as beat, _AppendedFile(_log(job, name, rank)) as log:
         for start in range(0, len(pending), world):
             for unit in pending[start + rank : start + rank + 1]:
-                rows = compute([samples[n] for n in unit])
-                for number, row in zip(unit, rows, strict=True):
-                    new[keys[number]] = log.append(keys[number], row)
+                left = [keys[n] for n in unit if not (alone and keys[n] in known)]
+                rows = compute([samples[first[key]] for key in left])
+                for key, row in ((left[i], row) for i, row in rows) if alone else zip(left, rows, strict=True):
+                    new[key] = log.append(key, row)
             beat(len(pending[start : start + world]))
             job.stop_if_requested(min(start + world, len(pending)))
     for part in job.runtime.gather_objects(new):

@@ -15,16 +15,25 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from evaluation.options import SCHEMA_VERSION
 from evaluation.statistics import Difference, Estimate
 from launch.config import build, to_dict
 from launch.errors import UserError
 from launch.files import read_json, sha256_file, write_atomic, write_json
 from launch.provenance import check_unchanged
 
-SCHEMA_VERSION = 1
 RESULTS_FILE = "results.json"
 SAMPLES_FILE = "samples.jsonl"
-UNIT_BOUNDS = {"share": (0.0, 1.0), "%": (0.0, 100.0)}
+Bounds = tuple[float | None, float | None]
+"""The smallest and the largest value that there can be; None for an end that there is not."""
+UNIT_BOUNDS: dict[str, Bounds] = {
+    "share": (0.0, 1.0),
+    "probability": (0.0, 1.0),
+    "%": (0.0, 100.0),
+    "tokens": (0.0, None),
+    "characters": (0.0, None),
+    "bits/byte": (0.0, None),
+}
 
 SubjectKind = Literal["language model", "reward model", "image generator", "detector", "completions", "images", "judge"]
 
@@ -86,10 +95,10 @@ class Metric:
     extra: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def bounds(self) -> tuple[float, float] | None:
-        """The smallest and the largest value that there can be: those of `extra`, else the unit's; None is not bounded."""
-        low_high = self.extra.get("bounds", UNIT_BOUNDS.get(self.unit))
-        return None if low_high is None else (float(low_high[0]), float(low_high[1]))
+    def bounds(self) -> Bounds:
+        """The smallest and the largest value that there can be: those of `extra`, else the unit's."""
+        low, high = self.extra.get("bounds", UNIT_BOUNDS.get(self.unit, (None, None)))
+        return None if low is None else float(low), None if high is None else float(high)
 
     def check(self) -> None:
         """ValueError naming the field that is missing, not finite or out of order."""
@@ -143,13 +152,19 @@ def metric(
 
 
 def with_estimate(entry: Metric, estimate: Estimate) -> Metric:
-    """The metric with the value, n, interval and stderr of an estimate."""
+    """The metric with the value, n, interval and stderr of an estimate; the limits end where the metric does."""
+    least, most = entry.bounds
+    low, high = estimate.low, estimate.high
+    if low is not None and least is not None and estimate.value >= least:
+        low = max(low, least)
+    if high is not None and most is not None and estimate.value <= most:
+        high = min(high, most)
     return replace(
         entry,
         value=estimate.value,
         n=estimate.n,
-        ci_low=estimate.low,
-        ci_high=estimate.high,
+        ci_low=low,
+        ci_high=high,
         ci_level=estimate.level,
         ci_method=estimate.method,
         stderr=estimate.stderr,
@@ -324,7 +339,7 @@ def load(path: str | Path) -> EvaluationResult:
         remedy = (
             "it was written by a newer alignkit; upgrade this one"
             if newer
-            else "run the evaluation again with this alignkit"
+            else "it was written by an earlier alignkit; run the evaluation again, with --overwrite true"
         )
         raise UserError(f"{path}: schema_version {version!r} is not {SCHEMA_VERSION}; {remedy}")
     return build(EvaluationResult, content, str(path))

@@ -15,7 +15,7 @@ import queue
 import ssl
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 from urllib.parse import urlsplit
@@ -191,38 +191,51 @@ class Exchange(Generic[T]):
 
     def run(self, count: int, concurrency: int, beat: Beat) -> list[T]:
         """The answers to `count` requests, in order. `beat` is called while this waits, and its exceptions end it."""
+        answers = dict(self.stream(count, concurrency, beat))
+        return [answers[number] for number in range(count)]
+
+    def stream(self, count: int, concurrency: int, beat: Beat) -> Iterator[tuple[int, T]]:
+        """As `run`, each answer with its number as soon as it comes; before a failure is raised, all that came before."""
         pending: queue.SimpleQueue[int] = queue.SimpleQueue()
         for number in range(count):
             pending.put(number)
-        answers: dict[int, T] = {}
-        failures: list[BaseException] = []
-        stop, changed = threading.Event(), threading.Event()
+        came: queue.SimpleQueue[tuple[int, T] | BaseException] = queue.SimpleQueue()
+        stop = threading.Event()
 
         def work() -> None:
             try:
                 while not stop.is_set():
                     number = pending.get_nowait()
-                    answers[number] = self._until_answered(number, stop)
+                    came.put((number, self._until_answered(number, stop)))
             except queue.Empty:
                 pass
             except BaseException as error:
-                failures.append(error)
-            changed.set()
+                came.put(error)
 
         # Daemons: one that waits for a dead service must not hold up the end of the process.
         threads = [threading.Thread(target=work, daemon=True) for _ in range(min(concurrency, count))]
+        failure, left, due = None, count, 0.0
         try:
             for thread in threads:
                 thread.start()
-            while not failures and any(thread.is_alive() for thread in threads):
-                changed.wait(BEAT_S)
-                changed.clear()
-                beat()
+            while left and not (failure and came.empty()):
+                if time.monotonic() >= due:
+                    beat()
+                    due = time.monotonic() + BEAT_S
+                try:
+                    item = came.get(timeout=BEAT_S)
+                except queue.Empty:
+                    continue
+                if isinstance(item, BaseException):
+                    failure = failure or item
+                    stop.set()
+                else:
+                    left -= 1
+                    yield item
         finally:
             stop.set()
-        if failures:
-            raise failures[0]
-        return [answers[number] for number in range(count)]
+        if failure:
+            raise failure
 
     def _until_answered(self, number: int, stop: threading.Event) -> T:
         attempt = 0

@@ -27,6 +27,10 @@ def fsync_path(path: Path) -> None:
         os.close(descriptor)
 
 
+_ASIDE = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
+"""Names of files that are written aside."""
+
+
 def write_atomic(path: str | Path, content: str | bytes) -> None:
     """Write a file aside, fsync it and rename it: readers see the old content or the new, never a part."""
     path = Path(path)
@@ -140,6 +144,13 @@ def artefact_files(root: Path, with_runs: bool = False) -> dict[str, int]:
         if not hidden and not beside and path.is_file():
             found[relative.as_posix()] = path.stat().st_size
     return found
+
+
+def clear_asides(root: Path) -> None:
+    """Remove what a kill in the middle of `write_atomic` left in a run's folder, at any depth but for runs inside of it."""
+    for path in files_without_runs(root):
+        if _ASIDE.fullmatch(path.name) and path.is_file():
+            path.unlink()
 
 
 def damaged_file(root: Path, provenance: dict[str, Any]) -> str | None:

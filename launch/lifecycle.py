@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from launch.cli import find_stage
 from launch.config import find_recipe, parse_overrides, read_yaml
 from launch.errors import EXIT_INTERRUPTED, UserError, nearest
 from launch.files import changed_file, damaged_file, make_folder, read_json
@@ -90,13 +91,15 @@ def _number_of_seed(value: Any) -> int:
 
 
 def is_up_to_date(stage: PlannedStage) -> bool:
-    """Whether a stage is complete, its recipe entry unchanged and its inputs the same; no torch is needed to tell.
+    """Whether a stage is complete, its recipe entry, inputs and version the same; no torch is needed to tell.
 
     Its own files are looked at by name and size. What they hold is read when another stage is about to use them.
     """
     try:
         provenance = read_json(stage.folder / "provenance.json")
         if not is_entry_unchanged(stage):
+            return False
+        if provenance.get("version", 1) != find_stage(stage.command).version:
             return False
         if damaged_file(stage.folder, provenance):
             return False

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from launch.config import artefact_paths
 from launch.errors import UserError
-from launch.files import changed_file, fsync_path, is_run, read_json
+from launch.files import changed_file, clear_asides, fsync_path, is_run, read_json
 from launch.hub import find_moved
 from launch.provenance import check_unchanged
 
@@ -55,6 +55,7 @@ def prepare_folder(config: StageConfig, run: dict[str, Any]) -> dict[str, Any] |
         (folder / "provenance.json").unlink(missing_ok=True)
     elif known:
         _move_aside(folder)
+    clear_asides(folder)
     return None
 
 
@@ -177,6 +178,8 @@ def _first_difference(known: dict[str, Any], run: dict[str, Any]) -> str:
     old, new = known["content"], run["content"]
     if old["stage"] != new["stage"]:
         return f"of `{old['stage']}`, not `{new['stage']}`"
+    if old.get("version", 1) != new.get("version", 1):
+        return "of another version of alignkit, whose results are written otherwise"
     for part in ("config", "inputs"):
         before, now = _flatten(old[part]), _flatten(new[part])
         for key in sorted(set(before) | set(now)):

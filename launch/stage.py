@@ -99,6 +99,8 @@ class Stage:
     """The model card's task; None reads it from the model in the folder."""
     headline: tuple[str, ...] = ()
     """Lines for the user at the end, with `{names}` of the summary in them; see launch/headline.py."""
+    version: int = 1
+    """Of what it writes: what another version of this stage wrote is not up to date."""
 
     @property
     def body(self) -> str:
@@ -311,7 +313,9 @@ def describe_run(stage: Stage, config: StageConfig) -> dict[str, Any]:
     """What identifies a run: stage, the config that decides the result, and the content of its inputs."""
     inputs = {name: fingerprint_input(name, value) for name, value in artefact_paths(config).items()}
     held = {name: content_of(entry) for name, entry in inputs.items()}
-    content = {"stage": stage.name, "config": identity_dict(config), "inputs": held}
+    content: dict[str, Any] = {"stage": stage.name, "config": identity_dict(config), "inputs": held}
+    if stage.version > 1:  # the first has none, so that a stage which never changed keeps its identity
+        content["version"] = stage.version
     return {"stage": stage.name, "identity": sha256_text(canonical_json(content)), "content": content, "inputs": inputs}
 
 
@@ -417,6 +421,7 @@ def _finish(
         "config": to_dict(config),
         "choices": record["choices"],
         "identity": run["identity"],
+        "version": stage.version,
         "inputs": settle_commits(run["inputs"], record["inputs"]),
         "content_sha256": join_hashes(hashes),
         "files": files,

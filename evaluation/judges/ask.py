@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
+from typing import Any
 
 from data import load_preferences
 from evaluation.artefacts import describe_judge, load_reward_model
@@ -16,6 +17,8 @@ from evaluation.sample_log import score_samples
 from launch.addresses import read_secret
 from launch.exchange import Endpoint
 from launch.stage import Job
+
+LONGEST_REPLY = 80
 
 
 def build_judge(config: JudgeConfig, job: Job) -> Judge:
@@ -32,25 +35,40 @@ def build_judge(config: JudgeConfig, job: Job) -> Judge:
     return EndpointJudge(endpoint, sampling, config.seed, job.say, job.watchdog.alive)
 
 
+def tell_missing(name: str, verdicts: Verdicts, said: Sequence[Verdict]) -> str:
+    """How many duels a judge left without a verdict, and why not in the first; empty when each has one."""
+    missing = verdicts.decided_N.size - int(verdicts.decided_N.sum())
+    if not missing:
+        return ""
+    first = next(v for words in said for v in words.values() if v["vote"] is None)
+    end = f", its reply ends {first['reply'][-LONGEST_REPLY:]!a}" if first.get("reply") else ""
+    return f"{name} gave no verdict on {missing} of {verdicts.decided_N.size} duels (the first: {first['why']}{end})"
+
+
 def judge_duels(
     job: Job, judge: Judge, duels: Sequence[Duel], name: str = "verdicts"
 ) -> tuple[Verdicts, list[Verdict]]:
     """The judge's votes, and of each duel the row of what it said: `verdict`, and `swapped` for the other order.
 
-    Every verdict is written down as it is given (evaluation/sample_log.py), so that none is asked for twice.
+    Every verdict is written down as it is given (evaluation/sample_log.py), so that none is asked for twice: not after a
+    kill, and not after an endpoint went away.
     """
     judge.check(duels)
     both = [*duels, *(duel.swapped for duel in duels)] if judge.sees_order else list(duels)
     computes_here = isinstance(judge, RewardModelJudge)
+    compute: Callable[[list[Duel]], Iterable[Any]] = judge.judge
+    if isinstance(judge, EndpointJudge):
+        compute = judge.judge_each
     with job.runtime.autocast() if computes_here else nullcontext():
         rows = score_samples(
             job,
             name,
             both,
-            judge.judge,
+            compute,
             content=lambda duel: duel.content,
             size=judge.size,
             budget=judge.budget,
+            alone=isinstance(judge, EndpointJudge),
             settings=judge.settings() | ({"precision": job.runtime.precision} if computes_here else {}),
         )
     n = len(duels)

@@ -8,7 +8,8 @@ quotes it from an answer that hopes to be read so, decides nothing.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from data.records import plain_text
 from evaluation.judges.duels import Duel, Verdict
 from evaluation.schema import Judge as JudgeRecord
 from launch.errors import UserError
-from launch.exchange import Backoff, Endpoint, Exchange, Notice, Say
+from launch.exchange import Backoff, Endpoint, Exchange, Failing, Notice, Say
 from launch.files import canonical_json, sha256_text
 
 VOTES = {"[[A]]": 1.0, "[[B]]": 0.0, "[[C]]": 0.5}
@@ -28,6 +29,12 @@ INSTRUCTIONS = (
     "else: [[A]] if A is better, [[B]] if B is better, [[C]] if they are equally good."
 )
 DUELS_PER_WORKER = 4
+UNREADABLE = 3
+"""So often a question gets an answer that is no chat completion until the address counts as wrong."""
+
+
+class Unreadable(UserError):
+    """The endpoint answered with something else than a chat completion."""
 
 
 def question(duel: Duel) -> list[dict[str, str]]:
@@ -45,12 +52,12 @@ def read_vote(reply: str) -> float | None:
 
 
 def read_reply(content: bytes, url: str) -> tuple[str, str]:
-    """The text of a chat completion, and why there is none or only a part of it; UserError for any other JSON."""
+    """The text of a chat completion, and why there is none or only a part of it; Unreadable for anything else."""
     try:
         choice = json.loads(content)["choices"][0]
         text, reason = choice["message"].get("content"), choice.get("finish_reason")
     except (ValueError, KeyError, IndexError, TypeError, AttributeError):
-        raise UserError(f"{url}: answers with something that is no chat completion; check the address") from None
+        raise Unreadable(f"{url}: answers with something that is no chat completion; check the address") from None
     if not isinstance(text, str):
         return "", f"no text ({reason})"
     text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # half a character can be written nowhere
@@ -106,14 +113,27 @@ class EndpointJudge:
 
     def judge(self, duels: Sequence[Duel]) -> list[Verdict]:
         """`reply` is what the model wrote. UserError when the endpoint refuses, or is away for too long."""
+        found = dict(self.judge_each(duels))
+        return [found[number] for number in range(len(duels))]
+
+    def judge_each(self, duels: Sequence[Duel]) -> Iterator[tuple[int, Verdict]]:
+        """The verdicts as they come, each with the number of its duel; those that came also before a UserError."""
+        yield from ((number, {"vote": 0.5, "reply": ""}) for number, duel in enumerate(duels) if duel.same)
         asked = [number for number, duel in enumerate(duels) if not duel.same]
+        unreadable: Counter[int] = Counter()
 
         def ask(number: int, attempt: int) -> Verdict:
-            return self._ask(duels[asked[number]])
+            try:
+                return self._ask(duels[asked[number]])
+            except Unreadable as fault:
+                unreadable[number] += 1
+                if unreadable[number] < UNREADABLE:
+                    raise Failing(str(fault)) from None  # one cut body is no reason to end a long run
+                raise
 
         exchange = Exchange(ask, self._backoff, self._notice, attempts=self.sampling.attempts)
-        found = dict(zip(asked, exchange.run(len(asked), self.sampling.concurrency, self.alive), strict=True))
-        return [found.get(number, {"vote": 0.5, "reply": ""}) for number in range(len(duels))]
+        for number, verdict in exchange.stream(len(asked), self.sampling.concurrency, self.alive):
+            yield asked[number], verdict
 
     def _ask(self, duel: Duel) -> Verdict:
         body = {

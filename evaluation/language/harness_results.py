@@ -13,15 +13,24 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.schema import Metric, metric
+from evaluation.schema import Bounds, Metric, metric
 from evaluation.statistics import LEVEL, Estimate, exponential, mean, proportion, ratio, scaled
 from evaluation.statistics.intervals import z_quantile
 from launch.files import sha256_text
 
 RATIOS = {"word_perplexity": math.e, "byte_perplexity": math.e, "bits_per_byte": None}
 """lm-eval's metrics of (log-likelihood, units) pairs -> base of the exponential; bits have none."""
-
-
+BOUNDS: dict[str, Bounds] = {
+    **dict.fromkeys(("acc", "acc_norm", "acc_bytes", "acc_mutual_info", "exact_match", "mc1", "mc2"), (0, 1)),
+    **dict.fromkeys(("perplexity", "word_perplexity", "byte_perplexity"), (1, None)),
+    "bits_per_byte": (0, None),
+    "brier_score": (0, 2),  # the sum over the choices
+    "mcc": (-1, 1),
+    "bleu": (0, 100),
+    "chrf": (0, 100),
+    "ter": (0, None),
+}
+"""The range of lm-eval's metrics, where it is the same in all tasks (f1 is a share here and a percentage there)."""
 RIGHT = ("acc", "exact_match")
 """lm-eval's metrics that say whether an answer is right; the first that a task has is `acc` of its rows."""
 
@@ -93,8 +102,9 @@ def _metric(results: dict[str, Any], task: str, name: str, chosen: str, value: f
         f"{name} of lm-evaluation-harness's task {task}",
         higher_is_better=results.get("higher_is_better", {}).get(task, {}).get(name),
         note="" if math.isfinite(value) else f"lm-eval gives {value}",
+        bounds=BOUNDS.get(name, (None, None)),
     )
-    return replace(entry, extra={"lm_eval_stderr": own})
+    return replace(entry, extra=entry.extra | {"lm_eval_stderr": own})
 
 
 def estimate(

@@ -96,7 +96,7 @@ class Perplexity:
         note = "" if found else NOTHING.format(unit)
         if found and (found.value > LARGEST or (found.high or 0.0) > LARGEST):
             note, found = f"exp of {found.value:.0f} nats per {unit} is more than a number can hold", None
-        return metric(name, found and exponential(found), text, higher_is_better=False, note=note)
+        return metric(name, found and exponential(found), text, higher_is_better=False, note=note, bounds=(1, None))
 
     def per_document(self, level: float = LEVEL) -> Metric:
         """The mean of the documents' own perplexities, each exp(nats / tokens): what `evaluate` calls perplexity.
@@ -107,7 +107,7 @@ class Perplexity:
         text = "mean of the perplexities of single documents (as the `evaluate` library reports it)"
         note = "" if values else NOTHING.format("token")
         estimate = mean(values, level) if values else None
-        return metric("mean_document_perplexity", estimate, text, higher_is_better=False, note=note)
+        return metric("mean_document_perplexity", estimate, text, higher_is_better=False, note=note, bounds=(1, None))
 
     def metrics(self, level: float = LEVEL) -> list[Metric]:
         """Bits per byte, the three perplexities of the corpus, and the mean of the documents'."""

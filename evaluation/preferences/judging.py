@@ -11,9 +11,13 @@ from numpy.typing import ArrayLike, NDArray
 from evaluation.judges.duels import Verdicts
 from evaluation.preferences.accuracy import outcomes
 from evaluation.schema import Metric, metric
-from evaluation.statistics import Estimate, cohen_kappa, krippendorff_alpha, mean_of, proportion, repeated, win_rate
+from evaluation.statistics import Estimate, cohen_kappa, krippendorff_alpha, proportion, repeated, score_mean, win_rate
 
 Array = NDArray[np.float64]
+COIN = 0.5
+"""Consistency of a judge that throws a coin for each verdict."""
+NOTED_BIAS = 0.1
+"""Position bias from which on a note speaks of it."""
 
 
 def verdict_metrics(verdicts: Verdicts, prompts: Sequence[str]) -> list[Metric]:
@@ -46,7 +50,7 @@ def verdict_metrics(verdicts: Verdicts, prompts: Sequence[str]) -> list[Metric]:
         ),
         metric(
             "position_bias",
-            _shifted(mean_of(first_shown, groups), -0.5) if some else None,
+            _shifted(score_mean(first_shown, groups), -0.5) if some else None,
             "how far the answer shown first is preferred: 0 not at all, 0.5 always, -0.5 never",
             higher_is_better=None,
             unit="share",
@@ -54,6 +58,33 @@ def verdict_metrics(verdicts: Verdicts, prompts: Sequence[str]) -> list[Metric]:
             bounds=(-0.5, 0.5),
         ),
     ]
+
+
+def place_notes(metrics: Sequence[Metric]) -> list[str]:
+    """The note that verdicts go by the place of an answer and not by what it says, where `verdict_metrics` show it.
+
+    That is where no more than half of the duels got the same verdict in both orders, which a coin would give them; and where
+    the judge leans to a place by at least NOTED_BIAS, and by more than chance.
+    """
+    found = {m.name: m for m in metrics}
+    consistency, bias = found.get("consistency"), found.get("position_bias")
+    if consistency is None or bias is None or consistency.value is None or bias.value is None:
+        return []
+    place = f"position bias {bias.value:+.2f}: {'the answer shown first' if bias.value > 0 else 'the answer shown last'} is preferred"
+    if consistency.value <= COIN:
+        leaning = f" ({place})" if abs(bias.value) >= NOTED_BIAS else ""
+        return [
+            f"The judge gave the same verdict in both orders in {consistency.value:.0%} of the duels, where a coin would in half "
+            f"of them{leaning}. All others count as ties: what it says of the models is hardly more than chance, however "
+            "narrow the intervals are."
+        ]
+    sure = bias.ci_low is not None and bias.ci_high is not None and (bias.ci_low > 0 or bias.ci_high < 0)
+    if sure and abs(bias.value) >= NOTED_BIAS:
+        return [
+            f"The judge goes by place, too ({place}): {1 - consistency.value:.0%} of the duels count as ties for it, which "
+            "draws the models together."
+        ]
+    return []
 
 
 def _shifted(estimate: Estimate, by: float) -> Estimate:
@@ -111,6 +142,7 @@ def agreement_metrics(judged: ArrayLike, people: ArrayLike, prompts: Sequence[st
             "the same by Krippendorff's alpha, a tie lying between the two",
             higher_is_better=True,
             note="" if alpha else undefined or "judge and people give one verdict only",
+            bounds=(None, 1),
         ),
         metric(
             "judge_ties",
@@ -171,6 +203,7 @@ def annotator_metrics(ratings_UR: ArrayLike, units: Sequence[str]) -> list[Metri
             "agreement of people with each other (Krippendorff's alpha, a tie lying between the two): what a judge may reach",
             higher_is_better=None,
             note="" if alpha else "people give one verdict only",
+            bounds=(None, 1),
             annotators=ratings.shape[1],
         )
     ]

@@ -55,13 +55,19 @@ def accuracy_metrics(
     return [
         accuracy_metric(d, lengths, prompts, ties),
         metric(
-            "pairwise_loss", loss, "mean Bradley-Terry loss; 0.693 knows nothing", higher_is_better=False, unit="nats"
+            "pairwise_loss",
+            loss,
+            "mean Bradley-Terry loss; 0.693 knows nothing",
+            higher_is_better=False,
+            unit="nats",
+            bounds=(0, None),
         ),
         metric(
             "brier_score",
             brier_score(d, groups),
             "mean squared error of the stated probability; 0.25 knows nothing",
             higher_is_better=False,
+            bounds=(0, 1),
         ),
         _calibration_metric(d, groups, seed),
         metric(

@@ -11,7 +11,7 @@ from evaluation.options import Ties
 from evaluation.preferences.accuracy import outcomes
 from evaluation.preferences.best_of_n import best_of_n_values, curve_points, kl_bound
 from evaluation.preferences.ensemble import disagreement
-from evaluation.preferences.rewardbench import SECTIONS, category_accuracies, clipped, section_estimate
+from evaluation.preferences.rewardbench import SECTIONS, category_accuracies, section_estimate
 from evaluation.schema import Metric, metric
 from evaluation.statistics import (
     Estimate,
@@ -58,10 +58,8 @@ def mean_of_parts(parts: Sequence[Estimate]) -> Estimate:
     """The plain mean of independent estimates; n is their sum."""
     value, n = float(np.mean([p.value for p in parts])), sum(p.n for p in parts)
     variances = [((p.stderr or 0.0) / len(parts)) ** 2 for p in parts]
-    found = combine_variances(
-        value, n, variances, [max(1, p.n - 1) for p in parts], method="mean of parts, Satterthwaite"
-    )
-    return clipped(found)
+    degrees = [max(1, p.n - 1) for p in parts]
+    return combine_variances(value, n, variances, degrees, method="mean of parts, Satterthwaite")
 
 
 # ---------------------------------------------------------------------------------------------- ensembles
@@ -98,12 +96,14 @@ def ensemble_metrics(margins_MN: ArrayLike, prompts: Sequence[str]) -> list[Metr
             "agreement of the models' votes beyond chance (Krippendorff's alpha, each pair in both orders)",
             higher_is_better=None,
             note="" if alpha else "the models give one verdict only",
+            bounds=(None, 1),
         ),
         metric(
             "ensemble_disagreement",
             mean_of(found.spread_N, groups),
             "standard deviation over models of a pair's margin, in units of each model's root mean square margin",
             higher_is_better=None,
+            bounds=(0, None),
         ),
         *(
             _part_accuracy(name, found.together_N, part, prompts)

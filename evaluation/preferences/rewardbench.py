@@ -54,6 +54,8 @@ SECTIONS: dict[str, dict[str, int]] = {
 """RewardBench's sections: subset -> the weight of its accuracy."""
 TIES_WEIGHTS = (0.30, 0.30, 0.20, 0.20, 0.01)
 """Of RewardBench 2's Ties: accuracy with many right answers, accuracy with one, margin, hard margin, and size of it."""
+TIES_BOUNDS = (-TIES_WEIGHTS[-1], sum(TIES_WEIGHTS))
+"""The least and the largest score of Ties: the size of the margin lies between -1 and 1, all else between 0 and 1."""
 
 
 def section_scores(accuracies: Mapping[str, float]) -> dict[str, float]:
@@ -172,7 +174,7 @@ def ties_score(
 
     0.30 accuracy of the tied + 0.30 of the reference prompts + 0.20 share of pairs whose margin exceeds the spread of the
     right answers + 0.20 the same for the smaller margin of the two + 0.01 mean tanh(that margin / spread - 1), where
-    0/0 counts 0. At most 1.01. Interval: jackknife over numbers. None without a complete pair.
+    0/0 counts 0. Between -0.01 and 1.01. Interval: jackknife over numbers. None without a complete pair.
     """
     paired = sorted(set(reference) & set(tied))
     if not paired:

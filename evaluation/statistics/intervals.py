@@ -71,6 +71,24 @@ def win_rate(outcomes: ArrayLike, clusters: Sequence[object] | None = None, leve
     return _score_estimate(p, ties / x.size, clustered.n, effective, level, method)
 
 
+def score_mean(values: ArrayLike, clusters: Sequence[object] | None = None, level: float = LEVEL) -> Estimate:
+    """Mean of (n,) values in [0, 1] of which most are 0, 1/2 or 1, with the interval of `win_rate`.
+
+    A value x counts as a share 4 x (1 - x) of a tie, by which the variance p (1 - p) - mean x (1 - x) is exact. The interval
+    has a width where all values are equal. Of values that are small and never 0 or 1 it is too wide by far: take `mean`.
+    """
+    x = as_vector(values)
+    if x.min() < 0 or x.max() > 1:
+        raise ValueError(f"values: {x.min():g} to {x.max():g} are not all in [0, 1]")
+    p, between = float(x.mean()), float((x * (1 - x)).mean())
+    method = "score" if clusters is None else "score, clustered"
+    if clusters is None:
+        return _score_estimate(p, 4 * between, x.size, float(x.size), level, method)
+    clustered = clustered_mean(x, clusters, level)
+    effective = effective_size(p * (1 - p) - between, clustered.stderr or 0.0, clustered.n, x.size, level)
+    return _score_estimate(p, 4 * between, clustered.n, effective, level, method)
+
+
 def effective_size(variance: float, stderr: float, clusters: int, n: int, level: float) -> float:
     """The number of independent items that `n` items in `clusters` clusters are worth, at most n (see `win_rate`).
 

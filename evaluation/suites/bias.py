@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from evaluation.options import BATCH_TOKENS
+from evaluation.options import BATCH_TOKENS, SCHEMA_VERSION
 from launch.config import artefact, operational
 from launch.entry import run_module
 from launch.ranges import PositiveInt
@@ -66,7 +66,7 @@ class BiasConfig(StageConfig):
         return {name: getattr(self, name) for name in SETS if getattr(self, name)}
 
 
-STAGE = Stage("evaluate bias", BiasConfig, LazyRun("evaluation.suites.bias_run"))
+STAGE = Stage("evaluate bias", BiasConfig, LazyRun("evaluation.suites.bias_run"), version=SCHEMA_VERSION)
 
 if __name__ == "__main__":
     run_module("evaluation.suites.bias")

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from data.images import EMBEDDED
+from evaluation.options import SCHEMA_VERSION
 from evaluation.suites.images import check_names
 from launch.entry import run_module
 from launch.ranges import PositiveInt
@@ -58,7 +59,7 @@ class DeepfakeConfig(StageConfig):
             raise ValueError("model: is missing; the detector 'pretrained' needs a folder or hub:org/name")
 
 
-STAGE = Stage("evaluate deepfake", DeepfakeConfig, LazyRun("evaluation.suites.deepfake_run"))
+STAGE = Stage("evaluate deepfake", DeepfakeConfig, LazyRun("evaluation.suites.deepfake_run"), version=SCHEMA_VERSION)
 
 if __name__ == "__main__":
     run_module("evaluation.suites.deepfake")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from evaluation.judges.config import JudgeConfig
+from evaluation.options import SCHEMA_VERSION
 from launch.config import artefact
 from launch.entry import run_module
 from launch.ranges import PositiveInt
@@ -42,7 +43,7 @@ class DuelsConfig(JudgeConfig):
                 raise ValueError(f"{name}: belongs to completions; leave it out")
 
 
-STAGE = Stage("evaluate duels", DuelsConfig, LazyRun("evaluation.suites.duels_run"))
+STAGE = Stage("evaluate duels", DuelsConfig, LazyRun("evaluation.suites.duels_run"), version=SCHEMA_VERSION)
 
 if __name__ == "__main__":
     run_module("evaluation.suites.duels")

@@ -19,13 +19,14 @@ from evaluation.artefacts import (
     trained_against,
     write_result,
 )
-from evaluation.judges.ask import build_judge, judge_duels
+from evaluation.judges.ask import build_judge, judge_duels, tell_missing
 from evaluation.judges.duels import Answer, Duel, Verdict
-from evaluation.preferences.judging import verdict_metrics
+from evaluation.preferences.judging import place_notes, verdict_metrics
 from evaluation.preferences.league import FIELD, Game, Standing, check_league, elo_resolution, fit_league, standings
 from evaluation.resolution import resolution_notes
 from evaluation.sample_log import clear_samples
 from evaluation.schema import EvaluationResult, Judge, Metric, Protocol, Samples, Subject, write_samples
+from evaluation.statistics import BradleyTerry
 from evaluation.suites.duels import DuelsConfig
 from launch.errors import UserError, nearest
 from launch.files import folder_name, sha256_file, sha256_text
@@ -39,7 +40,7 @@ MODELS = "models"
 def run(config: DuelsConfig, job: Job) -> dict[str, Any]:
     """Write results.json of the judge, models/NAME/results.json of each model, and samples.jsonl of the duels."""
     played = _recorded(config) if config.comparisons else _judged(config, job)
-    fit = fit_league(played.games)
+    fit = _fit(played)
     table, resolution = standings(fit, played.games), elo_resolution(fit)
     samples = write_samples(job.output_dir, played.rows) if job.runtime.is_main else None
     if job.runtime.is_main:
@@ -63,6 +64,8 @@ class Played:
     protocol: Protocol
     judge_metrics: list[Metric]
     rows: list[dict[str, Any]]
+    missing: str = ""
+    """How many verdicts are missing, and why; empty when none is."""
 
 
 @dataclass(frozen=True)
@@ -118,13 +121,20 @@ def _judged(config: DuelsConfig, job: Job) -> Played:
     verdicts, said = judge_duels(job, judge, [m.duel for m in meetings])
     outcomes = verdicts.outcomes_N.tolist()
     games = [m.game(outcome) for m, outcome in zip(meetings, outcomes, strict=True) if not np.isnan(outcome)]
-    if not games:
-        raise UserError(
-            f"judge: {judge.name} gave no verdict on any of {len(meetings)} duels; see {job.output_dir}/scored for why"
-        )
+    missing = tell_missing(judge.name, verdicts, said)
+    if unheard := [name for name in names if not any(name in (game.first, game.second) for game in games)]:
+        raise UserError(f"judge: {missing}, so nothing is known of {', '.join(unheard)}")
     metrics = verdict_metrics(verdicts, [m.ours.prompt_text for m in meetings])
     rows = [m.row(outcome, words) for m, outcome, words in zip(meetings, outcomes, said, strict=True)]
-    return Played(games, subjects, _protocol(config, games, judge.record()), metrics, rows)
+    return Played(games, subjects, _protocol(config, games, judge.record()), metrics, rows, missing)
+
+
+def _fit(played: Played) -> BradleyTerry:
+    """The strengths. UserError for too few verdicts, which says first how many are missing."""
+    try:
+        return fit_league(played.games)
+    except UserError as error:
+        raise UserError(f"judge: {played.missing}; {error}") if played.missing else error from None
 
 
 def _meetings(config: DuelsConfig, names: Sequence[str]) -> list[Meeting]:
@@ -183,7 +193,7 @@ def _write_models(job: Job, table: Sequence[Standing], played: Played, resolutio
     """One result for each model, so that a report puts them into one table."""
     for number, standing in enumerate(table):
         subject, protocol = played.subjects[standing.name], played.protocol
-        notes = trained_against(subject, protocol.judge)
+        notes = trained_against(subject, protocol.judge) + place_notes(played.judge_metrics)
         result = EvaluationResult(
             "duels", subject, protocol, standing.metrics, standing.slices, notes=notes, resolution=resolution
         )
@@ -211,7 +221,8 @@ def _league_result(
     elos = [replace(s.metrics[0], name=f"elo/{s.name}", higher_is_better=None) for s in table]
     resolution = resolution + resolution_notes(played.judge_metrics, ["consistency"])
     metrics = [*elos, *played.judge_metrics]
-    return EvaluationResult("duels", subject, protocol, metrics, samples=samples, resolution=resolution)
+    notes = place_notes(metrics)
+    return EvaluationResult("duels", subject, protocol, metrics, samples=samples, notes=notes, resolution=resolution)
 
 
 def _say(job: Job, table: Sequence[Standing]) -> None:

@@ -13,6 +13,7 @@ from typing import Annotated
 
 from data.images import EMBEDDED
 from evaluation.images.extractors.choose import ExtractorConfig
+from evaluation.options import SCHEMA_VERSION
 from launch.config import operational
 from launch.entry import run_module
 from launch.files import folder_name
@@ -67,7 +68,7 @@ def check_names(names: Iterable[str]) -> None:
             )
 
 
-STAGE = Stage("evaluate images", ImagesConfig, LazyRun("evaluation.suites.images_run"))
+STAGE = Stage("evaluate images", ImagesConfig, LazyRun("evaluation.suites.images_run"), version=SCHEMA_VERSION)
 
 if __name__ == "__main__":
     run_module("evaluation.suites.images")

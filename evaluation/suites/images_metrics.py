@@ -55,8 +55,9 @@ def measure_features(found: Features, real: Features, extractor: Extractor, spli
     manifold, estimates = manifold_estimates(found.features, real.features, seed, NEIGHBOURS)
     for name, estimate in estimates.items():
         unit = "" if name == "density" else "share"
+        bounds = (0, None) if name == "density" else (0, 1)
         label = f"{extractor.score_name(name)}@{n}"
-        metrics.append(metric(label, estimate, MANIFOLD[name], higher_is_better=True, unit=unit))
+        metrics.append(metric(label, estimate, MANIFOLD[name], higher_is_better=True, unit=unit, bounds=bounds))
     return Measured(metrics, manifold)
 
 
@@ -70,6 +71,7 @@ def _distance_metric(found: Features, real: Features, extractor: Extractor, seed
         estimate,
         f"Fréchet distance to the real images in the space of: {extractor.description}",
         higher_is_better=False,
+        bounds=(0, None),
         **theirs,
     )
 
@@ -81,6 +83,7 @@ def _score_metric(logits: np.ndarray, extractor: Extractor, splits: int, seed: i
         estimate,
         f"Inception Score, {splits} split(s), by the classes of: {extractor.description}",
         higher_is_better=True,
+        bounds=(1, None),
         **_beside(fidelity_isc(logits[shuffled(len(logits), seed)], splits), estimate),
     )
 
@@ -104,7 +107,7 @@ def _kernel_metrics(found: Features, real: Features, extractor: Extractor, seed:
             "md",
             mind_estimate(x, y, seed),
             "Monge distance (MIND: sliced squared Wasserstein, 1000 directions, times 3 D)",
-            {},
+            {"bounds": (0, None)},
         ),
         (
             "cmmd",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from evaluation.judges.config import JudgeConfig
+from evaluation.options import SCHEMA_VERSION
 from launch.config import artefact
 from launch.entry import run_module
 from launch.ranges import PositiveInt
@@ -33,7 +34,7 @@ class JudgeEvaluationConfig(JudgeConfig):
         self.check_judge()
 
 
-STAGE = Stage("evaluate judge", JudgeEvaluationConfig, LazyRun("evaluation.suites.judge_run"))
+STAGE = Stage("evaluate judge", JudgeEvaluationConfig, LazyRun("evaluation.suites.judge_run"), version=SCHEMA_VERSION)
 
 if __name__ == "__main__":
     run_module("evaluation.suites.judge")

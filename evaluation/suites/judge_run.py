@@ -12,7 +12,7 @@ from data import load_preferences, plain_text
 from data.preferences import count_invalid
 from data.records import Preference, Turns
 from evaluation.artefacts import describe_subject, trained_with, write_result
-from evaluation.judges.ask import build_judge, judge_duels
+from evaluation.judges.ask import build_judge, judge_duels, tell_missing
 from evaluation.judges.duels import Answer, Duel, Judge, Verdict
 from evaluation.judges.people import Key, ballot_key
 from evaluation.judges.reward_model import RewardModelJudge
@@ -20,6 +20,7 @@ from evaluation.preferences.judging import (
     agreement_metrics,
     annotator_metrics,
     length_metrics_of_judge,
+    place_notes,
     verdict_metrics,
 )
 from evaluation.preferences.slices import rows_by_label
@@ -93,7 +94,7 @@ def run(config: JudgeEvaluationConfig, job: Job) -> dict[str, Any]:
     decided = verdicts.decided_N
     if not decided.any():
         raise UserError(
-            f"judge: {judge.name} gave no verdict on any of {len(ballots)} pairs; see {job.output_dir}/scored for why"
+            f"judge: {tell_missing(judge.name, verdicts, said)}; see {job.output_dir}/scored for the others"
         )
     kept = [b for b, d in zip(ballots, decided, strict=True) if d]
     judged, people = verdicts.outcomes_N[decided], np.array([b.outcome for b in kept])
@@ -113,7 +114,7 @@ def run(config: JudgeEvaluationConfig, job: Job) -> dict[str, Any]:
         metrics=metrics,
         slices=_slices(kept, judged, people, prompts),
         samples=write_samples(job.output_dir, rows) if job.runtime.is_main else None,
-        notes=_notes(config, too_long),
+        notes=place_notes(metrics) + _notes(config, too_long),
         resolution=resolution_notes(metrics, RESOLVED),
     )
     summary = write_result(job, result)

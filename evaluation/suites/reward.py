@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from evaluation.options import SCHEMA_VERSION
 from evaluation.suites.reward_config import RewardEvaluationConfig
 from launch.entry import run_module
 from launch.stage import Job, Stage
@@ -29,7 +30,7 @@ def run(config: RewardEvaluationConfig, job: Job) -> dict[str, Any]:
     return importlib.import_module(f"evaluation.suites.{MODES[config.mode]}").evaluate(config, job)
 
 
-STAGE = Stage("evaluate reward", RewardEvaluationConfig, run)
+STAGE = Stage("evaluate reward", RewardEvaluationConfig, run, version=SCHEMA_VERSION)
 
 if __name__ == "__main__":
     run_module("evaluation.suites.reward")

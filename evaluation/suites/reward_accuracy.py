@@ -37,7 +37,8 @@ def evaluate(config: RewardEvaluationConfig, job: Job) -> dict[str, Any]:
     more = ensemble_metrics(margins_MN, [plain_text(p.prompt) for p in pairs])
     subject = describe_subject("model", config.model, "reward model", config.name)
     notes = pair_notes(config, left_out, config.model, "reward model")
-    return write_accuracy(config, job, subject, pairs, rewards_N2, notes, more)
+    each = [{"margins": own.tolist()} for own in margins_MN.T] if config.ensemble else []
+    return write_accuracy(config, job, subject, pairs, rewards_N2, notes, more, each)
 
 
 def write_accuracy(
@@ -48,15 +49,18 @@ def write_accuracy(
     rewards_N2: np.ndarray,
     notes: list[str],
     more: Sequence[Metric] = (),
+    more_of_rows: Sequence[dict[str, Any]] = (),
 ) -> dict[str, Any]:
     """Write results.json and samples.jsonl of a subject's rewards (N, 2) for the chosen and the rejected answers.
 
-    `more` metrics follow those that every subject has.
+    `more` metrics, and fields of each row, follow those that every subject has.
     """
     chosen, rejected = rewards_N2.T
     margins, lengths = chosen - rejected, _length_differences(pairs)
     prompts = [plain_text(p.prompt) for p in pairs]
     rows = [_row(*values) for values in zip(pairs, chosen, rejected, strict=True)]
+    if more_of_rows:
+        rows = [row | further for row, further in zip(rows, more_of_rows, strict=True)]
     metrics = [
         *accuracy_metrics(margins, lengths, prompts, config.ties, config.seed),
         *section_metrics([p.source for p in pairs], margins),

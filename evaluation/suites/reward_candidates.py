@@ -11,7 +11,7 @@ from data.candidates import Candidates, load_candidates
 from data.records import plain_text
 from evaluation.artefacts import describe_subject, write_result
 from evaluation.preferences.reward_metrics import mean_of_parts
-from evaluation.preferences.rewardbench import best_of_credit, credit_estimate, ties_prompt, ties_score
+from evaluation.preferences.rewardbench import TIES_BOUNDS, best_of_credit, credit_estimate, ties_prompt, ties_score
 from evaluation.resolution import resolution_notes
 from evaluation.sample_log import clear_samples
 from evaluation.schema import EvaluationResult, Metric, Protocol, Slice, metric, write_samples
@@ -22,7 +22,7 @@ from launch.errors import UserError
 from launch.provenance import fingerprint_input
 from launch.stage import Job
 
-TIES = "ties"
+TIES, TIES_NAME = "ties", "Ties"
 """The subset, in lower case, that is scored by its own rule."""
 RESOLVED = ("mean_of_subsets", "best_of_candidates", "ties_score")
 """Metrics whose smallest resolvable difference (to another reward model) is told."""
@@ -76,14 +76,15 @@ def candidate_metrics(
             groups = repeated([prompts[n] for n in inside])
             parts[name] = credit_estimate(credit[inside], [name] * len(inside), groups)
     if ties is not None:
-        parts["Ties"] = ties
+        parts[TIES_NAME] = ties
         metrics.append(_ties_metric(ties))
     if len(parts) > 1:
         text = "mean of the subsets' scores: RewardBench 2's, where the subsets are its"
+        whole, bounds = mean_of_parts(list(parts.values())), np.mean([_bounds(name) for name in parts], axis=0)
         metrics.insert(
-            0, metric("mean_of_subsets", mean_of_parts(list(parts.values())), text, higher_is_better=True, unit="share")
+            0, metric("mean_of_subsets", whole, text, higher_is_better=True, unit="share", bounds=bounds.tolist())
         )
-    slices = [Slice("subset", name or "unnamed", [_subset_metric(estimate)]) for name, estimate in parts.items()]
+    slices = [Slice("subset", name or "unnamed", [_subset_metric(name, estimate)]) for name, estimate in parts.items()]
     return metrics, slices if len(slices) > 1 else []
 
 
@@ -139,6 +140,8 @@ def _ties(items: Sequence[Candidates], scores: Sequence[Sequence[float]]) -> Est
             raise UserError(
                 f"candidates: {item.id} has one right answer; tied prompts have several, call it ref:{number}"
             )
+        if number in kinds[kind]:
+            raise UserError(f"candidates: id {item.id!r} of subset Ties occurs twice; give each prompt its own number")
         kinds[kind][number] = ties_prompt(values, len(item.right))
     return ties_score(kinds["ref"], kinds["tied"])
 
@@ -150,11 +153,18 @@ def _ties_metric(estimate: Estimate) -> Metric:
         "RewardBench 2's Ties: .3 accuracy of many right answers, .3 of one, .2 margin, .2 hard margin, .01 size; at most 1.01",
         higher_is_better=True,
         unit="share",
+        bounds=TIES_BOUNDS,
     )
 
 
-def _subset_metric(estimate: Estimate) -> Metric:
-    return metric("best_of_candidates", estimate, "score of the subset", higher_is_better=True, unit="share")
+def _bounds(subset: str) -> tuple[float, float]:
+    """The least and the largest score of a subset."""
+    return TIES_BOUNDS if subset == TIES_NAME else (0.0, 1.0)
+
+
+def _subset_metric(name: str, estimate: Estimate) -> Metric:
+    text = "score of the subset"
+    return metric("best_of_candidates", estimate, text, higher_is_better=True, unit="share", bounds=_bounds(name))
 
 
 def _row(item: Candidates, scores: Sequence[float]) -> dict[str, Any]:

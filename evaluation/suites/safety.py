@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from data.sources import TextSplit
+from evaluation.options import SCHEMA_VERSION
 from evaluation.safety.memorisation import Unit
 from launch.config import artefact
 from launch.entry import run_module
@@ -55,7 +56,7 @@ class SafetyConfig(StageConfig):
             raise ValueError("refusal_labels: refusals are counted on labelled prompts alone; add --prompts PATH")
 
 
-STAGE = Stage("evaluate safety", SafetyConfig, LazyRun("evaluation.suites.safety_run"))
+STAGE = Stage("evaluate safety", SafetyConfig, LazyRun("evaluation.suites.safety_run"), version=SCHEMA_VERSION)
 
 if __name__ == "__main__":
     run_module("evaluation.suites.safety")

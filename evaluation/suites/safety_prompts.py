@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from evaluation.options import SCHEMA_VERSION
 from launch.config import artefact
 from launch.entry import run_module
 from launch.ranges import PositiveInt
@@ -43,7 +44,12 @@ class SafetyPromptsConfig(StageConfig):
         return {name: getattr(self, name) for name in SETS if getattr(self, name)}
 
 
-STAGE = Stage("evaluate safety-prompts", SafetyPromptsConfig, LazyRun("evaluation.suites.safety_prompts_run"))
+STAGE = Stage(
+    "evaluate safety-prompts",
+    SafetyPromptsConfig,
+    LazyRun("evaluation.suites.safety_prompts_run"),
+    version=SCHEMA_VERSION,
+)
 
 if __name__ == "__main__":
     run_module("evaluation.suites.safety_prompts")

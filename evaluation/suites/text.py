@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from data.sources import TextSplit
-from evaluation.options import BATCH_TOKENS
+from evaluation.options import BATCH_TOKENS, SCHEMA_VERSION
 from launch.config import artefact, operational
 from launch.entry import run_module
 from launch.ranges import Count, PositiveInt
@@ -66,7 +66,7 @@ class TextConfig(StageConfig):
                 raise ValueError(f"{name} is for tasks, and none are given; add --tasks NAMES")
 
 
-STAGE = Stage("evaluate text", TextConfig, LazyRun("evaluation.suites.text_run"))
+STAGE = Stage("evaluate text", TextConfig, LazyRun("evaluation.suites.text_run"), version=SCHEMA_VERSION)
 
 if __name__ == "__main__":
     run_module("evaluation.suites.text")

@@ -95,11 +95,13 @@ def mauve_metrics(config: TextConfig, job: Job, rows: Sequence[Completion]) -> l
             mauve(ours, human, config.seed),
             f"area under the divergence curve between completions and references, features of {name}",
             higher_is_better=True,
+            bounds=(0, 1),
         ),
         metric(
             "mauve_ceiling",
             ceiling,
             "the same between two halves of the references: what text as good as theirs would score on half as many",
             higher_is_better=None,
+            bounds=(0, 1),
         ),
     ]

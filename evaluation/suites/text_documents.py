@@ -117,6 +117,7 @@ def check_batching(
         unit="nats",
         description="largest change of a token's log-probability when it is scored alone and not in its batch",
         note=f"a maximum over {len(chosen)} documents; it has no interval",
+        extra={"bounds": (0, None)},
     )
     if job.runtime.precision == "bf16":
         return entry, [

@@ -23,9 +23,22 @@ def test_comparisons_as_arenas_publish_them(tmp_path):
     assert [c.outcome for c in found] == [1.0, 0.0, 0.5, 0.0] and [c.prompt for c in found] == ["7", "", "p", ""]
 
 
+def test_a_model_whose_name_begins_with_tie_can_win(tmp_path):
+    rows = [
+        {"model_a": "tiefighter-13b", "model_b": "y", "winner": winner}
+        for winner in ("tiefighter-13b", "model_a", "y", "tie", "Tie (both bad)")
+    ]
+    assert [c.outcome for c in load_comparisons(write(tmp_path / "a.jsonl", rows))] == [1.0, 1.0, 0.0, 0.5, 0.5]
+
+
 @pytest.mark.parametrize(
     ("row", "said"),
     [
+        (
+            {"model_a": "x", "model_b": "model_a", "winner": "model_a"},
+            "line 1: winner 'model_a' is the name of a model",
+        ),
+        ({"model_a": "Tie", "model_b": "y", "winner": "Tie"}, "line 1: winner 'Tie' is the name of a model"),
         ({"model_a": "x", "model_b": "x", "winner": "tie"}, "line 1: x meets itself"),
         ({"model_a": "x", "model_b": "y", "winner": "z"}, "line 1: winner is 'z'"),
         ({"model_a": "x", "winner": "tie"}, "model_b"),

@@ -124,8 +124,15 @@ def test_bounds_of_a_metric_stand_before_those_of_its_unit():
     wide = paired_difference([1.0, -1.0, 1.0, -1.0, 1.0, -1.0, 1.0], np.zeros(7))
     share = metric("m", mean([0.0, 1.0]), "", higher_is_better=None, unit="share", baseline="b", difference=wide)
     gap = replace(share, extra={"bounds": (-1, 1)})
-    assert share.bounds == (0.0, 1.0) and gap.bounds == (-1.0, 1.0) and replace(share, unit="reward").bounds is None
+    assert (
+        share.bounds == (0.0, 1.0)
+        and gap.bounds == (-1.0, 1.0)
+        and replace(share, unit="reward").bounds == (None, None)
+    )
     assert replace(share, unit="%").bounds == (0.0, 100.0)
     assert "too few items" not in resolution_notes([gap])[0] and "too few" in resolution_notes([share])[0]
+    assert replace(share, unit="tokens").bounds == (0.0, None)
+    floor = replace(share, extra={"bounds": (0, None)})
+    assert "too few items" not in resolution_notes([floor])[0]  # no end above: any difference may be
     alone = metric("m", mean([-1.0, 1.0, -1.0, 1.0, -1.0, 1.0, 1.0]), "", higher_is_better=None, bounds=(-1, 1))
     assert resolvable_alone(alone) is None and resolvable_alone(replace(alone, extra={})) > 1

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from evaluation import sample_log
 from evaluation.sample_log import clear_samples, plan_units, score_samples
+from launch.errors import UserError
 from launch.stopping import Stopped
 
 
@@ -67,6 +68,26 @@ def test_what_was_scored_before_is_not_scored_again(tmp_path):
     rows = score(job, SAMPLES, calls)
     assert calls[2:] == [["a"]] and job.said == ["2 of 3 units of texts were scored before"]
     assert rows == score(CountingJob(tmp_path / "other"), SAMPLES, [])
+
+
+def test_rows_that_depend_on_their_samples_alone_are_kept_one_by_one(tmp_path):
+    asked = []
+
+    def judge(part):
+        for i in reversed(range(len(part))):
+            asked.append(part[i])
+            if len(asked) == 3:
+                raise UserError("gone")
+            yield i, len(part[i])
+
+    def run():
+        settings = {"content": str, "size": len, "budget": 5, "settings": {}}
+        return score_samples(CountingJob(tmp_path), "texts", SAMPLES, judge, alone=True, **settings)
+
+    with pytest.raises(UserError, match="gone"):
+        run()
+    assert asked == ["bbbb", "a", "dd"]
+    assert run() == [1, 4, 2, 1, 2] and asked[3:] == ["dd", "cc"]
 
 
 def test_a_unit_that_was_cut_is_scored_again_as_a_whole(tmp_path):

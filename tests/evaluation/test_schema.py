@@ -124,9 +124,12 @@ def damaged(tmp_path, change):
         (lambda c: c.pop("schema_version"), "schema_version is missing"),
         (
             lambda c: c.update(schema_version=99),
-            "schema_version 99 is not 1; it was written by a newer alignkit; upgrade",
+            "schema_version 99 is not 2; it was written by a newer alignkit; upgrade",
         ),
-        (lambda c: c.update(schema_version=0), "schema_version 0 is not 1; run the evaluation again"),
+        (
+            lambda c: c.update(schema_version=1),
+            "schema_version 1 is not 2; it was written by an earlier alignkit; run the evaluation again",
+        ),
         (lambda c: c.update(sweet=1), "unknown key 'sweet'"),
         (lambda c: c.pop("subject"), "'subject' is missing"),
         (lambda c: c["metrics"][0].update(vlaue=1), r"unknown key 'metrics\[0\].vlaue'; did you mean 'value'"),
@@ -194,3 +197,15 @@ def test_samples_with_the_line_ends_of_unicode_come_back(tmp_path):
 def test_metric_lookup_names_what_there_is():
     with pytest.raises(KeyError, match="reward, fid"):
         result().metric("bleu")
+
+
+def test_the_limits_end_where_the_metric_does():
+    """A mean of shares near 0 has a symmetric interval, which would go below."""
+    wide = s.Estimate(0.02, 9, 0.03, -0.04, 0.08, 0.95, "student-t")
+    found = schema.metric("m", wide, "", higher_is_better=None, unit="share")
+    assert (found.ci_low, found.ci_high, found.stderr) == (0.0, 0.08, 0.03)
+    assert schema.metric("m", wide, "", higher_is_better=None, bounds=(None, 0.05)).ci_high == 0.05
+    ties = schema.metric("m", wide, "", higher_is_better=None, unit="share", bounds=(-0.01, 1.01))
+    assert ties.ci_low == -0.01 and schema.metric("m", wide, "", higher_is_better=None).ci_low == -0.04
+    below = s.Estimate(-0.02, 9, 0.01, -0.04, -0.01, 0.95, "corrected for a bias")
+    assert schema.metric("m", below, "", higher_is_better=None, unit="share").ci_low == -0.04  # it says what it is

@@ -1,13 +1,14 @@
 """What belongs to a run: its identity, the content of its artefact, and what the model card says of it."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 import yaml
 
 from launch import provenance, stage
+from launch.cli import COMMANDS
 from launch.config import artefact, operational, python_function
 from launch.errors import UserError
 from launch.files import write_json
@@ -92,13 +93,36 @@ def test_weights_of_nested_configs_belong_to_the_run_places_do_not(tmp_path):
         run_stage(PARTS, run("two"))
 
 
-def test_a_lifecycle_sees_that_a_function_has_changed(tmp_path):
+def test_what_another_version_of_a_stage_wrote_is_not_up_to_date(tmp_path, monkeypatch):
+    from launch.lifecycle import PlannedStage, is_up_to_date
+
+    config = ToyConfig(output_dir=str(tmp_path / "out"))
+    run_stage(STAGE, config)
+    planned = PlannedStage("toy", "toy", tmp_path / "out", [], {}, "recipe.yaml")
+    write_json(tmp_path / "out" / ".recipe.json", {"fingerprint": planned.fingerprint})
+    monkeypatch.setitem(COMMANDS, "toy", ("tests.launch.toy", "STAGE", ""))
+    assert is_up_to_date(planned)
+    newer = replace(STAGE, version=2)
+    monkeypatch.setattr("tests.launch.toy.STAGE", newer)
+    assert not is_up_to_date(planned)
+    with pytest.raises(
+        UserError, match=r"holds another run \(of another version of alignkit.*--overwrite to start over"
+    ):
+        run_stage(newer, config)
+    run_stage(newer, replace(config, overwrite=True))
+    assert not is_up_to_date(planned)  # another run, which no recipe made
+    write_json(tmp_path / "out" / ".recipe.json", {"fingerprint": planned.fingerprint})
+    assert is_up_to_date(planned)
+
+
+def test_a_lifecycle_sees_that_a_function_has_changed(tmp_path, monkeypatch):
     from launch.lifecycle import PlannedStage, is_up_to_date
 
     source = tmp_path / "f.py"
     source.write_text("def f(): ...\n")
     folder = tmp_path / "out"
     run_stage(PARTS, PartsConfig(output_dir=str(folder), parts={"a": Part(function=f"{source}:f")}))
+    monkeypatch.setitem(COMMANDS, "parts", (__name__, "STAGE", ""))
     planned = PlannedStage("parts", "parts", folder, [], {}, "recipe.yaml")
     write_json(folder / ".recipe.json", {"fingerprint": planned.fingerprint})
     assert is_up_to_date(planned)

@@ -169,3 +169,18 @@ def test_a_move_that_was_cut_short_is_finished_without_overwrite_too(tmp_path):
     run_stage(STAGE, config)
     assert content(tmp_path / "out.previous") == before
     assert (out / "result.txt").read_bytes() == before[Path("result.txt")]
+
+
+def test_a_start_clears_what_a_kill_left_of_a_file_that_was_being_written(tmp_path):
+    folder = tmp_path / "out"
+    make_run(folder, False, 0.5)
+    inner = folder / "inner"
+    run_stage(STAGE, ToyConfig(output_dir=str(inner)))
+    name = ".samples.jsonl.0123abcd.tmp"
+    (folder / "tasks" / "one").mkdir(parents=True)
+    for place in (folder, folder / "tasks" / "one", inner):
+        (place / name).write_text("half a li")
+    (folder / ".notes.tmp").write_text("of the user")
+    run_stage(STAGE, ToyConfig(output_dir=str(folder), checkpoint_steps=3, rate=0.5))
+    assert [path for path in folder.rglob(name)] == [inner / name]  # another run's, which may be at work
+    assert (folder / ".notes.tmp").exists()

@@ -131,7 +131,7 @@ def _source(result: EvaluationResult) -> dict[str, Any]:
 
 def _metric(result: EvaluationResult, entry: Metric) -> dict[str, Any]:
     details = {"direction": {True: "higher", False: "lower", None: "none"}[entry.higher_is_better]}
-    low, high = entry.bounds or (None, None)
+    low, high = entry.bounds
     config: dict[str, Any] = {
         "evaluation_description": encodable(entry.description),
         "metric_id": f"alignkit.{encodable(entry.name)}",

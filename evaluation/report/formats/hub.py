@@ -18,16 +18,17 @@ from evaluation.report.formats.naming import encodable, hub_dataset, model_ident
 from evaluation.report.items import SampleReader
 from evaluation.report.names import primary_rank, short_source
 from evaluation.report.text import format_interval, visible
-from evaluation.schema import EvaluationResult, Metric
+from evaluation.schema import EvaluationResult, Metric, SubjectKind
 from launch.files import write_atomic
 
-TASK_TYPES = {
+TASK_TYPES: dict[SubjectKind, str] = {
     "language model": "text-generation",
     "completions": "text-generation",
     "reward model": "text-classification",
     "image generator": "unconditional-image-generation",
     "images": "unconditional-image-generation",
     "detector": "image-classification",
+    "judge": "text-classification",
 }
 
 

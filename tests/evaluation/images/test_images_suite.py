@@ -149,6 +149,9 @@ def test_every_metric_carries_extractor_and_n(evaluated):
     assert all(m.ci_low <= m.value <= m.ci_high and m.ci_method for m in result.metrics)
     values = {m.name.split("_digits")[0]: m.value for m in result.metrics}
     assert 0 < values["extrapolated_fd"] < values["fd"]
+    bounds = {m.name.split("_digits")[0]: m.bounds for m in result.metrics}
+    assert (bounds["density"], bounds["fd"], bounds["is"]) == ((0, None), (0, None), (1, None))
+    assert bounds["precision"] == (0, 1) and bounds["kd"] == (None, None)  # unbiased: it may be below 0
 
 
 def test_labelled_generators_get_a_classification_accuracy(tmp_path):

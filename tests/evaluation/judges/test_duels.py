@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 
@@ -8,10 +10,11 @@ from evaluation.preferences.judging import (
     agreement_metrics,
     annotator_metrics,
     length_metrics_of_judge,
+    place_notes,
     verdict_metrics,
 )
 from evaluation.schema import Judge
-from evaluation.statistics import cohen_kappa
+from evaluation.statistics import cohen_kappa, wilson
 
 VOTES = {"A": 1.0, "B": 0.0, "C": 0.5, "?": None}
 
@@ -31,6 +34,35 @@ def test_inconsistent_verdicts_are_ties():
     np.testing.assert_array_equal(found.outcomes_N, [1, 0.5, 0.5, 0, 0.5, 0.5, 0.5])
     np.testing.assert_array_equal(found.consistent_N, [1, 0, 0, 1, 1, 0, 1])
     np.testing.assert_array_equal(found.first_shown_N, [0.5, 1, 0, 0.5, 0.5, 0.75, 0.5])
+
+
+@pytest.mark.parametrize(
+    ("forward", "backward", "said"),
+    [
+        ("A" * 20, "A" * 20, r"same verdict in both orders in 0% .*\(position bias \+0.50: the answer shown first"),
+        ("B" * 20, "B" * 20, r"position bias -0.50: the answer shown last is preferred"),
+        ("AB" * 10, "AABB" * 5, "in 50% of the duels, where a coin would in half of them. All others"),
+        ("A" * 20, "A" * 8 + "B" * 12, r"goes by place, too \(position bias \+0.20.* 40% of the duels count as ties"),
+        ("A" * 20, "A" * 1 + "B" * 19, ""),
+        ("A" * 5, "A" * 2 + "B" * 3, ""),  # may be chance
+    ],
+)
+def test_a_judge_that_goes_by_place_is_told_of(forward, backward, said):
+    notes = place_notes(verdict_metrics(verdicts(forward, backward), [f"p{n}" for n in range(len(forward))]))
+    assert len(notes) == bool(said) and (not said or re.search(said, notes[0]))
+
+
+def test_the_interval_of_the_position_bias_has_a_width_and_stays_in_its_range():
+    def interval(forward, backward):
+        entry = verdict_metrics(verdicts(forward, backward), [f"p{n}" for n in range(len(forward))])[-1]
+        return entry.value, entry.ci_low, entry.ci_high
+
+    always = wilson(30, 30)
+    assert interval("A" * 30, "A" * 30) == pytest.approx((0.5, always.low - 0.5, 0.5))
+    value, low, high = interval("AB" * 6, "BA" * 6)
+    assert value == 0 and low == pytest.approx(-high) and 0.05 < high < 0.25
+    tied = interval("C" * 12, "A" * 12)  # a tie, then the first: a quarter each
+    assert tied[0] == pytest.approx(0.25) and -0.5 < tied[1] < 0.25 < tied[2] < 0.5
 
 
 def test_a_judge_that_always_names_the_first_wins_nothing():

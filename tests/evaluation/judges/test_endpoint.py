@@ -123,6 +123,16 @@ def test_what_stays_is_told_at_once_and_redirects_are_not_followed(status):
 def test_an_answer_that_is_no_chat_completion(raw):
     with JudgeServer(raw=raw) as server, pytest.raises(UserError, match="no chat completion; check the address"):
         judge_of(server).judge(DUELS[:1])
+    assert server.asked == 3
+
+
+def test_one_body_that_cannot_be_read_is_asked_for_again():
+    said = []
+    cut = (200, b'{"choices": [{"mess', 0)
+    with JudgeServer(trouble=lambda number: cut if number in (1, 3) else None) as server:
+        found = judge_of(server, said, concurrency=1).judge(DUELS)
+    assert [v["vote"] for v in found] == [0.0, 0.0, 0.5, 1.0, 1.0] and server.asked == 7
+    assert any("no chat completion" in line for line in said)
 
 
 def test_the_key_is_sent_and_shown_nowhere(capsys):

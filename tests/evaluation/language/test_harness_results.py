@@ -44,7 +44,7 @@ def task_rows(found):
 def test_rates_get_wilsons_interval_and_keep_lm_evals_stderr():
     entry = task_metrics(results("acc", [1.0, 0.0, 1.0, 1.0], 0.75, 0.25))[0]
     assert (entry.name, entry.value, entry.n, entry.ci_method) == ("t/acc", 0.75, 4, "wilson")
-    assert entry.extra == {"lm_eval_stderr": 0.25}
+    assert entry.extra["lm_eval_stderr"] == 0.25
     assert entry.higher_is_better is True
 
 
@@ -131,3 +131,12 @@ def test_what_the_model_answered_is_text(arguments, answers, response):
 def test_pairs_of_sums_are_no_scores():
     (row,) = task_rows(results("word_perplexity", [(-10.0, 4)], math.exp(2.5)))
     assert row["scores"] == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "bounds"),
+    [("acc", (0, 1)), ("brier_score", (0, 2)), ("mcc", (-1, 1)), ("perplexity", (1, None)), ("f1", (None, None))],
+)
+def test_metrics_know_their_range_where_all_tasks_agree_on_it(name, bounds):
+    (entry,) = task_metrics(results(name, [1.0, 0.0, 1.0, 1.0], 0.75, 0.25))
+    assert entry.bounds == bounds

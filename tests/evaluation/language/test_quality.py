@@ -63,6 +63,13 @@ def test_metrics_of_a_file():
     assert all(m.n == 3 for m in found.values())
 
 
+def test_no_limit_is_below_zero():
+    rows = [completion(f"p{n}", "a b c d a b c d e" if n == 0 else "a b c d e f", 3 + 90 * (n == 0)) for n in range(9)]
+    found = {m.name: m for m in quality.quality_metrics(rows)}
+    assert found["repetition_4"].ci_low == 0 < found["repetition_4"].value
+    assert found["mean_length"].ci_low == 0 < found["mean_length"].value
+
+
 def test_samples_of_one_prompt_are_one_unit():
     rows = [completion("p", "a", 4), completion("p", "b", 4), completion("q", "c", 8), completion("q", "d", 8)]
     length = quality.length_metrics(rows)[0]

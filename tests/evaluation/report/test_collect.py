@@ -82,7 +82,7 @@ def test_faults_are_named(tmp_path):
     with pytest.raises(UserError, match="no run of alignkit is there"):  # but for the report's own folder
         collect([tmp_path], leave_out=tmp_path / "begun")
     (tmp_path / "results.json").write_text('{"schema_version": 99}')
-    with pytest.raises(UserError, match="schema_version 99 is not 1"):
+    with pytest.raises(UserError, match="schema_version 99 is not 2"):
         collect([tmp_path])
     (tmp_path / "results.json").unlink()
     (tmp_path / "provenance.json").write_text('{"stage": "sft"}')

@@ -6,7 +6,7 @@ import io
 import json
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pytest
 import yaml
@@ -25,7 +25,7 @@ from evaluation.report.formats.lm_eval import results_record
 from evaluation.report.formats.naming import hub_dataset, model_identifier, slug, stable_uuid, task_name
 from evaluation.report.items import SampleReader
 from evaluation.report.leaderboard import leaderboards
-from evaluation.schema import EvaluationResult, Metric, Protocol, Subject
+from evaluation.schema import EvaluationResult, Metric, Protocol, Subject, SubjectKind
 from evaluation.suites.report import EXPORTS
 
 
@@ -355,17 +355,22 @@ def test_every_eval_ever_keeps_numbers_and_uncertainty(written):
 
 def _within_its_range(entry):
     low, high = entry["metric_config"]["min_score"], entry["metric_config"]["max_score"]
-    return low is None or low <= entry["score_details"]["score"] <= high
+    score = entry["score_details"]["score"]
+    return (low is None or low <= score) and (high is None or score <= high)
 
 
 def test_every_eval_ever_writes_the_range_of_the_metric_and_not_of_its_unit(found):
     bias = Metric("position_bias", -0.15, 40, unit="share", extra={"bounds": [-0.5, 0.5]})
-    metrics = [bias, dataclasses.replace(bias, unit="nats", extra={})]
+    metrics = [
+        bias,
+        dataclasses.replace(bias, name="x", unit="nats", extra={}),
+        dataclasses.replace(bias, unit="tokens", value=3.0, extra={}),
+    ]
     result = dataclasses.replace(found.results[0].result, metrics=metrics)
     ranges = [
         (c["min_score"], c["max_score"]) for c in (r["metric_config"] for r in record(result)["evaluation_results"])
     ]
-    assert ranges == [(-0.5, 0.5), (None, None)]
+    assert ranges == [(-0.5, 0.5), (None, None), (0.0, None)]
 
 
 def test_every_eval_evers_own_schema(written, hostile):
@@ -439,6 +444,15 @@ def test_model_index_keeps_the_interval(written):
     entry = next(r for r in loaded.eval_results if r.metric_type == "win_rate")
     assert entry.metric_value == 0.66 and entry.metric_args["n"] == 400 and entry.task_type == "text-generation"
     assert entry.metric_args["ci_low"] == pytest.approx(0.6122, abs=1e-3)
+
+
+@pytest.mark.parametrize("kind", get_args(SubjectKind))
+def test_every_kind_of_subject_has_a_table_and_every_format(kind, tmp_path):
+    result = dataclasses.replace(hub_result(), subject=Subject("x", kind, "x", "d" * 64))
+    (board,) = leaderboards([result])
+    assert [row.name for row in board.rows] == ["x"]
+    write_exports(tmp_path, Collection([FoundResult(tmp_path, result)], [], []), EXPORTS, SampleReader())
+    assert {path.name for path in tmp_path.iterdir()} == {name.replace("-", "_") for name in EXPORTS}
 
 
 # ---------------------------------------------------------------------------------------------- tables

@@ -144,6 +144,24 @@ def test_clustered_outcomes_count_their_clusters():
     assert (none.low, none.high) == (0.0, pytest.approx(0.16113, abs=5e-6))  # as 0 of 20, not of 60
 
 
+@pytest.mark.parametrize("clusters", [None, [0, 0, 1, 2, 2, 3]])
+def test_score_mean_is_the_win_rate_of_what_is_one(clusters):
+    votes = [1, 0.5, 0, 1, 1, 0.5]
+    score, rate = s.score_mean(votes, clusters), s.win_rate(votes, clusters)
+    assert (score.n, score.value, score.stderr) == (rate.n, rate.value, rate.stderr)
+    assert (score.low, score.high) == (rate.low, rate.high)
+
+
+def test_score_mean_covers_with_quarters_and_has_a_width():
+    draw, shares = rng("score mean"), [0.02, 0.03, 0.1, 0.15, 0.7]
+    levels = np.array([0, 0.25, 0.5, 0.75, 1])
+    found = [s.score_mean(draw.choice(levels, 30, p=shares)) for _ in range(2000)]
+    assert 0.93 < np.mean([e.low <= levels @ shares <= e.high for e in found]) < 0.97
+    assert s.score_mean([0.75] * 12).low < 0.7 < 0.8 < s.score_mean([0.75] * 12).high
+    with pytest.raises(ValueError, match="not all in"):
+        s.score_mean([0.5, 1.5])
+
+
 def test_bootstrap_is_a_function_of_its_seed_and_is_chunked_evenly(monkeypatch):
     x = rng("boot").normal(size=50)
     kwargs = {"seed": 3, "purpose": "test", "resamples": 400}

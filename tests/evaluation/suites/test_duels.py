@@ -12,9 +12,11 @@ from evaluation.report.collect import collect
 from evaluation.report.leaderboard import leaderboards
 from evaluation.schema import load
 from evaluation.scoring import score_ids
+from evaluation.suites import report
 from evaluation.suites.duels import STAGE
 from launch.config import build
 from launch.errors import UserError
+from launch.stage import run_stage
 from tests.evaluation import tiny
 from tests.evaluation.rows import write_completions
 from tests.evaluation.suites.conftest import read_rows, run_suite
@@ -84,6 +86,13 @@ def test_a_report_puts_the_models_of_a_league_into_one_table(models, files, tmp_
     elo = [c for c in language.columns if c.name == "elo"]
     assert len(elo) == 1 and all(elo[0].key in row.cells for row in language.rows)
     assert "Judges" in boards
+    run_stage(report.STAGE, build(report.STAGE.config, report_of(tmp_path), "test"))
+    assert all(name in (tmp_path / "report" / "index.html").read_text() for name in files)
+    assert "elo/long" in "".join(path.read_text() for path in (tmp_path / "report" / "exports").rglob("*.md"))
+
+
+def report_of(folder):
+    return {"inputs": [str(folder / "out")], "output_dir": str(folder / "report"), "show": False}
 
 
 def endpoint(server, **more):
@@ -109,6 +118,15 @@ def test_an_endpoint_is_asked_in_both_orders(files, tmp_path):
     assert "consistency" in result.resolution[1] and models_of(out)["long"].resolution == result.resolution[:1]
 
 
+def test_a_judge_that_always_names_the_first_is_told_of_beside_every_number(files, tmp_path):
+    with JudgeServer(reply=lambda *_: "[[A]]") as server:
+        result = run_suite(
+            STAGE, tmp_path / "out", completions=f"{files['short']},{files['long']}", endpoint=endpoint(server)
+        )
+    (note,) = result.notes
+    assert "position bias +0.50" in note and all(r.notes == [note] for r in models_of(tmp_path / "out").values())
+
+
 def test_verdicts_that_cannot_be_read_are_counted_and_left_out(files, tmp_path):
     with JudgeServer(reply=lambda p, a, b: "who knows" if p == PROMPTS[0] else longer(p, a, b)) as server:
         result = run_suite(
@@ -117,8 +135,29 @@ def test_verdicts_that_cannot_be_read_are_counted_and_left_out(files, tmp_path):
     assert result.metric("missing_verdicts").value == pytest.approx(2 / 32)
     assert read_rows(tmp_path / "out")[0]["outcome"] is None
     assert models_of(tmp_path / "out")["long"].metric("elo").n == 15
-    with JudgeServer(reply=lambda *_: "hm") as server, pytest.raises(UserError, match="no verdict on any of 16 duels"):
+    with (
+        JudgeServer(reply=lambda *_: "hm") as server,
+        pytest.raises(UserError, match=r"no verdict on 16 of 16 duels \(the first: .*"),
+    ):
         run_suite(STAGE, tmp_path / "none", completions=f"{files['short']},{files['long']}", endpoint=endpoint(server))
+
+
+def test_too_few_verdicts_are_told_before_what_they_are_too_few_for(files, tmp_path):
+    """Of 16 prompts that were judged, "judge at least 12 prompts" alone would be the wrong advice."""
+    three = ",".join(map(str, files.values()))
+    said = (
+        r"tiny gave no verdict on 45 of 48 duels \(the first: the last line is no verdict, its reply ends 'hm \\x07'\)"
+    )
+    with (
+        JudgeServer(reply=lambda p, a, b: longer(p, a, b) if p == PROMPTS[3] else "hm \x07") as server,
+        pytest.raises(UserError, match=said + "; Bradley-Terry: 1 clusters"),
+    ):
+        run_suite(STAGE, tmp_path / "few", completions=three, endpoint=endpoint(server))
+    with (
+        JudgeServer(reply=lambda p, *shown: "hm" if any("odd" in s for s in shown) else longer(p, *shown)) as server,
+        pytest.raises(UserError, match=r"no verdict on 32 of 48 duels .*, so nothing is known of odd"),
+    ):
+        run_suite(STAGE, tmp_path / "deaf", completions=three, endpoint=endpoint(server))
 
 
 def test_a_league_of_too_few_prompts_asks_no_judge(files, tmp_path):
@@ -222,6 +261,21 @@ def test_the_key_is_in_none_of_the_files(files, tmp_path, monkeypatch):
 # ---------------------------------------------------------------------------------------------- resuming
 
 
+def test_an_endpoint_that_goes_away_costs_no_verdict_that_it_gave(files, tmp_path):
+    pair = f"{files['short']},{files['long']}"
+    gone = (503, b"gone", 0)
+    with JudgeServer(trouble=lambda number: gone if number >= 21 else None) as server:
+        settings = endpoint(server, concurrency=2, attempts=1)  # units of 2 x 4
+        with pytest.raises(UserError, match="what it answered before is kept"):
+            run_suite(STAGE, tmp_path / "out", completions=pair, endpoint=settings)
+    (log,) = (tmp_path / "out" / "scored").iterdir()
+    written = len(log.read_text().splitlines())
+    assert written in (20, 21)  # one may have been under way
+    with JudgeServer() as server:
+        run_suite(STAGE, tmp_path / "out", completions=pair, endpoint=endpoint(server))
+        assert server.asked == 32 - written
+
+
 def die_after(path, verdicts: int):
     """In a rank: end by SIGKILL when so many verdicts are written down."""
     from evaluation import sample_log
@@ -239,7 +293,7 @@ def die_after(path, verdicts: int):
     sample_log._AppendedFile.append = fatal
 
 
-def test_a_kill_costs_one_unit_of_verdicts(files, tmp_path):
+def test_a_kill_costs_no_verdict_that_was_written(files, tmp_path):
     with JudgeServer() as server:
         settings = {
             "completions": f"{files['short']},{files['long']}",
@@ -256,10 +310,9 @@ def test_a_kill_costs_one_unit_of_verdicts(files, tmp_path):
         codes, said = run(tmp_path / "killed", functools.partial(die_after, verdicts=12))
         assert codes == [-signal.SIGKILL], said
         asked = server.asked
-        assert asked == 16  # units of 2 x 4 duels
         codes, said = run(tmp_path / "killed")
         assert codes == [0] and "1 of 4 units of verdicts were scored before" in said, said
-        assert server.asked == 16 + 24  # the unit that was cut is asked for as a whole
+        assert server.asked == asked + 32 - 12
         codes, said = run(tmp_path / "whole")
         assert codes == [0], said
     assert read_rows(tmp_path / "killed") == read_rows(tmp_path / "whole")

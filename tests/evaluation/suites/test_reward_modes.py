@@ -70,6 +70,11 @@ def test_candidates_by_subset_with_ties(models, tmp_path):
         {"Focus": np.mean(credit[::2]), "Math": np.mean(credit[1::2]), "Ties": ties.value}, abs=1e-5
     )
     assert result.metric("mean_of_subsets").value == pytest.approx(np.mean(list(subsets.values())))
+    assert result.metric("ties_score").bounds == pytest.approx((-0.01, 1.01))  # it goes beyond a share
+    assert result.metric("mean_of_subsets").bounds == pytest.approx((-0.01 / 3, 1 + 0.01 / 3))
+    assert {s.name: s.metrics[0].bounds[1] for s in result.slices} == pytest.approx(
+        {"Focus": 1, "Math": 1, "Ties": 1.01}
+    )
     table = read_rows(tmp_path / "out")
     np.testing.assert_allclose(table[0]["rewards"], scores[0], atol=1e-5)
     assert [r["correct"] for r in table[:14]] == [c == 1 for c in credit]
@@ -95,16 +100,20 @@ def test_content_blind_baselines_of_candidates(models, tmp_path):
             {"id": "tied:7", "prompt": "p", "chosen": ["a"], "rejected": ["c"], "subset": "Ties"},
             "tied:7 has one right answer",
         ),
+        (
+            {"id": "ref:7", "prompt": "p", "chosen": ["a"], "rejected": ["c"], "subset": "Ties"},
+            "'ref:7' .* occurs twice",
+        ),
     ],
 )
-def test_ties_that_are_not_named(models, tmp_path, row, said):
+def test_ties_that_cannot_be_told_apart(models, tmp_path, row, said):
     with pytest.raises(UserError, match=said):
         run_suite(
             STAGE,
             tmp_path / "out",
             mode="candidates",
             model=models / "judge",
-            candidates=write(tmp_path / "c.jsonl", [row]),
+            candidates=write(tmp_path / "c.jsonl", [row, row]),
         )
 
 
@@ -174,6 +183,7 @@ def test_an_ensemble_and_rewardbenchs_sections(models, tmp_path):
     margins = np.array(
         [[np.subtract(*rewards(name, r["prompt"], [r["chosen"], r["rejected"]])) for r in rows] for name in SEEDS]
     )
+    np.testing.assert_allclose([r["margins"] for r in read_rows(tmp_path / "out")], margins.T, atol=1e-5)
     votes = margins > 0
     assert result.metric("ensemble_unanimous").value == pytest.approx((votes[0] == votes[1]).mean())
     assert result.metric("ensemble_accuracy").extra["each"] == pytest.approx(votes.mean(1).tolist())

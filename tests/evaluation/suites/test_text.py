@@ -33,6 +33,7 @@ def test_suite_reports_what_the_function_computes(models, documents, tmp_path):
     for entry in expected.metrics():
         assert result.metric(entry.name).value == pytest.approx(entry.value, rel=1e-5)
         assert result.metric(entry.name).ci_low == pytest.approx(entry.ci_low, rel=1e-4)
+        assert result.metric(entry.name).bounds == ((0, None) if entry.name == "bits_per_byte" else (1, None))
     assert (result.suite, result.subject.name, result.subject.kind) == ("text", "policy", "language model")
     assert result.protocol.settings["context"] == 32 and result.protocol.n_items == 3
     rows = read_samples(tmp_path / "out" / "documents", result.samples)
@@ -239,6 +240,7 @@ def test_mauve_compares_completions_with_references(models, tmp_path):
     result = run_suite(STAGE, tmp_path / "out", "mauve", features=models / "reference", **arguments)
     found = result.metric("mauve")
     assert 0 < found.value <= 1 and found.n == 24 and found.ci_low < found.ci_high
+    assert found.bounds == result.metric("mauve_ceiling").bounds == (0, 1)
     assert result.metric("mauve_ceiling").n == 12 and "features of reference" in found.description
     plain = load(tmp_path / "out" / "completions").protocol
     assert plain == run_suite(STAGE, tmp_path / "plain", "completions", **arguments).protocol
