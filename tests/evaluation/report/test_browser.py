@@ -272,6 +272,25 @@ def test_figures_wrap_inside_their_card(viewer):
     page.reload()
 
 
+def test_long_numbers_stay_beside_their_whisker(browser, pages):
+    page, _ = open_page(browser, pages["plain"], 1280)
+    over = """([value, interval]) => [...document.querySelectorAll('.marks .what')].filter(e => e.checkVisibility()).map(e => {
+        e.firstChild.data = value + ' ';
+        e.querySelector('i').textContent = interval;
+        const box = e.getBoundingClientRect(), range = document.createRange();
+        range.selectNodeContents(e);
+        const text = range.getBoundingClientRect();
+        return Math.max(box.left - text.left, text.right - box.right);
+    })"""
+    for numbers in (
+        ["0.45", "[0.41, 0.49]"],
+        ["\u22120.00016", "[\u22120.00056, 0.00024]"],
+        ["1" * 40, f"[{'1' * 40}, 2]"],
+    ):
+        found = page.evaluate(over, numbers)
+        assert len(found) > 20 and max(found) <= 0.5, numbers
+
+
 def test_disagreement_of_two_models_side_by_side(viewer):
     page = viewer
     page.get_by_label("beside").select_option(label="dpo")
