@@ -23,7 +23,15 @@ from evaluation.schema import EvaluationResult, Metric, Protocol, Subject, write
 from evaluation.suites.images import PIXELS, REAL, ImagesConfig
 from evaluation.suites.images_metrics import NEIGHBOURS, classification_metric, measure_features
 from evaluation.suites.images_sets import count_distinct, load_sets, sample_generators
-from evaluation.suites.images_training import Copied, CopyDetector, Training, Unknown, copy_metrics, find_training
+from evaluation.suites.images_training import (
+    Copied,
+    CopyDetector,
+    Training,
+    Unknown,
+    copy_metrics,
+    find_training,
+    reference_notes,
+)
 from launch.files import SCORED, folder_name
 from launch.stage import Job
 
@@ -130,7 +138,8 @@ def evaluate_images(
         metrics=metrics,
         samples=write_samples(folder, rows),
         resolution=resolution_notes(metrics, _resolved(extractor, len(images)), paired=False),
-        notes=_notes(images, reference, found, metrics) + ([] if baseline else [known.training.note()]),
+        notes=_notes(images, reference, found, metrics)
+        + ([] if baseline else [*reference_notes(known.training, reference), known.training.note()]),
     )
     save_result(job, result, folder)
     return result

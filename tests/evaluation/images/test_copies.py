@@ -153,6 +153,16 @@ def test_where_the_training_images_are_not_known_none_are_shown(tmp_path):
     assert given.notes[-1].endswith("real.npz, as given.")
 
 
+def test_a_reference_that_was_trained_on_is_told(tmp_path, memorised):
+    """The extractor saw no image of the reference; the generator saw all."""
+    settings = dict(generators={"g": TRAIN}, reference="embedded:digits::eval", max_images=60)
+    result = load(evaluate(tmp_path / "out", **settings, training="embedded:digits") / "g")
+    assert result.notes[-2].startswith(
+        "60 of the 60 reference images are among the training images of embedded:digits:"
+    )
+    assert not any("reference images are among" in note for note in load(memorised / "copy").notes)
+
+
 def trained(folder, source, **changes):
     """A folder as `train-generative` leaves it, and images as `sample` does, with what a provenance says of them."""
     named = {"path": str(source), "sha256": fingerprint_input("data", str(source))["sha256"]} | changes
