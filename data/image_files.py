@@ -55,8 +55,9 @@ def _as_nchw(images: np.ndarray, path: Path) -> np.ndarray:
     return np.ascontiguousarray(images)
 
 
-def read_folder(folder: Path) -> tuple[np.ndarray, np.ndarray | None, str]:
-    """The pictures of a folder in name order as uint8 (N, C, H, W), their labels, and their compression, `lossy` or `none`.
+def read_folder(folder: Path) -> tuple[np.ndarray, np.ndarray | None, str, list[str]]:
+    """The pictures of a folder in name order as uint8 (N, C, H, W), their labels, their compression, `lossy` or `none`, and
+    their names within the folder.
 
     Labels (N,) are the numbers of the subfolders in name order, where all pictures lie in one of two or more.
     """
@@ -72,7 +73,8 @@ def read_folder(folder: Path) -> tuple[np.ndarray, np.ndarray | None, str]:
             raise UserError(
                 f"{path}: {describe(picture)}, but {files[0].name} is {describe(pictures[0])}; bring all to one size and mode"
             )
-    return np.stack(pictures), _labels_by_folder(files, folder), "lossy" if lossy else "none"
+    names = [path.relative_to(folder).as_posix() for path in files]
+    return np.stack(pictures), _labels_by_folder(files, folder), "lossy" if lossy else "none", names
 
 
 def _labels_by_folder(files: list[Path], root: Path) -> np.ndarray | None:

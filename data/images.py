@@ -7,6 +7,7 @@ images needs many in both, so the halves are equal, where text holds out a tenth
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -30,7 +31,8 @@ SMALLEST_SIDE = 4
 class ImageSet:
     """Images uint8 (N, C, H, W) with C = 1 or 3, labels int64 (N,) where known, and how the files were compressed.
 
-    `sha256` is of the pixels of the whole source; a part of it keeps that hash.
+    `sha256` is of the pixels of the whole source; a part of it keeps that hash, knows which rows of the source its images are
+    (`rows` (N,); None: all as they lie) and the names of all `files` of the source, where it is a folder of pictures.
     """
 
     images: np.ndarray
@@ -38,25 +40,39 @@ class ImageSet:
     source: str
     compression: str
     sha256: str
+    rows: np.ndarray | None = None
+    files: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def row_numbers(self) -> np.ndarray:
+        """Where each image lies in the source, counted from 0: int64 (N,)."""
+        return np.arange(len(self)) if self.rows is None else self.rows
+
     def take(self, index: np.ndarray) -> ImageSet:
         """The images of an index or mask, in its order."""
         labels = None if self.labels is None else self.labels[index]
-        return replace(self, images=self.images[index], labels=labels)
+        return replace(self, images=self.images[index], labels=labels, rows=self.row_numbers[index])
 
     def sample(self, count: int, seed: int) -> ImageSet:
         """`count` images drawn without replacement, or all when there are no more than that."""
         return self if count >= len(self) else self.take(np.sort(permutation(len(self), seed, "image subset")[:count]))
 
 
-def image_set(images: np.ndarray, labels: np.ndarray | None, source: str, compression: str = "none") -> ImageSet:
+def image_set(
+    images: np.ndarray, labels: np.ndarray | None, source: str, compression: str = "none", files: Sequence[str] = ()
+) -> ImageSet:
     """A set with the hash of its shape and pixels."""
     digest = hashlib.sha256(repr(images.shape).encode())
     digest.update(images.tobytes())
-    return ImageSet(images, labels, source, compression, digest.hexdigest())
+    return ImageSet(images, labels, source, compression, digest.hexdigest(), files=files)
+
+
+def picture_digests(images: np.ndarray) -> list[bytes]:
+    """16 bytes for each image that only equal pixels share: what is kept of a set to look for copies, not its pixels again."""
+    return [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in images]
 
 
 def content_fractions(images: np.ndarray, purpose: str) -> np.ndarray:
@@ -109,8 +125,8 @@ def _load_whole(source: str) -> ImageSet:
         images, labels = read_idx(idx)
         return image_set(images[:, None], labels, source)
     if path.is_dir():
-        images, labels, compression = read_folder(path)
-        return image_set(images, labels, source, compression)
+        images, labels, compression, files = read_folder(path)
+        return image_set(images, labels, source, compression, files)
     if path.suffix == ".npz" and path.is_file():
         return image_set(*read_npz(path), source)
     raise UserError(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data.images import ImageSet
+from data.images import ImageSet, picture_digests
 from evaluation.images.frechet import Array
 from evaluation.images.manifold import nearest_neighbours
 from evaluation.statistics import Estimate, auc_estimate, proportion
@@ -54,13 +54,13 @@ def nearest_training(
     Without it the distance is that to another picture: real images that the generator was trained on, too, then show how far
     real images lie from one another.
     """
-    pictures = _pictures(training)
-    exact_N = np.array([picture in pictures for picture in _bytes(images)])
+    places, pictures = _places(picture_digests(training.images)), picture_digests(images.images)
+    exact_N = np.array([picture in places for picture in pictures])
     index_NK = nearest_neighbours(features_ND, trained_TD, 2)[0]
     place_N = np.zeros(len(images), dtype=int) if itself else exact_N.astype(int)
     index_N = index_NK[np.arange(len(images)), place_N]
     if itself:  # of copies that the extractor cannot tell apart, the one that is the same picture is shown
-        index_N = np.array([pictures.get(b, i) for b, i in zip(_bytes(images), index_N, strict=True)])
+        index_N = np.array([places.get(p, i) for p, i in zip(pictures, index_N, strict=True)])
     # not from the matrix of distances, whose rounding leaves 1e-7 between equal features
     distance_N = np.linalg.norm(features_ND - trained_TD[index_N], axis=1)
     if itself:
@@ -68,13 +68,9 @@ def nearest_training(
     return Nearest(index_N, distance_N, exact_N)
 
 
-def _bytes(images: ImageSet) -> list[bytes]:
-    return [image.tobytes() for image in images.images]
-
-
-def _pictures(images: ImageSet) -> dict[bytes, int]:
-    """Pixels -> the first image that has them."""
-    return {picture: number for number, picture in reversed(list(enumerate(_bytes(images))))}
+def _places(pictures: list[bytes]) -> dict[bytes, int]:
+    """Digest of the pixels -> the first image that has them."""
+    return {picture: number for number, picture in reversed(list(enumerate(pictures)))}
 
 
 def copy_threshold(real_M: Array, rate: float = RATE) -> tuple[float, float]:

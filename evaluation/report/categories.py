@@ -61,7 +61,7 @@ def _view(
     column: Column, group: str, parts: dict[str, list[tuple[str, Metric]]], colors: dict[str, int]
 ) -> CategoryView:
     ends = [v for marks in parts.values() for _, m in marks for v in (m.value, m.ci_low, m.ci_high) if v is not None]
-    scale = Scale.of(ends)
+    scale = Scale.of(ends, share=column.unit == "share")
     figures = [_figure(column, name, marks, scale, colors) for name, marks in sorted(parts.items())]
     cut = SHOWN_CATEGORIES if len(figures) > SHOWN_CATEGORIES + 2 else len(figures)
     return CategoryView(column.full_title, group, unit_of(column), column.arrow, figures[:cut], figures[cut:])

@@ -25,17 +25,22 @@ class Scale:
     high: float
 
     @classmethod
-    def of(cls, values: Sequence[float], padding: float = 0.06) -> Scale:
+    def of(cls, values: Sequence[float], padding: float = 0.06, share: bool = False) -> Scale:
         """A scale that holds all finite values, with some room at both ends; one value alone lies in the middle.
 
-        The room stops at 0 for values that are not negative, and at 1 for values that are not above it.
+        The room stops at 0 for values that are not negative, and at 1 for values that are not above it; of a `share` it
+        never passes them, though an interval may.
         """
         finite = [v for v in values if math.isfinite(v)]
         low, high = min(finite, default=0.0), max(finite, default=1.0)
+        if share:
+            floor, ceiling = min(low, 0.0), max(high, 1.0)
+        else:
+            floor, ceiling = (0.0 if low >= 0 else -math.inf), (1.0 if high <= 1 else math.inf)
         if high == low:
-            return cls(low - (abs(low) / 2 or 1.0), high + (abs(high) / 2 or 1.0))
+            below, above = low - (abs(low) / 2 or 1.0), high + (abs(high) / 2 or 1.0)
+            return cls(max(below, floor), min(above, ceiling)) if share else cls(below, above)
         room = (high - low) * padding
-        floor, ceiling = (0.0 if low >= 0 else -math.inf), (1.0 if high <= 1 else math.inf)
         return cls(max(low - room, floor), min(high + room, ceiling))
 
     def place(self, value: float) -> float:

@@ -90,8 +90,8 @@ def to_csv(boards: Sequence[Leaderboard]) -> str:
                     m = cell.metric
                     values = [
                         board.title, row.name, row.kind, m.name, m.value, m.ci_low, m.ci_high, m.ci_level, m.ci_method,
-                        m.n, m.unit, m.higher_is_better, cell.rank, m.baseline, column.suite, column.dataset,
-                        column.protocol, m.description, m.note,
+                        m.n, m.unit, m.higher_is_better, cell.rank, m.baseline, column.suite,
+                        board.results[cell.source].protocol.dataset, column.protocol, m.description, m.note,
                     ]  # fmt: skip
                     writer.writerow([csv_text(v) if isinstance(v, str) else v for v in values])
     return stream.getvalue()

@@ -46,6 +46,7 @@ class Column:
     """What tells two columns of one title apart: the data source, and where that is one, too, what else differs."""
     suite: str
     dataset: str
+    """For people; the source of one number stands in the protocol of its result."""
     protocol: str
     unit: str
     higher_is_better: bool | None
@@ -260,7 +261,7 @@ def _column(key: str, pairs: list[tuple[EvaluationResult, Metric]]) -> Column:
         title=title_of(entry.name),
         where="",
         suite=result.suite,
-        dataset=result.protocol.dataset,
+        dataset=_named([r.protocol.dataset for r, _ in pairs]),
         protocol=protocol_hash(result.protocol),
         unit=entry.unit,
         higher_is_better=entry.higher_is_better,
@@ -269,6 +270,12 @@ def _column(key: str, pairs: list[tuple[EvaluationResult, Metric]]) -> Column:
         headline=is_headline(entry.name),
         decimals=decimals_for(half * scale, scale * max(values, default=0.0)),
     )
+
+
+def _named(datasets: Sequence[str]) -> str:
+    """The data source of a column; where its entries lie in files of their own with equal content, that is said."""
+    others = len(set(datasets)) - 1
+    return f"{datasets[0]} and {others} more with the same content" if others else datasets[0]
 
 
 def _told_apart(columns: Sequence[Column], protocols: Mapping[str, Protocol]) -> list[Column]:

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from evaluation.report.collect import Collection, FoundStage
 from evaluation.report.leaderboard import FAMILIES, Cell, Column, Leaderboard, Row
-from evaluation.report.text import format_number
+from evaluation.report.text import format_interval, format_number
 from evaluation.schema import EvaluationResult
 
 DISTANCE = re.compile(r"(fid|fd_\w+)@\d+")
+COPIES = re.compile(r"training_copies_\w+@\d+")
 SAMPLERS = ("generate", "sample")
 """Commands whose artefacts are what a model made."""
 
@@ -89,6 +90,23 @@ def _below_the_floor(board: Leaderboard, column: Column, row: Row, cell: Cell, f
         f"{row.name}: its {column.title} of {value} is below the {least} of {floor.name}, the floor: {meaning}; look at "
         f"{_precision_beside(board, row, floor)}its copies of training images."
     )
+
+
+def copy_notes(results: Sequence[EvaluationResult]) -> list[str]:
+    """A sentence for each generator that surely makes more near copies of its training images than real images are."""
+    notes = []
+    for result in (r for r in results if r.subject.kind == "image generator"):
+        for entry in (m for m in result.metrics if COPIES.fullmatch(m.name)):
+            within = entry.extra.get("real_images_within")
+            if within is None or entry.value is None or entry.ci_low is None or entry.ci_low <= within:
+                continue
+            interval = format_interval(100 * entry.ci_low, None if entry.ci_high is None else 100 * entry.ci_high, 1)
+            notes.append(
+                f"{result.subject.name}: it copies what it was trained on: {100 * entry.value:.1f} % {interval} of its images "
+                f"are as near to one of {entry.extra['training']} as {100 * within:.1f} % of real images are, and its other "
+                "scores are flattered by that."
+            )
+    return notes
 
 
 def _precision_beside(board: Leaderboard, row: Row, floor: Row) -> str:

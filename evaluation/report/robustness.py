@@ -49,6 +49,8 @@ class RobustnessView:
     figures: list[StepFigure]
     rows: list[tuple[str, list[str]]]
     """Treatment -> the number of each entry with its interval, as texts."""
+    bare: list[str] = field(default_factory=list)
+    """Entries with points that have no interval."""
 
 
 @dataclass
@@ -91,7 +93,8 @@ def _view(measured: _Measured, colors: Mapping[str, int]) -> RobustnessView:
     chance, factor = chance_of(first.name), 100 if first.unit == "share" else 1
     decimals = 1 if factor == 100 else 2
     ends = [v for m in metrics for v in (m.value, m.ci_low, m.ci_high) if v is not None]
-    scale = Scale.of([*ends, *([] if chance is None else [chance])])
+    scale = Scale.of([*ends, *([] if chance is None else [chance])], share=first.unit == "share")
+    bare = [n for n, own in measured.entries.items() if any(m.ci_low is None for m in own.values())]
     chosen = {name: colors.get(name, place % COLORS) for place, name in enumerate(measured.entries)}
 
     def text(name: str, treatment: str) -> str:
@@ -109,6 +112,7 @@ def _view(measured: _Measured, colors: Mapping[str, int]) -> RobustnessView:
         entries=list(chosen.items()),
         figures=[_figure(kind, names, measured, chosen, scale, chance) for kind, names in _kinds(measured).items()],
         rows=[(name, [text(entry, name) for entry in chosen]) for name in measured.treatments],
+        bare=bare,
     )
 
 

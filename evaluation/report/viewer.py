@@ -77,6 +77,8 @@ WRONG = {
     "bias": "the likeliest answer is wrong; sets without a right answer have none",
     "text": "a task's question answered wrongly",
 }
+MARKED = "marked so by its row: correct is false, or acc or exact_match below one half"
+"""What it means in a suite of the user's own."""
 
 
 def sample_sets(found: Sequence[FoundResult], rows_of: Callable[[FoundResult], Sequence[Row]]) -> list[SampleSet]:
@@ -88,7 +90,7 @@ def sample_sets(found: Sequence[FoundResult], rows_of: Callable[[FoundResult], S
         if rows:
             key = (result.suite, protocol_hash(result.protocol))
             title = f"{result.suite}, {short_source(result.protocol.dataset)}"
-            group = sets.setdefault(key, SampleSet(title, _score_field(rows), WRONG.get(result.suite, "wrong")))
+            group = sets.setdefault(key, SampleSet(title, _score_field(rows), WRONG.get(result.suite, MARKED)))
             _add(group, result, rows)
     return sorted(sets.values(), key=lambda group: not _is_judged(group))
 

@@ -15,7 +15,8 @@ from evaluation.report.text import format_interval, format_number
 from evaluation.schema import Metric
 from evaluation.statistics import RankInterval
 
-COLORS = 8
+COLORS = 16
+"""Eight colours, and the same with squares for dots and dashes for lines."""
 CHANCE = {
     **{"win_rate": 0.5, "auc": 0.5, "accuracy_frozen": 0.5},
     **{"crows_pairs_stereotype": 50.0, "stereoset_ss": 50.0, "winogender_gender_gap": 0.0, "bbq_bias": 0.0},
@@ -235,7 +236,8 @@ def figure_of(board: Leaderboard, column: Column, colors: dict[str, int]) -> Fig
         return None
     chance = chance_of(column.name)
     ends = [v for _, m in found for v in (m.value, m.ci_low, m.ci_high) if v is not None]
-    scale, factor = Scale.of([*ends, *([chance] if chance is not None else [])]), scale_of(column)
+    scale = Scale.of([*ends, *([chance] if chance is not None else [])], share=column.unit == "share")
+    factor = scale_of(column)
     marks = [
         Mark(
             name=row.name,
@@ -253,10 +255,19 @@ def figure_of(board: Leaderboard, column: Column, colors: dict[str, int]) -> Fig
 
 
 def sentence(board: Leaderboard) -> str:
-    """Who is first on the deciding metric, with its interval; a tie is called a tie."""
-    column = board.primary
-    if column is None:
-        return ""
+    """Who is first on the deciding metric, with its interval, a tie being called a tie, and who is not compared with them."""
+    return f"{_leaders(board, board.primary)} {_apart(board, board.primary)}".strip() if board.primary else ""
+
+
+def _apart(board: Leaderboard, column: Column) -> str:
+    """Those whose number of the deciding metric was measured under other protocols; nothing without any."""
+    others = [c.key for c in board.columns if (c.name, c.suite) == (column.name, column.suite) and c.key != column.key]
+    names = [r.name for r in board.rows if column.key not in r.cells and not r.reference and set(others) & set(r.cells)]
+    verb = "was" if len(names) == 1 else "were"
+    return f"{listed(names)} {verb} measured under another protocol and so not compared with that." if names else ""
+
+
+def _leaders(board: Leaderboard, column: Column) -> str:
     ranked = [r for r in board.rows if column.key in r.cells and not r.reference]
     best = [r for r in ranked if r.cells[column.key].rank == 1]
     metric = inside_sentence(column.title) + (f" against {column.baseline}" if column.baseline else "")

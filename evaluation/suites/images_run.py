@@ -23,7 +23,15 @@ from evaluation.schema import EvaluationResult, Metric, Protocol, Subject, write
 from evaluation.suites.images import PIXELS, REAL, ImagesConfig
 from evaluation.suites.images_metrics import NEIGHBOURS, classification_metric, measure_features
 from evaluation.suites.images_sets import count_distinct, load_sets, sample_generators
-from evaluation.suites.images_training import Copied, CopyDetector, Training, Unknown, copy_metrics, find_training
+from evaluation.suites.images_training import (
+    Copied,
+    CopyDetector,
+    Training,
+    Unknown,
+    copy_metrics,
+    find_training,
+    reference_notes,
+)
 from launch.files import SCORED, folder_name
 from launch.stage import Job
 
@@ -104,7 +112,7 @@ def evaluate_images(
         metrics.append(classification_metric(images, reference, config.seed))
     if copied:
         metrics += copy_metrics(copied, extractor, len(images))
-    rows = _samples(found, real, measured.manifold.precision, copied)
+    rows = _samples(images, found, known, measured.manifold.precision)
     _save_pictures(images, copied, folder)
     baseline = name in (REAL, PIXELS)
     result = EvaluationResult(
@@ -130,7 +138,8 @@ def evaluate_images(
         metrics=metrics,
         samples=write_samples(folder, rows),
         resolution=resolution_notes(metrics, _resolved(extractor, len(images)), paired=False),
-        notes=_notes(images, reference, found, metrics) + ([] if baseline else [known.training.note()]),
+        notes=_notes(images, reference, found, metrics)
+        + ([] if baseline else [*reference_notes(known.training, reference), known.training.note()]),
     )
     save_result(job, result, folder)
     return result
@@ -141,23 +150,20 @@ def _resolved(extractor: Extractor, count: int) -> list[str]:
     return [f"{extractor.score_name(score)}@{count}" for score in RESOLVED]
 
 
-def _samples(found: Features, real: Features, precise: np.ndarray, copied: Copied | None) -> list[dict[str, Any]]:
-    """One row for each image."""
-    index, distances = nearest_neighbours(found.features, real.features, 1)
+def _samples(images: ImageSet, found: Features, known: Known, precise: np.ndarray) -> list[dict[str, Any]]:
+    """One row for each image. Images are named by their places in the sources that the user gave, not in what was drawn."""
+    index, distances = nearest_neighbours(found.features, known.real.features, 1)
+    own, nearest = _places("index", images), _places("nearest_real", known.reference, index[:, 0])
     rows: list[dict[str, Any]] = [
-        {
-            "index": i,
-            "nearest_real": int(index[i, 0]),
-            "distance": round(float(distances[i, 0]), 6),
-            "among_real": bool(precise[i]),
-        }
-        for i in range(len(index))
+        {**place, **near, "distance": round(float(distance), 6), "among_real": bool(among)}
+        for place, near, distance, among in zip(own, nearest, distances[:, 0], precise, strict=True)
     ]
-    if copied:
-        columns = copied.nearest.index_N, copied.nearest.distance_N, copied.copies.near_N
-        for row, place, distance, near in zip(rows, *columns, strict=True):
+    if copied := known.copied:
+        places = _places("nearest_training", copied.training.images, copied.nearest.index_N)
+        columns = copied.nearest.distance_N, copied.copies.near_N
+        for row, place, distance, near in zip(rows, places, *columns, strict=True):
             row |= {
-                "nearest_training": int(place),
+                **place,
                 "training_distance": round(float(distance), 6),
                 "training_copy": bool(near),
             }
@@ -167,6 +173,12 @@ def _samples(found: Features, real: Features, precise: np.ndarray, copied: Copie
         for row, label, share in zip(rows, found.logits.argmax(axis=1), confidence, strict=True):
             row |= {"class": int(label), "confidence": round(float(share), 6)}
     return rows
+
+
+def _places(field: str, images: ImageSet, chosen: np.ndarray | None = None) -> list[dict[str, Any]]:
+    """The row of each (chosen) image in its source, and its file where that is a folder of pictures."""
+    rows = (images.row_numbers if chosen is None else images.row_numbers[chosen]).tolist()
+    return [{field: row} | ({f"{field}_file": images.files[row]} if images.files else {}) for row in rows]
 
 
 def _save_pictures(images: ImageSet, copied: Copied | None, folder: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from data.images import EMBEDDED, ImageSet, content_fractions, image_set, load_images
+from data.images import EMBEDDED, ImageSet, content_fractions, image_set, load_images, picture_digests
 from evaluation.images.extractors.classifier import TRAINED_ON, count_seen
 from evaluation.suites.images import FEWEST, PIXELS, REAL, ImagesConfig
 from launch.errors import EXIT_USER_ERROR, UserError
@@ -115,7 +115,7 @@ def _check_reference(config: ImagesConfig, reference: ImageSet) -> None:
 
 def count_distinct(images: ImageSet) -> int:
     """How many different pictures a set has."""
-    return len({image.tobytes() for image in images.images})
+    return len(set(picture_digests(images.images)))
 
 
 def independent_pixels(reference: ImageSet, count: int, seed: int) -> ImageSet:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from data.images import EMBEDDED, ImageSet, load_images, resize
+from data.images import EMBEDDED, ImageSet, load_images, picture_digests, resize
 from evaluation.artefacts import provenance_of
 from evaluation.images.copies import FEWEST_TRAINED, Copies, Nearest, find_copies, nearest_training
 from evaluation.images.extractors.base import Extractor
@@ -24,11 +24,12 @@ GIVEN, TRACED, ASSUMED = "training", "provenance", "assumed"
 
 @dataclass(frozen=True)
 class Training:
-    """The training images of a generator, the number of them in all, and how they are known."""
+    """The training images of a generator that are compared, the number of them in all, how they are known, and digests of all."""
 
     images: ImageSet
     whole: int
     known_by: str
+    pictures: frozenset[bytes]
 
     def note(self) -> str:
         """Which they are, for the reader of a result."""
@@ -39,6 +40,10 @@ class Training:
         }[self.known_by]
         part = "" if len(self.images) == self.whole else f", {len(self.images):,} of which were compared (max_images)"
         return f"Copies are looked for among the {self.whole:,} training images of {self.images.source}, {how}{part}."
+
+    def count_among(self, images: ImageSet) -> int:
+        """How many of these images are training images, by their pixels."""
+        return sum(picture in self.pictures for picture in picture_digests(images.images))
 
 
 @dataclass(frozen=True)
@@ -115,8 +120,20 @@ def _load(
             raise UserError(f"training: {source} has images of shape {(channels, height, width)}, the sets have {ours}")
         if len(images) < FEWEST_TRAINED:
             raise UserError(f"training: {source} has {len(images)} images; give at least {FEWEST_TRAINED}")
-        loaded[source] = Training(images.sample(config.max_images, config.seed), len(images), known_by)
+        pictures = frozenset(picture_digests(images.images))
+        loaded[source] = Training(images.sample(config.max_images, config.seed), len(images), known_by, pictures)
     return replace(loaded[source], known_by=known_by)
+
+
+def reference_notes(training: Training | Unknown, reference: ImageSet) -> list[str]:
+    """That the generator was trained on images that it is compared with, if it was: a floor of real images is none then."""
+    if isinstance(training, Unknown) or not (seen := training.count_among(reference)):
+        return []
+    return [
+        f"{seen} of the {len(reference)} reference images are among the training images of {training.images.source}: distances "
+        "to them are flattered, and real images that were held out are no floor; compare with images that the generator was "
+        "not trained on."
+    ]
 
 
 # ---------------------------------------------------------------------------------------------- measured

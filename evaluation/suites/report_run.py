@@ -14,7 +14,7 @@ from evaluation.report.formats import write_exports
 from evaluation.report.formats.latex import to_latex
 from evaluation.report.items import SampleReader, board_items
 from evaluation.report.leaderboard import Leaderboard, leaderboards
-from evaluation.report.notes import precision_notes, yardstick_notes
+from evaluation.report.notes import copy_notes, precision_notes, yardstick_notes
 from evaluation.report.page import PageParts, render_page
 from evaluation.report.paired import compare_pairs
 from evaluation.report.samples import sample_section
@@ -116,5 +116,6 @@ def all_warnings(found: Collection, boards: Sequence[Leaderboard]) -> list[str]:
             about.setdefault(note, {})[entry.result.subject.name] = None
     notes = [f"{', '.join(names)}: {note}" for note, names in about.items()]
     empty = [] if found.results else ["No evaluation lies in these folders: there are runs, but no numbers to compare."]
-    lines = [*yardstick_notes(boards), *(line for b in boards for line in b.warnings), *precision_notes(found)]
+    copied = copy_notes([entry.result for entry in found.results])
+    lines = [*yardstick_notes(boards), *copied, *(line for b in boards for line in b.warnings), *precision_notes(found)]
     return list(dict.fromkeys([*empty, *lines, *notes, *found.warnings]))

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data.images import EMBEDDED, ImageSet, load_images
+from data.images import EMBEDDED, ImageSet, load_images, picture_digests
 from evaluation.images.extractors.base import Extractor, FeatureFunction, weights_hash
 from launch.errors import UserError
 from launch.files import sha256_text, write_atomic
@@ -186,5 +186,5 @@ def _size(shape: tuple[int, ...]) -> str:
 
 def count_seen(images: ImageSet, source: str = TRAINED_ON) -> int:
     """How many of these images a classifier of `source` was trained on, by their pixels."""
-    trained_on = {image.tobytes() for image in load_images(source).images}
-    return sum(image.tobytes() in trained_on for image in images.images)
+    trained_on = set(picture_digests(load_images(source).images))
+    return sum(picture in trained_on for picture in picture_digests(images.images))

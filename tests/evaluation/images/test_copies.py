@@ -1,6 +1,7 @@
 """Copies of training images: the rule on features of known distances, and the suite on generators that copy."""
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from evaluation.images.grid import image_grid, save_png
 from evaluation.report.media import pictures_of
 from evaluation.schema import load, read_samples
 from evaluation.suites.images import REAL, STAGE, ImagesConfig
+from evaluation.suites.images_sets import count_distinct
 from evaluation.suites.images_training import Training, Unknown, find_training, trace_training
 from launch.errors import UserError
 from launch.provenance import fingerprint_input
@@ -45,6 +47,17 @@ def test_equal_features_are_no_distance_apart_and_the_same_picture_is_shown():
     features[7] = features[3]  # the extractor cannot tell pictures 3 and 7 apart
     found = nearest_training(training.take(np.array([7, 3])), features[[7, 3]], training, features)
     assert found.index_N.tolist() == [7, 3] and found.distance_N.tolist() == [0.0, 0.0]
+
+
+def test_the_search_keeps_no_second_copy_of_the_pixels():
+    training = image_set(numpy_generator(0, "large").integers(0, 256, (400, 3, 64, 64), dtype=np.uint8), None, "t")
+    features = np.arange(400.0)[:, None]
+    tracemalloc.start()
+    nearest_training(training, features, training, features)
+    count_distinct(training)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < training.images.nbytes  # 4.7 MiB; distances take 1.2 MiB a matrix
 
 
 @pytest.mark.parametrize(("m", "k"), [(20, 1), (99, 1), (199, 2), (456, 4)])
@@ -105,7 +118,7 @@ def test_a_perfect_memoriser_is_found_and_shown(memorised):
     assert share.value == 1 and share.ci_low > 0.99 and share.extra["exact_copies"] == 469
     assert share.extra["training"] == TRAIN and share.extra["training_images"] == 872
     assert nearer.value == 1 and nearer.extra["median_distance"] == 0
-    training = load_images(TRAIN).images
+    training = load_images("embedded:digits").images  # rows are those of the source, not of its half
     rows = read_samples(memorised / "copy", result.samples)
     assert all(row["training_copy"] and row["training_distance"] == 0 for row in rows)
     shown = [training[row["nearest_training"]] for row in rows[:12]]
@@ -138,6 +151,16 @@ def test_where_the_training_images_are_not_known_none_are_shown(tmp_path):
     entry = given.metric("training_copies_digits@100")
     assert entry.extra["exact_copies"] == 0 and entry.extra["threshold"] > 0  # the reference itself was trained on
     assert given.notes[-1].endswith("real.npz, as given.")
+
+
+def test_a_reference_that_was_trained_on_is_told(tmp_path, memorised):
+    """The extractor saw no image of the reference; the generator saw all."""
+    settings = dict(generators={"g": TRAIN}, reference="embedded:digits::eval", max_images=60)
+    result = load(evaluate(tmp_path / "out", **settings, training="embedded:digits") / "g")
+    assert result.notes[-2].startswith(
+        "60 of the 60 reference images are among the training images of embedded:digits:"
+    )
+    assert not any("reference images are among" in note for note in load(memorised / "copy").notes)
 
 
 def trained(folder, source, **changes):

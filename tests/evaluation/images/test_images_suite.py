@@ -120,6 +120,22 @@ def test_samples_and_pictures(evaluated):
     assert json.loads((folder / "results.json").read_text())["suite"] == "images"
 
 
+def test_rows_and_files_are_those_of_the_users_sources(tmp_path):
+    digits = load_images("embedded:digits").images
+    (tmp_path / "made").mkdir()
+    for number, image in enumerate(digits[:60]):
+        Image.fromarray(image[0]).save(tmp_path / "made" / f"{number:03d}.png")
+    config = ImagesConfig(output_dir=str(tmp_path / "out"), generators={"g": str(tmp_path / "made")}, max_images=40)
+    STAGE.run(config, job(tmp_path / "out"))
+    rows = read_samples(tmp_path / "out" / "g", load(tmp_path / "out" / "g").samples)
+    assert len(rows) == 40 and [row["index"] for row in rows] != list(range(40))
+    assert all(row["index_file"] == f"{row['index']:03d}.png" for row in rows)
+    for field, distance in (("nearest_training", "training_distance"), ("nearest_real", "distance")):
+        same = [(row["index"], row[field]) for row in rows if row[distance] == 0]
+        assert same and all(np.array_equal(digits[made], digits[real]) for made, real in same)
+        assert f"{field}_file" not in rows[0]  # the digits are no folder of pictures
+
+
 def test_duplicates_are_noted(tmp_path):
     digits = load_images("embedded:digits").images
     source = save(tmp_path / "collapsed", digits[:10].repeat(4, axis=0))

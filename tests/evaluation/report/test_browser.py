@@ -4,6 +4,7 @@ Screenshots are kept in the folder `screenshots` of pytest's base temporary fold
 """
 
 import os
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -271,6 +272,25 @@ def test_figures_wrap_inside_their_card(viewer):
     page.reload()
 
 
+def test_long_numbers_stay_beside_their_whisker(browser, pages):
+    page, _ = open_page(browser, pages["plain"], 1280)
+    over = """([value, interval]) => [...document.querySelectorAll('.marks .what')].filter(e => e.checkVisibility()).map(e => {
+        e.firstChild.data = value + ' ';
+        e.querySelector('i').textContent = interval;
+        const box = e.getBoundingClientRect(), range = document.createRange();
+        range.selectNodeContents(e);
+        const text = range.getBoundingClientRect();
+        return Math.max(box.left - text.left, text.right - box.right);
+    })"""
+    for numbers in (
+        ["0.45", "[0.41, 0.49]"],
+        ["\u22120.00016", "[\u22120.00056, 0.00024]"],
+        ["1" * 40, f"[{'1' * 40}, 2]"],
+    ):
+        found = page.evaluate(over, numbers)
+        assert len(found) > 20 and max(found) <= 0.5, numbers
+
+
 def test_disagreement_of_two_models_side_by_side(viewer):
     page = viewer
     page.get_by_label("beside").select_option(label="dpo")
@@ -342,12 +362,41 @@ def test_hostile_samples_are_text(browser, pages):
     assert page.evaluate("window.pwned") is None and events == []
 
 
-def test_print_has_numbers_and_no_tools(browser, pages, keep):
-    page, _ = open_page(browser, pages["plain"], 1280)
+A4 = 718
+"""CSS pixels between margins of a centimetre on a page 21 centimetres wide."""
+
+
+@pytest.mark.parametrize("name", ["plain", "hostile"])
+def test_print_has_numbers_and_no_tools(browser, pages, keep, name):
+    """Nothing is cut off at the paper's edge, also with long names; every cell of a wide table says its column."""
+    page, _ = open_page(browser, pages[name], A4)
     page.emulate_media(media="print")
     assert not page.locator(".tools").first.is_visible() and not page.locator("#viewer").is_visible()
     assert page.get_by_role("table").first.is_visible()
-    assert len(page.pdf()) > 50_000
+    cut = """all => all.filter(e => e.scrollWidth > e.clientWidth).map(e => [e.ariaLabel, e.clientWidth, e.scrollWidth])"""
+    assert page.locator(".scroll").evaluate_all(cut) == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= A4
+    unnamed = (
+        """all => all.filter(e => e.checkVisibility() && getComputedStyle(e, '::before').content === 'none').length"""
+    )
+    wide = page.locator(".board.wide td")
+    assert wide.count() > 20 and wide.evaluate_all(unnamed) == 0
+    keep(page, f"print-{name}", whole=name == "plain")
+
+
+def test_print_keeps_badges_and_keys_and_is_short(browser, pages):
+    """Badges and the dots of keys are backgrounds, which a printer leaves out unless told; configurations stay folded."""
+    page, _ = open_page(browser, pages["plain"], A4, "dark")
+    page.emulate_media(media="print")
+    kept = "all => all.every(e => getComputedStyle(e).printColorAdjust === 'exact')"
+    for kind in (".rank", ".chip"):
+        assert page.locator(kind).count() > 5 and page.locator(kind).evaluate_all(kept)
+    badge = page.locator(".rank.first").first.evaluate(
+        "e => [getComputedStyle(e).color, getComputedStyle(e).backgroundColor]"
+    )
+    assert badge == ["rgb(255, 255, 255)", "rgb(13, 95, 103)"]  # of the light scheme, whatever the screen has
+    paper = page.pdf(format="A4", margin={side: "1cm" for side in ("top", "bottom", "left", "right")})
+    assert len(paper) > 50_000 and len(re.findall(rb"/Type\s*/Page\b", paper)) < 40
 
 
 def test_without_its_script_the_page_still_reads(browser, pages):

@@ -1,11 +1,16 @@
 """Charts: where things are drawn, and that long or broken logs stay honest."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from evaluation.report import charts
 from evaluation.report.charts import Scale, curve, depths, lineage, whisker
+from evaluation.report.leaderboard import leaderboards
+from evaluation.report.page import assign_colors
+from evaluation.schema import EvaluationResult, Metric, Protocol, Subject
 
 
 def test_scale_places_values_linearly():
@@ -13,7 +18,21 @@ def test_scale_places_values_linearly():
     assert [scale.place(v) for v in (10, 15, 20)] == [0.0, 50.0, 100.0]
     assert Scale.of([2.0, 4.0], 0.5) == Scale(1.0, 5.0)
     assert Scale.of([0.0, 0.9]).low == 0.0 and Scale.of([0.2, 0.99]).high == 1.0
+    shares = Scale.of([-0.03, 0.5], share=True)  # an interval may pass 0; the room beside it does not
+    assert shares.low == -0.03 and 0.5 < shares.high < 1
+    assert Scale.of([0.0], share=True) == Scale(0.0, 1.0) and Scale.of([0.9], share=True) == Scale(0.45, 1.0)
     assert Scale.of([3.0]) == Scale(1.5, 4.5) and Scale.of([]).low < Scale.of([]).high
+
+
+def test_sixteen_entries_can_be_told_apart():
+    names = [str(i) for i in range(17)]
+    rows = [
+        EvaluationResult("s", Subject(n, "judge"), Protocol("d", "a" * 64, 9), [Metric("m", 1.0, 9)]) for n in names
+    ]
+    colors = assign_colors(leaderboards(rows))
+    assert len(set(colors.values())) == 16
+    style = (Path(charts.__file__).parent / "style.css").read_text()
+    assert all(f".c{color} {{ color: var(--c{color % 8}); }}" in style for color in colors.values())
 
 
 def test_whisker_draws_interval_value_and_reference():

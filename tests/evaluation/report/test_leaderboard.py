@@ -5,6 +5,7 @@ import hashlib
 
 import pytest
 
+from evaluation.report.export import to_csv
 from evaluation.report.leaderboard import Leaderboard, distinct_names, leaderboards
 from evaluation.report.names import HEADLINE, primary_rank, short_source, title_of
 from evaluation.report.tables import comparison_rows
@@ -99,6 +100,7 @@ def test_two_protocols_are_two_columns():
     assert sorted(c.full_title for c in board.columns) == ["Accuracy (dialogues)", "Accuracy (prompts)"]
     assert all(cell.rank is None for row in board.rows for cell in row.cells.values())
     assert [c.dataset for c in board.headline] == [c.dataset for c in board.columns]
+    assert sentence(board).endswith(". b was measured under another protocol and so not compared with that.")
     assert board.warnings == [
         "Measured under several protocols, so in separate columns and not compared: accuracy (2, which differ in dataset_sha256)."
     ]
@@ -116,6 +118,9 @@ def test_another_folder_is_no_other_protocol_and_another_split_is():
     board = Leaderboard(results)
     together = [{row.name for row in board.rows if column.key in row.cells} for column in board.columns]
     assert together == [{"a", "b"}, {"c"}, {"d"}, {"e"}]
+    assert [c.dataset for c in board.columns][:2] == ["prompts and 1 more with the same content", "prompts::eval"]
+    sources = [line.split(",")[15] for line in to_csv([board]).splitlines()]
+    assert sources == ["dataset", "prompts", "elsewhere/prompts", "prompts::eval", "one", "two"]  # each its own
 
 
 def test_columns_of_one_title_and_source_say_what_else_parts_them():

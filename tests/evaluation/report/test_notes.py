@@ -7,7 +7,7 @@ import pytest
 from evaluation.artefacts import display_name
 from evaluation.report.collect import Collection, FoundResult, FoundStage, collect
 from evaluation.report.leaderboard import leaderboards
-from evaluation.report.notes import precision_notes, yardstick_notes
+from evaluation.report.notes import copy_notes, precision_notes, yardstick_notes
 from evaluation.report.samples import sample_section
 from evaluation.schema import EvaluationResult, Metric, Protocol, Subject, write_samples
 from evaluation.suites.report_run import all_warnings
@@ -38,6 +38,26 @@ def test_a_generator_below_the_yardstick_is_explained(value, meaning):
 def test_without_a_yardstick_or_above_it_nothing_is_said():
     assert yardstick_notes(leaderboards([images("gan", 9.0, 1.0, 0.6)])) == []
     assert yardstick_notes(leaderboards([images("gan", 15.0, 1.0, 0.6), REAL, PIXELS])) == []
+
+
+def copies(name, share, low, high, kind="image generator", **extra):
+    entry = Metric("training_copies_digits@404", share, 404, low, high, ci_method="wilson", unit="share", extra=extra)
+    return EvaluationResult("images", Subject(name, kind), Protocol("digits", "a" * 64, 404), [entry])
+
+
+def test_a_generator_that_copies_is_named_with_both_numbers():
+    known = {"real_images_within": 0.0088, "training": "embedded:digits::train"}
+    results = [
+        copies("gan", 0.31, 0.27, 0.36, **known),
+        copies("vae", 0.013, 0.006, 0.03, **known),  # as real images are, within chance
+        copies("real images (held out)", 1.0, 0.99, 1.0, "images", **known),
+        copies("old", 0.31, 0.27, 0.36),  # written before the share of real images was
+    ]
+    (note,) = copy_notes(results)
+    assert note.startswith("gan: it copies") and "31.0 % [27.0, 36.0]" in note and "as 0.9 % of real images are" in note
+    assert "embedded:digits::train" in note and note.count(". ") == 0
+    found = Collection([FoundResult(Path("x"), r) for r in results], [], [])
+    assert note in all_warnings(found, leaderboards(results))
 
 
 # ---------------------------------------------------------------------------------------------- precision

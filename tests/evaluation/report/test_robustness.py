@@ -66,6 +66,15 @@ def test_what_is_not_comparable_has_pictures_of_its_own():
     assert dict(views[1].rows)["jpeg:95"] == ["50.0 [45.0, 55.0]"]
 
 
+def test_entries_without_whiskers_are_named():
+    bare = [Slice("robustness", "jpeg:50", [Metric("auc", 0.6, 200, higher_is_better=False)])]
+    plain = EvaluationResult(
+        "deepfake", Subject("gan", "image generator"), Protocol("digits", sha256_text("digits"), 100), [], bare
+    )
+    (view,) = robustness_views([result("vae", 0.95, VAE), plain], {})
+    assert view.bare == ["gan"] and robustness_views([result("vae", 0.95, VAE)], {})[0].bare == []
+
+
 def test_treatments_that_are_not_known_stay_in_their_order_and_none_makes_no_view():
     view = robustness_views([result("x", 0.9, {"crop:3": 0.6, "crop:1": 0.7, "jpeg": 0.5, "odd": 0.4})], {})[0]
     assert [(f.title, f.ticks) for f in view.figures] == [

@@ -141,3 +141,10 @@ def test_too_many_texts_are_cut_and_not_left_out(sets, monkeypatch):
     cut = viewer_data(chosen)
     assert (whole["limit"], cut["limit"]) == (4000, 200)
     assert len(cut["sets"][0]["items"]) == len(whole["sets"][0]["items"])
+
+
+def test_what_wrong_means_in_a_suite_of_ones_own_is_said():
+    result = EvaluationResult("quiz", Subject("m", "language model"), Protocol("d", "a" * 64, 1), [])
+    rows = [{"prompt": "1 + 1?", "completion": "3", "correct": False}]
+    (own,) = sample_sets([FoundResult(Path("x"), result)], lambda found: rows)
+    assert own.wrong.startswith("marked so by its row: correct is false") and is_wrong("quiz", rows[0]) is True
