@@ -7,6 +7,7 @@ import pytest
 from huggingface_hub import constants
 
 from launch import hub
+from launch.cli import COMMANDS
 from launch.errors import UserError
 from launch.files import read_json, write_json
 from launch.lifecycle import is_up_to_date
@@ -33,7 +34,8 @@ def cache(tmp_path, monkeypatch):
     hub._ask_hub.cache_clear()
 
 
-def test_a_repository_that_moved_on_is_another_input(cache, tmp_path, capsys):
+def test_a_repository_that_moved_on_is_another_input(cache, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(COMMANDS, "toy", ("tests.launch.toy", "STAGE", ""))
     cache(OLD)
     config = ToyConfig(output_dir=str(tmp_path / "out"), source="hub:org/tiny")
     provenance = run_stage(STAGE, config)

@@ -25,7 +25,8 @@ def test_the_suite_reports_tasks_with_intervals(task_folder, models, tmp_path):
     results = {name: load(out / "tasks" / name) for name in KINDS}
     acc = acc_result.metric("local_choice/acc")
     assert acc.n == 12 and acc.ci_method == "wilson" and acc.ci_low < acc.value < acc.ci_high
-    assert acc.extra == {"lm_eval_stderr": pytest.approx(acc.stderr * math.sqrt(12 / 11), rel=1e-6)}
+    stderr = pytest.approx(acc.stderr * math.sqrt(12 / 11), rel=1e-6)
+    assert acc.extra["lm_eval_stderr"] == stderr and acc.bounds == (0, 1)
     rolling = results["local_rolling"]
     bits, words = rolling.metric("local_rolling/bits_per_byte"), rolling.metric("local_rolling/word_perplexity")
     assert bits.ci_method == "delta" and bits.stderr > 0 and words.ci_low < words.value < words.ci_high
