@@ -298,9 +298,7 @@ class CheckpointStore:
         self._set_damaged_aside()
         target = self._path(step)
         old = target.with_name(f".old-{target.name}")
-        if (
-            target.exists()
-        ):  # the same step again, after a resume from before it or a roll-back: the new one replaces it
+        if target.exists():  # the same step again, after a resume from before it or a roll-back
             os.rename(target, old)
         os.rename(aside, target)
         fsync_path(self.folder)
