@@ -24,6 +24,7 @@ rewards), `update` (the rest); they sum to the step.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import os
@@ -31,6 +32,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -53,13 +55,19 @@ KL_COEF = 0.05
 """The default of both sides."""
 
 
-def run_side(side: str, trl_python: str, case: Case) -> dict[str, Any]:
-    """One process of `ours` or `trl` on a case."""
+@contextlib.contextmanager
+def on_disk(case: Case) -> Iterator[Path]:
+    """The folder of a case, for as long as it is needed."""
     with tempfile.TemporaryDirectory() as folder:
         write_case(Path(folder), case)
-        script = ["-m", "benchmarks.ppo_ours"] if side == "ours" else [str(ROOT / "benchmarks" / "ppo_trl.py")]
-        python = sys.executable if side == "ours" else trl_python
-        done = subprocess.run([python, *script, folder], capture_output=True, text=True, cwd=ROOT)
+        yield Path(folder)
+
+
+def run_side(side: str, trl_python: str, folder: Path) -> dict[str, Any]:
+    """One process of `ours` or `trl` on the case in `folder`."""
+    script = ["-m", "benchmarks.ppo_ours"] if side == "ours" else [str(ROOT / "benchmarks" / "ppo_trl.py")]
+    python = sys.executable if side == "ours" else trl_python
+    done = subprocess.run([python, *script, str(folder)], capture_output=True, text=True, cwd=ROOT)
     if done.returncode:
         sys.exit(f"{side}: {done.stderr[-3000:]}")
     return json.loads(done.stdout.strip().splitlines()[-1])
@@ -84,15 +92,13 @@ def describe(run: dict[str, Any], case: Case) -> dict[str, Any]:
 def compare(case: Case, trl_python: str, rounds: int) -> dict[str, Any]:
     """Both sides in turn; the ratio of each round, its median and range."""
     rows: dict[str, list[dict[str, Any]]] = {"ours": [], "trl": []}
-    for turn in range(rounds):
-        for side in ("ours", "trl") if turn % 2 else ("trl", "ours"):
-            rows[side].append(describe(run_side(side, trl_python, case), case))
-            print(
-                case.name,
-                side,
-                {k: v if isinstance(v, str) else round(v, 3) for k, v in rows[side][-1].items()},
-                flush=True,
-            )
+    with on_disk(case) as folder:
+        for turn in range(rounds):
+            for side in ("ours", "trl") if turn % 2 else ("trl", "ours"):
+                row = describe(run_side(side, trl_python, folder), case)
+                rows[side].append(row)
+                rounded = {k: v if isinstance(v, str) else round(v, 3) for k, v in row.items()}
+                print(case.name, side, rounded, flush=True)
     quotients = {
         name: [theirs[key] / ours[key] for ours, theirs in zip(rows["ours"], rows["trl"], strict=True)]
         for name, key in (
@@ -127,7 +133,8 @@ def reached(run: dict[str, Any], seconds: float) -> dict[str, float]:
 
 def compare_rewards(case: Case, trl_python: str) -> dict[str, Any]:
     """The reward both sides reach in the same time, and what they start from."""
-    runs = {side: run_side(side, trl_python, case) for side in ("trl", "ours")}
+    with on_disk(case) as folder:
+        runs = {side: run_side(side, trl_python, folder) for side in ("trl", "ours")}
     shared = min(sum(u["seconds"] for u in run["updates"]) for run in runs.values())
     return {
         "seconds": shared,

@@ -3,6 +3,7 @@
 Llama of hidden 256 and 4 layers, or of half a billion parameters for a GPU (`MODELS`). Every token's embedding shares one
 large direction, so the last hidden state nearly points along it and the end-of-text row of the head sets the probability of
 EOS at every step: 0 for responses of a fixed length, 3 / T for natural ones (geometric, mean about a third of the longest).
+For that it must outweigh what the layers add, in a wider and deeper model too: there weights are drawn smaller, and it is larger.
 """
 
 from __future__ import annotations
@@ -68,11 +69,15 @@ def write_case(folder: Path, case: Case) -> None:
         eos_token_id=EOS,
         bos_token_id=None,
         tie_word_embeddings=False,
+        initializer_range=0.02 * math.sqrt(256 / case.hidden),
     )
-    policy = LlamaForCausalLM(LlamaConfig(**shape))
+    # half a billion random numbers take a second on a GPU, ten on its host
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        policy = LlamaForCausalLM(LlamaConfig(**shape))
+        judge = LlamaForSequenceClassification(LlamaConfig(**shape, num_labels=1))
+    policy, judge = policy.cpu(), judge.cpu()
     _set_eos_rate(policy, 3 / case.response if case.natural_lengths else 0.0)
     policy.save_pretrained(folder / "policy")
-    judge = LlamaForSequenceClassification(LlamaConfig(**shape, num_labels=1))
     if case.learnable:
         _reads_every_token(judge, case)
     judge.save_pretrained(folder / "reward")
@@ -92,7 +97,8 @@ def write_case(folder: Path, case: Case) -> None:
 def _set_eos_rate(policy: torch.nn.Module, rate: float) -> None:
     width = policy.config.hidden_size
     direction_D = torch.ones(width) / math.sqrt(width)
-    policy.model.embed_tokens.weight += 4 * direction_D
+    size = 4 * math.sqrt(width / 256 * policy.config.num_hidden_layers / 4)
+    policy.model.embed_tokens.weight += size * direction_D
     head = policy.lm_head.weight
     head -= (head @ direction_D)[:, None] * direction_D  # no other token's logit depends on the shared direction
     head[PAD] = -20 * direction_D / math.sqrt(width)

@@ -40,7 +40,10 @@ class Runtime:
 
     @property
     def device(self) -> torch.device:
-        return self.accelerator.device
+        """Of this process; a GPU with its number, which accelerate leaves out of the device of a single process."""
+        device = self.accelerator.device
+        unnumbered = device.type == "cuda" and device.index is None
+        return torch.device("cuda", torch.cuda.current_device()) if unnumbered else device
 
     @property
     def rank(self) -> int:

@@ -136,11 +136,19 @@ def _run_in_child(words: list[str], environment: dict[str, str]) -> None:
 
     die_with_parent()
     os.environ.update(environment)
+    if _has_lost_gpus():
+        os.execv(sys.executable, [sys.executable, "-m", "launch.cli", *words])
     if "OMP_NUM_THREADS" in environment:
         import torch
 
         torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))  # torch was imported before, by the fork server
     sys.exit(guarded(lambda: run_command(words)))
+
+
+def _has_lost_gpus() -> bool:
+    """Whether this machine has GPUs that a fork of the server cannot use, since something started CUDA there."""
+    cuda = sys.modules["torch"].cuda if "torch" in sys.modules else None
+    return cuda is not None and cuda._is_in_bad_fork() and cuda.is_available()
 
 
 def _become(words: list[str], environment: dict[str, str]) -> None:

@@ -172,9 +172,10 @@ class _Prefill:
         keys.copy_(k), values.copy_(v)
         if number == len(decoder.weights.layers) - 1:
             return attend_one(q[:, :, -1].permute(1, 2, 0), keys, values, self.last_mask)
-        # contiguous, or scaled_dot_product_attention takes its slow way
+        # contiguous, or scaled_dot_product_attention takes its slow way; with the strides of dimensions of size 1, too, which
+        # contiguous() leaves as they are: kernels of a GPU refuse them
         dtype = torch.float32 if q.device.type == "cpu" else keys.dtype
-        q, k, v = (t.to(dtype).contiguous() for t in (q, k, v))
+        q, k, v = (torch.empty(t.shape, dtype=dtype, device=t.device).copy_(t) for t in (q, k, v))
         mixed = F.scaled_dot_product_attention(
             q, k, v, attn_mask=self.mask, is_causal=self.mask is None, scale=1.0, enable_gqa=q.shape[1] > k.shape[1]
         )
