@@ -9,7 +9,7 @@ all 64 x 96 tokens, log-probabilities of the response included, in micro-batches
 
 A GPU is used where there is one, with CUDA graphs that are kept from call to call, as PPO keeps them from rollout to
 rollout. There, run `python -m benchmarks.generation --model 0.5B` (half a billion parameters; writes
-generation-gpu-0.5B.json). It was not run on a GPU so far.
+generation-gpu-0.5B.json).
 """
 
 from __future__ import annotations
@@ -130,8 +130,14 @@ def main() -> None:
     parser.add_argument("--model", choices=list(MODELS), default="small")
     options = parser.parse_args()
     rounds, sizes = options.rounds, dict(MODELS[options.model])
-    found: dict[str, Any] = {"generation": {}, "passes": {}}
-    load = os.getloadavg()[0]
+    found: dict[str, Any] = {
+        **about(f"python -m benchmarks.generation --rounds {rounds} --model {options.model}"),
+        "unit": "seconds",
+        "threads": torch.get_num_threads(),
+        "load_average_at_start": round(os.getloadavg()[0], 2),
+        "generation": {},
+        "passes": {},
+    }
     for vocabulary in (1024, 32768):
         for natural in (False, True):
             case = Case(vocabulary, natural, **sizes)
@@ -148,16 +154,7 @@ def main() -> None:
                     if not natural:
                         found["passes"][name] = time_passes(model, prompts, case, rounds)
                         print(name, found["passes"][name], flush=True)
-    write_json(
-        result_file("generation", options.model),
-        {
-            **about(f"python -m benchmarks.generation --rounds {rounds} --model {options.model}"),
-            "unit": "seconds",
-            **found,
-            "threads": torch.get_num_threads(),
-            "load_average_at_start": round(load, 2),
-        },
-    )
+                write_json(result_file("generation", options.model), found)  # a run that is cut short keeps what it has
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ A GPU is used where there is one; peak memory is then its own. There, run
 
 python -m benchmarks.ppo --trl_python ENV/bin/python --model 0.5B --settings "like for like, bf16" defaults
 
-(half a billion parameters; writes ppo-gpu-0.5B.json). It was not run on a GPU so far.
+(half a billion parameters; writes ppo-gpu-0.5B.json).
 
 A ratio above 1 says that alignkit is faster or smaller. Phases: `generate`, `score` (forward passes without gradient and
 rewards), `update` (the rest); they sum to the step.

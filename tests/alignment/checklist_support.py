@@ -88,10 +88,10 @@ def take(rollout, order):
 
 
 def full_logits(model, rollout, row):
-    """Logits at the positions before each response token of an episode, by a plain forward pass: (T_row, V)."""
+    """Logits at the positions before each response token of an episode, by a plain forward pass: (T_row, V), on the CPU."""
     prompt, response = rollout.prompt_ids[row], rollout.responses[row]
     with torch.no_grad():
-        logits = model(torch.tensor([[*prompt, *response]])).logits[0]
+        logits = model(torch.tensor([[*prompt, *response]], device=model.device)).logits[0].cpu()
     return logits[len(prompt) - 1 : -1]
 
 

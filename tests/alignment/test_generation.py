@@ -6,6 +6,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from alignment.generation import Sampling, generate, pick_tokens, positions_of
+from alignment.generation.network import _normalise, _normalise_rows
 from launch.errors import UserError
 from tests.support import save_policy
 
@@ -32,6 +33,27 @@ def greedy_by_hand(model, prompt, length):
         if ids[-1] == 1:
             break
     return ids[len(prompt) :]
+
+
+def test_a_prefill_hands_over_strides_that_a_gpu_takes(model, monkeypatch):
+    """Of one token, what `contiguous` leaves alone are strides that CUDA's kernels refuse ("query is not correctly aligned")."""
+    asked = []
+
+    def attention(*parts, **rest):
+        asked.extend(part.stride() == torch.empty(part.shape).stride() for part in parts)
+        return plain(*parts, **rest)
+
+    plain = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr("alignment.generation.decoder.F.scaled_dot_product_attention", attention)
+    generate(model, [[5]], Sampling(2, 0.0, eos_id=1, pad_id=0), 0, "test", 0, range(1), 1)
+    assert asked and all(asked)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(64, 5), (3, 16, 7)])
+def test_the_norm_of_a_gpu_is_that_of_the_cpu(shape, dtype):
+    x, weight = torch.randn(shape).to(dtype), torch.rand(shape[-2], 1)
+    torch.testing.assert_close(_normalise_rows(x, weight, 1e-6), _normalise(x, weight, 1e-6), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 17])

@@ -383,7 +383,8 @@ def test_ppo_captures_a_step_once_and_trains_as_without(make):
     assert run_updates(plain) == run_updates(graphed)
     assert torch.equal(weights(plain), weights(graphed))
     assert recorder.captured == len(graphed.graphs.replays) > 0
-    assert plain.graphs.weights is plain.graphs.memory is None  # on the CPU nothing is held during an update
+    if plain.runtime.device.type == "cpu":  # there nothing is held during an update
+        assert plain.graphs.weights is plain.graphs.memory is None
 
 
 @pytest.mark.parametrize("changes", [{"rollouts_ahead": 1}, {"overlap_scoring": True}])

@@ -170,7 +170,9 @@ def test_items_06_07_11_a_token_is_drawn_from_the_very_distribution_of_its_old_l
         cumulative = np.cumsum(torch.softmax(logits, -1).numpy(), -1)
         assert (cumulative < noise[row, : len(response), None]).sum(-1).tolist() == response
         logprobs = torch.log_softmax(logits, -1)[range(len(response)), response]
-        torch.testing.assert_close(rollout.logprobs_BT[row, : len(response)].double(), logprobs, atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            rollout.logprobs_BT[row, : len(response)].cpu().double(), logprobs, atol=1e-5, rtol=0
+        )
 
 
 def test_item_07_reference_and_new_logprobs_have_the_same_temperature(shared):
@@ -179,7 +181,7 @@ def test_item_07_reference_and_new_logprobs_have_the_same_temperature(shared):
     torch.testing.assert_close(new, rollout.logprobs_BT, atol=1e-6, rtol=0)
     for row, response in enumerate(rollout.responses):
         logits = full_logits(trainer.roles.reference, rollout, row)
-        found = rollout.ref_logprobs_BT[row, : len(response)]
+        found = rollout.ref_logprobs_BT[row, : len(response)].cpu()
         tempered, plain = (torch.log_softmax(logits / t, -1)[range(len(response)), response] for t in (0.7, 1.0))
         torch.testing.assert_close(found, tempered, atol=1e-5, rtol=0)
         assert (found - plain).abs().max() > 1e-3

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 import torch
-from transformers import LlamaForSequenceClassification
+from transformers import LlamaForCausalLM, LlamaForSequenceClassification
 
 from benchmarks.ppo import describe, reached, reward_curve
 from benchmarks.ppo_case import EOS, PAD, Case, mean_length, write_case
@@ -49,6 +49,16 @@ def test_the_reward_that_was_reached_is_that_of_the_last_updates_within_the_time
     run = {"updates": [{"seconds": 2.0, "reward": float(n), "kl": 10.0 * n} for n in range(8)]}
     assert reward_curve(run)[:2] == [(2.0, 0.0, 0.0), (4.0, 1.0, 10.0)]
     assert reached(run, 13.0) == pytest.approx({"score": 3.0, "kl": 30.0, "objective": 3.0 - 0.05 * 30})
+
+
+@pytest.mark.parametrize(("hidden", "layers"), [(256, 4), (512, 16)])
+def test_responses_end_at_the_rate_that_the_case_says_whatever_the_size(tmp_path, hidden, layers):
+    write_case(tmp_path, Case(64, True, hidden=hidden, layers=layers, intermediate=2 * hidden))
+    policy = LlamaForCausalLM.from_pretrained(tmp_path / "policy")
+    texts = torch.randint(2, 64, (2, 64), generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        rates = torch.softmax(policy(texts).logits / 0.7, -1)[..., EOS]
+    assert rates.min() > 0.03 and rates.max() < 0.09  # the mean length is about a third of the longest
 
 
 def test_the_learnable_judge_reads_the_whole_response_and_not_its_end(tmp_path):
