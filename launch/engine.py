@@ -61,6 +61,8 @@ class Engine:
         if runtime.uses_deepspeed:
             self._configure_deepspeed(micro_batch)
         self.wrapped, self.optimizer = runtime.accelerator.prepare(module, optimizer)
+        # Without its wrappers; asked for many times a step, and accelerate reads DeepSpeed's package metadata each time.
+        self.module: Any = runtime.accelerator.unwrap_model(self.wrapped, keep_torch_compile=False)
 
     def _configure_deepspeed(self, micro_batch: int) -> None:
         """What accelerate gives to the DeepSpeed engine that it makes next."""
@@ -76,11 +78,6 @@ class Engine:
             "zero_force_ds_cpu_optimizer": False,
         }
         settings["zero_optimization"]["stage"] = self.zero_stage
-
-    @property
-    def module(self) -> Any:
-        """The module without its wrappers."""
-        return self.runtime.accelerator.unwrap_model(self.wrapped, keep_torch_compile=False)
 
     def __call__(self, *inputs: Any, **named: Any) -> Any:
         with self._precision():

@@ -1,5 +1,6 @@
 """What all tests need before anything is imported."""
 
+import importlib
 import os
 
 # One thread for each test process: with several at work, OpenMP's spinning threads slow one another down a hundredfold.
@@ -13,10 +14,17 @@ from hypothesis import settings
 settings.register_profile("alignkit", deadline=None)  # an example may wait for another process: no test is timed
 settings.load_profile("alignkit")
 
-LONGEST = ("test_every_stage", "test_demo", "test_ppo_kills", "test_ppo_distributed", "test_ppo_vllm", "test_readme")
+LONGEST = (
+    *("test_every_stage", "test_demo", "test_ppo_distributed", "test_ppo_vllm", "test_browser", "test_readme"),
+    *("test_coverage", "test_ppo_kills", "test_stage_process", "test_lifecycle", "test_stage", "test_ppo_faults"),
+)
 
 
 def pytest_collection_modifyitems(items):
     """The files that take longest come first, so that no worker is left alone with one of them at the end."""
     place = {name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
+
+
+def pytest_collection_finish():
+    importlib.import_module("tests.frozen")

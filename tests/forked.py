@@ -22,7 +22,17 @@ from launch.entry import run_module
 from tests.support import ROOT, free_port
 
 context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["tests.forked", "torch", "transformers", "deepspeed", "trl", "alignment.ppo.stage"])
+context.set_forkserver_preload(
+    [
+        "tests.forked",
+        *("transformers", "deepspeed", "peft", "trl"),
+        "deepspeed.runtime.zero.muon.muon_optimizer",  # DeepSpeed asks it about an optimizer; it imports all of torch.compile
+        *(f"alignment.{name}.stage" for name in ("dpo", "generate", "ppo", "pretrain", "reward", "sft")),
+        *("generative.sample.stage", "generative.train.stage"),
+        *("evaluation.suites.images_run", "evaluation.suites.report_run", "evaluation.suites.text_run"),
+        "tests.frozen",
+    ]
+)
 
 Hook = Callable[[Path], Any]
 """Called in a rank before its command, with the file that it may write to."""
