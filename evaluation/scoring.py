@@ -53,7 +53,8 @@ def inference(model: PreTrainedModel) -> Iterator[torch.device]:
         with torch.no_grad():
             yield next(model.parameters()).device
     finally:
-        model.train(training)
+        if training:
+            model.train()
 
 
 def context_of(model: PreTrainedModel) -> int | None:

@@ -143,17 +143,22 @@ def _plan_rows(contexts: Sequence[Ids], reads: Sequence[Ids], wanted: Sequence[i
 
 
 def _share_starts(rows: Sequence[Row]) -> list[list[Row]]:
-    """Rows by the beginning of their contexts; the longest common beginning of each family is marked to be skipped."""
+    """Rows by the beginning of their contexts; the longest common beginning of each family is marked to be skipped.
+
+    Rows that share nothing worth skipping are one list, whose rows are batched by length.
+    """
     families: dict[tuple[int, ...], list[Row]] = {}
     for row in rows:
         families.setdefault(tuple(row.context[:SHARED_START]), []).append(row)
-    shared = []
+    shared, apart = [], []
     for start, family in families.items():
         # Every row keeps a context token of its own: the head is taken there for the first token of a continuation.
         skip = min(_common_length(family), min(len(row.context) for row in family) - 1)
-        worth = len(start) == SHARED_START and len(family) > 1 and skip >= SHARED_START - 1
-        shared.append([Row(row.context, row.members, skip) for row in family] if worth else family)
-    return shared
+        if len(start) == SHARED_START and len(family) > 1 and skip >= SHARED_START - 1:
+            shared.append([Row(row.context, row.members, skip) for row in family])
+        else:
+            apart += family
+    return [*shared, apart] if apart else shared
 
 
 def _common_length(family: Sequence[Row]) -> int:

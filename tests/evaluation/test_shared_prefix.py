@@ -149,6 +149,19 @@ def test_what_contexts_share_runs_once(no_trial):
     assert counted.heads == 5  # one for both answers, which are one token long
 
 
+def test_rows_that_share_nothing_meet_in_one_pass(no_trial):
+    """In place of a pass for each: prompts shorter than SHARED_START, as those of the demo are, are families of one."""
+    model = tiny.language_model(max_position_embeddings=256)
+    passes = []
+    hook = model.base_model.register_forward_pre_hook(
+        lambda m, a, k: passes.append(k["input_ids"].shape), with_kwargs=True
+    )
+    contexts = [sequence(20, n) for n in range(6)] + [sequence(80, 50)]
+    score_continuations(model, contexts, [[1, 2]] * 7, batch_tokens=1000)
+    hook.remove()
+    assert sorted(passes) == [(1, 81), (6, 21)]
+
+
 def test_rows_stay_within_the_budget_where_they_can(no_trial):
     model = tiny.language_model(max_position_embeddings=256)
     sizes = []

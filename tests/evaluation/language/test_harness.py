@@ -65,7 +65,8 @@ def test_a_prefix_runs_once(task_folder):
         model = tiny.language_model(max_position_embeddings=512)
         seen = []
         model.base_model.register_forward_pre_hook(
-            lambda m, a, k, seen=seen: seen.append(k["input_ids"].numel()), with_kwargs=True
+            lambda m, a, k, seen=seen: seen.append(int((k["input_ids"] != 0).sum())),
+            with_kwargs=True,  # 0: padding
         )
         lm = make(model, tokenizer=tiny.tokenizer.__wrapped__())
         evaluate(lm, task_folder, ["local_choice"])
