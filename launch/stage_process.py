@@ -137,7 +137,7 @@ def _run_in_child(words: list[str], environment: dict[str, str]) -> None:
     die_with_parent()
     os.environ.update(environment)
     if _has_lost_gpus():
-        os.execv(sys.executable, [sys.executable, "-m", "launch.cli", *words])
+        os.execv(sys.executable, [sys.executable, "-P", "-m", "launch.cli", *words])  # -P: not of this folder
     if "OMP_NUM_THREADS" in environment:
         import torch
 

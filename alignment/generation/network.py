@@ -158,7 +158,7 @@ def _normalise(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def _normalise_rows(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """The same as two kernels in place of six, and a sum over adjacent numbers: what a GPU waits for are launches."""
+    """The same as three kernels in place of six, and a sum over adjacent numbers: what a GPU waits for are launches."""
     return F.rms_norm(x.float().transpose(-2, -1), weight.shape[:1], weight.float().flatten(), eps).transpose(-2, -1)
 
 

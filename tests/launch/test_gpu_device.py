@@ -34,5 +34,5 @@ def test_a_stage_whose_fork_cannot_use_the_gpus_starts_anew(monkeypatch, spoiled
     with pytest.raises(SystemExit):
         stage_process._run_in_child(["doctor"], {"SAID": "to the stage"})
     assert os.environ["SAID"] == "to the stage"
-    anew = (sys.executable, [sys.executable, "-m", "launch.cli", "doctor"])
+    anew = (sys.executable, [sys.executable, "-P", "-m", "launch.cli", "doctor"])
     assert started == [anew if spoiled and gpus else "here"]
