@@ -53,11 +53,18 @@ METRICS = {
 }
 
 
+# Real digits against the best generator. Six classifiers gave distances 0.01 to 0.54, coverage 0.54 to 0.70, precision 0.61 to
+# 0.83: a tenth of 512 images is known to 13 % (one standard error), so of precision no more than the order can be asked.
+MARGINS = dict.fromkeys(METRICS, 0.8) | {"precision": 1.0}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", METRICS)
 def test_real_digits_are_nearest_and_training_brings_generators_nearer(features, name):
     values = {key: METRICS[name](features[key], features["reference"]) for key in ("real", *EPOCHS)}
-    assert values["real"] < 0.8 * min(values[epoch] for epoch in EPOCHS), values
+    generated = [values[epoch] for epoch in EPOCHS]
+    assert values["real"] < MARGINS[name] * min(generated), values
+    assert values["real"] < 0.8 * np.mean(generated), values  # of 2,048 images
     assert values[0] > values[24], values
 
 
