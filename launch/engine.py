@@ -36,7 +36,16 @@ def check_weights(weights: Mapping[str, Tensor], runtime: Runtime) -> None:
 
 def local_weights(module: nn.Module) -> dict[str, Tensor]:
     """The parameters of a module as far as this rank holds them: under ZeRO-3 its part of each, elsewhere all of it."""
-    return {name: getattr(value, "ds_tensor", value) for name, value in module.named_parameters()}
+    return {name: _held(value) for name, value in module.named_parameters()}
+
+
+def _held(parameter: nn.Parameter) -> Tensor:
+    if not hasattr(parameter, "ds_tensor"):
+        return parameter
+    part = parameter.ds_tensor
+    # all ranks have equally long parts: DeepSpeed fills the last ones up with what happens to lie in memory
+    filled = parameter.ds_numel - parameter.ds_zero_partition_rank * part.numel()
+    return part[: max(0, filled)]
 
 
 class Engine:

@@ -1,9 +1,11 @@
-"""What transformers does by itself under ZeRO-3, kept from models that no engine runs."""
+"""Models under ZeRO-3: those that no engine runs are kept whole, and partitioned ones are counted as if they were."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+
+from torch import nn
 
 
 @contextlib.contextmanager
@@ -20,3 +22,8 @@ def plain_weights() -> Iterator[None]:
         yield
     finally:
         integration._hf_deepspeed_config_weak_ref = active
+
+
+def count_weights(module: nn.Module) -> int:
+    """Numbers in the parameters of a module, also where ZeRO-3 has left this rank a part of each."""
+    return sum(int(getattr(p, "ds_numel", p.numel())) for p in module.parameters())

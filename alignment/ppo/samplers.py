@@ -19,7 +19,7 @@ from alignment.ppo.background import in_background
 from alignment.ppo.export import empty_policy, fill
 from launch.engine import Engine, check_weights
 from launch.errors import UserError
-from launch.zero import plain_weights
+from launch.zero import count_weights, plain_weights
 
 
 class Sampler(Protocol):
@@ -63,11 +63,6 @@ class WholeCopy:
             for name, value in self.weights():
                 held[name].copy_(value)
         return self.model
-
-
-def count_weights(policy: PreTrainedModel) -> int:
-    """Numbers in a model, also where ZeRO-3 has left this rank a part of each parameter."""
-    return sum(int(getattr(p, "ds_numel", p.numel())) for p in policy.parameters())
 
 
 def gathered_bytes(policy: PreTrainedModel) -> int:

@@ -16,6 +16,7 @@ from launch.engine import check_weights
 from launch.runtime import Runtime
 from launch.seeding import seed_libraries
 from launch.stage import Job
+from launch.zero import count_weights
 
 
 def run(config: TrainConfig, job: Job) -> dict[str, Any]:
@@ -24,7 +25,7 @@ def run(config: TrainConfig, job: Job) -> dict[str, Any]:
     images = load_training_images(config.data, config.image_size)
     learner = build_learner(config, images.shape[2], images.shape[1], job.runtime)
     trainer = Trainer(learner, images, dials.steps, dials.batch_size, config.ema_decay, config.seed, job.runtime)
-    parameters = sum(p.numel() for p in learner.averaged.parameters())
+    parameters = count_weights(learner.averaged)
     job.say(f"{config.kind}: {parameters} parameters, {len(images)} images of {images.shape[1:]}, {dials}")
     if checkpoint := job.resume():
         trainer.load(checkpoint)

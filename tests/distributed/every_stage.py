@@ -7,6 +7,7 @@ command lines of `alignkit`, and of `cut FOLDER`, after which a finished run is 
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import shutil
 import sys
@@ -30,6 +31,8 @@ def main(words: list[str]) -> None:
         launch.runtime.start_runtime = lambda *_, **__: Runtime(runtime.accelerator, "fp32")
         launch.runtime.running = contextlib.nullcontext
         for line in json.loads(Path(words[0]).read_text()):
+            gc.collect()
+            gc.freeze()  # engines of DeepSpeed stay for ever: the libraries' collections would go through more and more
             if line[0] == "cut":
                 cut(Path(line[1]), runtime)
             else:

@@ -81,6 +81,8 @@ def test_resumed_run_ends_the_same_to_the_bit(two, name):
 @pytest.mark.parametrize("name", KINDS)
 def test_generative_weights_are_those_of_one_process(one, two, name):
     (path,) = [p.relative_to(one / name) for p in (one / name).rglob("*.safetensors") if "checkpoints" not in p.parts]
+    counts = [json.loads((f / name / "provenance.json").read_text())["summary"]["parameters"] for f in (one, two)]
+    assert counts[0] == counts[1] > 100
     ours, theirs = load_file(one / name / path), load_file(two / name / path)
     assert ours.keys() == theirs.keys() and len(ours) > 5
     for key in ours:
