@@ -39,7 +39,7 @@ def local_weights(module: nn.Module) -> dict[str, Tensor]:
     return {name: _held(value) for name, value in module.named_parameters()}
 
 
-def _held(parameter: nn.Parameter) -> Tensor:
+def _held(parameter: Any) -> Tensor:
     if not hasattr(parameter, "ds_tensor"):
         return parameter
     part = parameter.ds_tensor

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.covariance import ledoit_wolf
 
 Array = NDArray[np.float64]
 
@@ -55,6 +54,8 @@ def smallest_shift(features_ND: Array, mean_reward: float) -> Array:
     Minimising dw' S dw under that constraint gives dw = -mean_reward S^-1 mu / (mu' S^-1 mu) (Lagrange). S is the
     covariance shrunk by Ledoit and Wolf 2004, so that it can be inverted when N < D, too.
     """
+    from sklearn.covariance import ledoit_wolf  # a second, for one call at the end of a training
+
     mean_D = features_ND.mean(0)
     covariance_DD, _ = ledoit_wolf(features_ND)
     direction_D = np.linalg.solve(covariance_DD, mean_D)

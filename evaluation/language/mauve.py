@@ -13,9 +13,6 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.cluster import KMeans
-from sklearn.decomposition import PCA
-from sklearn.preprocessing import normalize
 
 from evaluation.statistics import LEVEL, Estimate
 from evaluation.statistics.intervals import z_quantile
@@ -80,6 +77,10 @@ def quantise(
     features_p: Floats, features_q: Floats, seed: int, clusters: int | None = None
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """How many of either sample lie in each cluster of both: two vectors of counts (K,)."""
+    from sklearn.cluster import KMeans  # a second; every evaluation of texts imports this module
+    from sklearn.decomposition import PCA
+    from sklearn.preprocessing import normalize
+
     p, q = np.asarray(features_p, np.float64), np.asarray(features_q, np.float64)
     if p.ndim != 2 or q.ndim != 2 or p.shape[1] != q.shape[1]:
         raise ValueError(f"mauve: features of shape {p.shape} and {q.shape}; give (n, D) and (m, D)")

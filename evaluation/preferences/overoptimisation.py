@@ -13,10 +13,9 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 from evaluation.statistics import LEVEL, Estimate
-from evaluation.statistics.intervals import as_vector
+from evaluation.statistics.estimate import as_vector, t_quantile
 
 Form = Literal["quadratic", "logarithmic"]
 FORMS: tuple[Form, ...] = ("quadratic", "logarithmic")
@@ -78,7 +77,7 @@ def fit_overoptimisation(
     left = y - x @ coefficients
     variance = float(left @ left) / freedom
     errors = np.sqrt(variance * np.diag(np.linalg.inv(x.T @ x)))
-    quantile = float(stats.t.ppf(0.5 + level / 2, freedom))
+    quantile = t_quantile(freedom, level)
     alpha, beta = (
         Estimate(
             float(c), d.size, float(e), float(c - quantile * e), float(c + quantile * e), level, "least squares, t"

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from scipy import stats
+from scipy.special import ndtr
 
 from evaluation.report.collect import FoundResult
 from evaluation.report.items import Row, item_scores
@@ -147,7 +147,7 @@ def unpaired_difference(new: Metric, old: Metric) -> Difference | None:
     if not error:
         why = "neither value has a standard error"
         return Difference(no_interval(value, min(new.n, old.n), LEVEL, why), None if value else 1.0, "unpaired z")
-    return Difference(estimate, float(2 * stats.norm.sf(abs(value) / error)), "unpaired z")
+    return Difference(estimate, float(2 * ndtr(-abs(value) / error)), "unpaired z")
 
 
 def _stderr(entry: Metric) -> float | None:

@@ -19,9 +19,8 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 from scipy.sparse.csgraph import connected_components
-from scipy.special import expit
+from scipy.special import expit, ndtr
 
 from evaluation.statistics.comparison import Difference
 from evaluation.statistics.estimate import LEVEL, Estimate, as_vector, z_quantile
@@ -72,7 +71,7 @@ class BradleyTerry:
         error = math.sqrt(max(0.0, float(c[i, i] + c[j, j] - 2 * c[i, j])))
         half, n = z_quantile(level) * error, int(min(self.duels_M[i], self.duels_M[j]))
         estimate = Estimate(value, n, error, value - half, value + half, level, self.method)
-        p_value = float(2 * stats.norm.sf(abs(value) / error)) if error > 0 else 1.0
+        p_value = float(2 * ndtr(-abs(value) / error)) if error > 0 else 1.0
         return Difference(estimate, p_value, "Wald, Bradley-Terry")
 
     def win_probability(self, first: str, second: str, level: float = LEVEL) -> Estimate:

@@ -11,11 +11,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 from scipy.special import expit
 
 from evaluation.statistics.absolute_sum import absolute_sum
-from evaluation.statistics.estimate import LEVEL, Estimate, as_vector, no_interval, z_quantile
+from evaluation.statistics.estimate import LEVEL, Estimate, as_vector, no_interval, t_quantile, z_quantile
 from evaluation.statistics.intervals import cluster_codes
 from evaluation.statistics.resampling import CHUNK_CELLS
 from launch.seeding import numpy_generator
@@ -86,7 +85,7 @@ def _ece_estimate(
     if units < 2:
         return no_interval(float(np.abs(means_B).sum()), units, level)
     residuals_GB = (gaps_GB - sizes_G[:, None] * means_B) / n
-    few = (stats.t.ppf(0.5 + level / 2, units - 1) / z_quantile(level)) ** 2
+    few = (t_quantile(units - 1, level) / z_quantile(level)) ** 2
     held_B = np.maximum(np.bincount(index, minlength=bins), 1)
     stated_B = np.bincount(index, weights=confidence * (1 - confidence), minlength=bins) / held_B
     covariance_BB = units / (units - 1) * few * residuals_GB.T @ residuals_GB + np.diag(stated_B) / units**2

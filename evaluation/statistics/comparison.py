@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy.special import bdtr, stdtr
 
 from evaluation.statistics.estimate import LEVEL, Estimate, as_vector, no_interval, z_quantile
 from evaluation.statistics.intervals import cluster_codes, clustered_mean, effective_size, mean
@@ -83,7 +83,7 @@ def _t_difference(d: NDArray[np.float64], clusters: Sequence[object] | None, lev
     if estimate.stderr <= ROUNDING * float(np.abs(d).max()):
         why = "the differences are all the same" if clusters is None else "the clusters' differences are all the same"
         return Difference(no_interval(estimate.value, estimate.n, level, why), None if d.any() else 1.0, test)
-    p_value = 2 * stats.t.sf(abs(estimate.value) / estimate.stderr, estimate.n - 1)
+    p_value = 2 * stdtr(estimate.n - 1, -abs(estimate.value) / estimate.stderr)
     return Difference(estimate, float(p_value), test)
 
 
@@ -151,7 +151,7 @@ def mcnemar_exact(only_ours: int, only_theirs: int) -> float:
     """Two-sided exact McNemar p-value from the discordant counts: binomial(b + c, 1/2). 1 without discordant items."""
     _check_discordant(only_ours, only_theirs)
     discordant = only_ours + only_theirs
-    return float(stats.binomtest(only_ours, discordant).pvalue) if discordant else 1.0
+    return min(1.0, 2 * _tail(min(only_ours, only_theirs), discordant))
 
 
 def mcnemar_mid_p(only_ours: int, only_theirs: int) -> float:
@@ -164,8 +164,13 @@ def mcnemar_mid_p(only_ours: int, only_theirs: int) -> float:
     discordant = only_ours + only_theirs
     if only_ours == only_theirs:
         return 1.0
-    tail = stats.binom.cdf(min(only_ours, only_theirs), discordant, 0.5)
-    return float(min(1.0, 2 * tail - stats.binom.pmf(min(only_ours, only_theirs), discordant, 0.5)))
+    fewer = min(only_ours, only_theirs)
+    return _tail(fewer, discordant) + _tail(fewer - 1, discordant)
+
+
+def _tail(at_most: int, discordant: int) -> float:
+    """The chance of at most so many heads in so many tosses."""
+    return float(bdtr(at_most, discordant, 0.5)) if at_most >= 0 else 0.0
 
 
 def bonett_price(only_ours: float, only_theirs: float, n: float, level: float = LEVEL) -> Estimate:

@@ -11,9 +11,8 @@ from dataclasses import replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
-from evaluation.statistics.estimate import LEVEL, Estimate, as_vector, student_interval, z_quantile
+from evaluation.statistics.estimate import LEVEL, Estimate, as_vector, student_interval, t_quantile, z_quantile
 from evaluation.statistics.moments import Moments, mean_from_moments, ratio_from_moments
 
 
@@ -96,7 +95,7 @@ def effective_size(variance: float, stderr: float, clusters: int, n: int, level:
     """
     if variance <= 0 or stderr <= 1e-12 or clusters < 2:
         return float(clusters)
-    few = z_quantile(level) / float(stats.t.ppf(0.5 + level / 2, clusters - 1))
+    few = z_quantile(level) / t_quantile(clusters - 1, level)
     return max(1.0, min(float(n), variance / stderr**2 * few**2))
 
 

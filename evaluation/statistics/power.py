@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from scipy import stats
+from scipy.special import stdtrit
 
-from evaluation.statistics.estimate import Estimate, z_quantile
+from evaluation.statistics.estimate import Estimate, t_quantile, z_quantile
 
 POWER = 0.8
 FEWEST = 3
@@ -28,5 +28,5 @@ def smallest_resolvable_difference(estimate: Estimate, power: float = POWER) -> 
     if not stderr or estimate.n < FEWEST:
         return None
     freedom = estimate.n - 1
-    quantiles = stats.t.ppf(0.5 + estimate.level / 2, freedom) + stats.t.ppf(power, freedom)
+    quantiles = t_quantile(freedom, estimate.level) + stdtrit(freedom, power)
     return float(quantiles * stderr)

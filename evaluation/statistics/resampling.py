@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy.special import ndtr, ndtri
 
 from evaluation.statistics.estimate import LEVEL, Estimate, no_interval
 from launch.seeding import numpy_generator
@@ -59,7 +59,7 @@ def bootstrap(
 def _corrected(tails: NDArray[np.float64], value: float, drawn: NDArray[np.float64]) -> NDArray[np.float64]:
     """The percentiles to take: Phi(2 z0 + z), z0 the normal quantile of the share of draws below the value."""
     below = ((drawn < value).sum() + (drawn == value).sum() / 2 + 0.5) / (drawn.size + 1)
-    return np.asarray(stats.norm.cdf(2 * stats.norm.ppf(below) + stats.norm.ppf(tails)))
+    return np.asarray(ndtr(2 * ndtri(below) + ndtri(tails)))
 
 
 def resampled_counts(n: int, resamples: int, generator: np.random.Generator) -> NDArray[np.float64]:

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import scipy.optimize
-import scipy.stats
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import expit, logit
+from scipy.special import expit, logit, ndtr
 
 from evaluation.statistics.comparison import Difference
-from evaluation.statistics.estimate import LEVEL, Estimate, no_interval
+from evaluation.statistics.estimate import LEVEL, Estimate, no_interval, z_quantile
 from evaluation.statistics.jackknife import combine_variances
 from launch.errors import UserError
 
@@ -27,6 +26,12 @@ class Roc:
 
     false_positive: Array
     true_positive: Array
+
+
+def mid_ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Rank of each value from 1, ties at the mean of their ranks: [3, 1, 3] -> [2.5, 1, 2.5]."""
+    ordered = np.sort(values)
+    return (ordered.searchsorted(values, "left") + ordered.searchsorted(values, "right") + 1) / 2
 
 
 def split_scores(labels: ArrayLike, scores: ArrayLike) -> tuple[Array, Array]:
@@ -55,7 +60,7 @@ def roc_curve(labels: ArrayLike, scores: ArrayLike) -> Roc:
 def roc_auc(labels: ArrayLike, scores: ArrayLike) -> float:
     """P(score of a positive > score of a negative) + P(equal) / 2: the Mann-Whitney statistic."""
     negative, positive = split_scores(labels, scores)
-    ranks = scipy.stats.rankdata(np.concatenate([positive, negative]))
+    ranks = mid_ranks(np.concatenate([positive, negative]))
     m, n = len(positive), len(negative)
     return float((ranks[:m].sum() - m * (m + 1) / 2) / (m * n))
 
@@ -66,7 +71,7 @@ def auc_interval(auc: float, positives: int, negatives: int, level: float = LEVE
     Method 5 of Newcombe 2006 (Statistics in Medicine 25:559): all areas A with |auc - A| <= z sqrt(V(A)). Unlike the
     plain Wald interval it stays inside [0, 1] and keeps a width at auc = 1, where a test of a good detector often ends.
     """
-    z = scipy.stats.norm.ppf((1 + level) / 2)
+    z = z_quantile(level)
     size = (positives + negatives) / 2 - 1
 
     def excess(area: float) -> float:
@@ -85,10 +90,10 @@ def placements(labels: ArrayLike, scores: ArrayLike) -> tuple[Array, Array]:
     Equal scores count half. Both have the area under the ROC as mean; they are its influence function.
     """
     negative, positive = split_scores(labels, scores)
-    together = scipy.stats.rankdata(np.concatenate([positive, negative]))
+    together = mid_ranks(np.concatenate([positive, negative]))
     m, n = len(positive), len(negative)
-    above_negative = (together[:m] - scipy.stats.rankdata(positive)) / n
-    below_positive = 1 - (together[m:] - scipy.stats.rankdata(negative)) / m
+    above_negative = (together[:m] - mid_ranks(positive)) / n
+    below_positive = 1 - (together[m:] - mid_ranks(negative)) / m
     return above_negative, below_positive
 
 
@@ -126,4 +131,4 @@ def auc_difference(labels: ArrayLike, ours: ArrayLike, theirs: ArrayLike, level:
     if error <= 1e-12:
         found = no_interval(value, n, level, "the detectors' placements differ by the same everywhere")
         return Difference(found, None if value else 1.0, "DeLong, paired")
-    return Difference(estimate, float(2 * scipy.stats.norm.sf(abs(value) / error)), "DeLong, paired")
+    return Difference(estimate, float(2 * ndtr(-abs(value) / error)), "DeLong, paired")
