@@ -5,6 +5,7 @@ It is a process of its own, in a session of its own, with its own output, enviro
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -14,8 +15,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
-from launch.entry import run_module
+from launch.entry import run_module, run_target
 from tests.forked import context
 from tests.support import ROOT, environment, wait_for_rows
 
@@ -97,3 +99,14 @@ def start_command(module: str, words: Sequence[Any], log: Path, rows: int) -> Fo
     process = ForkedCommand(module, words, ROOT)
     wait_for_rows(process, log, rows)
     return process
+
+
+def run_lifecycle(recipe: Path, out: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """`alignkit run`, for tests of what it does with its stages. How its own server starts and ends: test_stage_process.py."""
+    return run_command("tests.commands:lifecycle", recipe, "--output_dir", out, *words)
+
+
+def lifecycle(words: list[str]) -> None:
+    """Its stages are forked from itself: what its server would import for some seconds is here already."""
+    with patch("launch.stage_process._server", lambda stages: multiprocessing.get_context("fork")):
+        run_target("launch.lifecycle", "main", words)

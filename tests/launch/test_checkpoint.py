@@ -6,9 +6,8 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,8 +16,7 @@ from launch import checkpoint
 from launch.checkpoint import CheckpointStore, pack_tree, seal_folder, unpack_tree, verify_folder
 from launch.errors import UserError
 from launch.runtime import start_runtime
-from tests.forked import run_whole
-from tests.support import ROOT, environment
+from tests.forked import ForkedJob, run_whole
 
 
 @pytest.fixture(scope="module")
@@ -291,35 +289,28 @@ def test_sealed_folder_of_another_library(tmp_path):
         verify_folder(tmp_path)
 
 
-SAVER = """
-import sys, torch
-from pathlib import Path
-from launch.checkpoint import CheckpointStore
-from launch.runtime import start_runtime
-store = CheckpointStore(Path(sys.argv[1]), start_runtime("fp32"))
-found = store.latest()
-step = found.step if found else 0
-assert found is None or found.state()["w"].eq(step).all()
-while True:
-    step += 1
-    assert store.save(step, {"w": torch.full((300_000,), float(step))})
-    print(step, flush=True)
-"""
+def save_for_ever(words):
+    """Go on from what lies in the folder words[0], and say every step once it is saved."""
+    store = CheckpointStore(Path(words[0]), start_runtime("fp32"))
+    found = store.latest()
+    step = found.step if found else 0
+    assert found is None or found.state()["w"].eq(step).all()
+    while True:
+        step += 1
+        assert store.save(step, {"w": torch.full((300_000,), float(step))})
+        print(step, flush=True)
 
 
 @pytest.mark.slow
 def test_kill_at_random_moments_loses_no_acknowledged_step(tmp_path, runtime):
     rng = random.Random(1)
     for _ in range(6):
-        child = subprocess.Popen(
-            [sys.executable, "-c", SAVER, str(tmp_path)], cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True
-        )
-        first = child.stdout.readline()
-        assert first, "the child could not resume"
+        job = ForkedJob([tmp_path / "saved"], tmp_path / "logs", module="tests.launch.test_checkpoint:save_for_ever")
+        assert job.wait_for(job.say), "it could not resume"
         time.sleep(rng.uniform(0.05, 0.6))
-        child.send_signal(signal.SIGKILL)
-        acknowledged = [int(first), *map(int, child.stdout.read().split())]
-        child.wait()
-        newest = CheckpointStore(tmp_path, runtime).latest()
-        assert newest.step in (acknowledged[-1], acknowledged[-1] + 1)
+        job.kill()
+        assert job.wait() == [-signal.SIGKILL], job.say()
+        acknowledged = int(job.say().split()[-1])
+        newest = CheckpointStore(tmp_path / "saved", runtime).latest()
+        assert newest.step in (acknowledged, acknowledged + 1)
         assert newest.state()["w"].eq(newest.step).all()

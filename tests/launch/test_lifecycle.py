@@ -17,8 +17,9 @@ from launch.files import read_json, sha256_text, write_json
 from launch.lifecycle import Schedule, is_up_to_date
 from launch.plan import check_configs, plan_stages
 from launch.stage_process import arguments_of, environment_of
+from tests.commands import run_lifecycle
 from tests.launch.toy import LAUNCHER, ToyConfig
-from tests.support import ROOT, alignkit, environment
+from tests.support import ROOT, environment
 
 STAGES = {
     "a": {"command": "generate", "config": {"prompts": "p"}},
@@ -170,13 +171,13 @@ def test_an_edited_artefact_of_a_lifecycle_is_made_again_when_a_stage_uses_it(tm
     two = {"command": "report", "config": {"inputs": ["@one"], "show": False}}
     recipe = tmp_path / "life.yaml"
     recipe.write_text(json.dumps({"stages": {"one": one, "two": two}}))
-    words = ["run", recipe, "--output_dir", tmp_path / "out"]
-    first = alignkit(*words)
+    words = [recipe, tmp_path / "out"]
+    first = run_lifecycle(*words)
     assert first.returncode == 0, first.stderr
     edited = tmp_path / "out" / "one" / "preferences.jsonl"
     text = edited.read_text()
     edited.write_text(text.replace("human", "humin"))
-    again = alignkit(*words, "--two.title", "Other")
+    again = run_lifecycle(*words, "--two.title", "Other")
     assert again.returncode == 0, again.stderr
     assert f"{edited} is gone or has changed" in again.stderr and edited.read_text() == text
     said = [line for line in again.stderr.splitlines() if line.startswith("[1/2]")]
@@ -204,18 +205,18 @@ def test_stages_run_skip_and_run_again_when_an_input_changes(tmp_path):
     entry = {"command": "preferences build", "config": {"completions": [str(tmp_path / "c.jsonl")]}}
     recipe = tmp_path / "life.yaml"
     recipe.write_text(json.dumps({"stages": {"one": entry, "two": entry}, "show": ["@one/README.md"]}))
-    words = ["run", recipe, "--output_dir", tmp_path / "out"]
-    first = alignkit(*words)
+    words = [recipe, tmp_path / "out"]
+    first = run_lifecycle(*words)
     assert first.returncode == 0, first.stderr
     assert read_json(tmp_path / "out" / "two" / "provenance.json")["summary"]["pairs"] == 4
     assert "# one" in first.stdout
 
-    second = alignkit(*words)
+    second = run_lifecycle(*words)
     assert second.returncode == 0
     assert second.stderr.count("up to date") == 2 and "# one" in second.stdout
 
     completions(tmp_path / "c.jsonl", 3)
-    third = alignkit(*words, "--stages", "two")
+    third = run_lifecycle(*words, "--stages", "two")
     assert third.returncode == 0, third.stderr
     assert read_json(tmp_path / "out" / "two" / "provenance.json")["summary"]["pairs"] == 3
     assert read_json(tmp_path / "out" / "two.previous" / "provenance.json")["summary"]["pairs"] == 4
@@ -229,7 +230,7 @@ def test_a_leaderboard_is_printed_once_also_when_it_was_up_to_date(tmp_path, sho
     two = {"command": "report", "config": {"inputs": ["@one"]}}
     (tmp_path / "life.yaml").write_text(json.dumps({"stages": {"one": one, "two": two}, **shown}))
     for _ in range(2):
-        result = alignkit("run", tmp_path / "life.yaml", "--output_dir", tmp_path / "out")
+        result = run_lifecycle(tmp_path / "life.yaml", tmp_path / "out")
         assert result.returncode == 0, result.stderr
         assert result.stdout.count("No evaluation lies in these folders") == 1, result.stdout
         assert result.stdout.count("index.html") == 1
@@ -242,7 +243,7 @@ def test_stages_that_need_nothing_of_each_other_run_side_by_side(tmp_path):
     after = {"command": "report", "config": {"inputs": ["@one", "@two"], "show": False}}
     recipe = tmp_path / "life.yaml"
     recipe.write_text(json.dumps({"jobs": 2, "stages": {"one": entry, "two": entry, "three": broken, "four": after}}))
-    result = alignkit("run", recipe, "--output_dir", tmp_path / "out")
+    result = run_lifecycle(recipe, tmp_path / "out")
     said = [line for line in result.stderr.splitlines() if line.startswith("[")]
     started = {line.split()[1].strip(":"): n for n, line in enumerate(said) if ": alignkit" in line}
     done = {line.split()[1].strip(":"): n for n, line in enumerate(said) if ": done in" in line}
@@ -257,7 +258,7 @@ def test_a_stage_that_is_alone_has_nothing_beside_it(tmp_path):
     recipe = tmp_path / "life.yaml"
     stages = {"one": entry, "two": {**entry, "alone": True}, "three": entry, "four": entry}
     recipe.write_text(json.dumps({"jobs": 4, "stages": stages}))
-    result = alignkit("run", recipe, "--output_dir", tmp_path / "out")
+    result = run_lifecycle(recipe, tmp_path / "out")
     assert result.returncode == 0, result.stderr
     said = [line.split(": ") for line in result.stderr.splitlines() if ": alignkit" in line or ": done in" in line]
     order = [(head.split()[1], what.split()[0]) for head, what in said]
@@ -317,7 +318,7 @@ def test_why_a_stage_failed_is_said_again_when_others_ran_on(tmp_path):
 def test_jobs_is_a_positive_integer(tmp_path, jobs):
     recipe = tmp_path / "life.yaml"
     recipe.write_text(json.dumps({"stages": STAGES}))
-    result = alignkit("run", recipe, "--output_dir", tmp_path / "out", "--jobs", jobs)
+    result = run_lifecycle(recipe, tmp_path / "out", "--jobs", jobs)
     assert result.returncode == 2 and f"jobs: '{jobs}' is not a positive integer" in result.stderr
     assert not (tmp_path / "out").exists()
 
@@ -382,7 +383,7 @@ def test_a_failing_stage_ends_the_lifecycle_with_its_code(tmp_path):
     recipe = tmp_path / "life.yaml"
     entry = {"command": "preferences build", "config": {"completions": [str(tmp_path / "c.jsonl")]}}
     recipe.write_text(json.dumps({"stages": {"one": entry, "two": entry}}))
-    result = alignkit("run", recipe, "--output_dir", tmp_path / "out")
+    result = run_lifecycle(recipe, tmp_path / "out")
     assert result.returncode == 2
     assert result.stderr.splitlines()[-1].startswith(
         "[1/2] one: failed: completions: no row has a reference that differs"
