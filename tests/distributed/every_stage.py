@@ -14,6 +14,8 @@ import sys
 from pathlib import Path
 
 import launch.runtime
+from data.images import load_images
+from evaluation.images.extractors.classifier import save_classifier, train_classifier
 from launch.cli import run_command
 from launch.entry import leave
 from launch.runtime import Runtime
@@ -64,6 +66,8 @@ def save_inputs(root: Path) -> Path:
     save_preferences(root / "preferences.jsonl", 14)
     rows = [{"text": f"Item {i}: " + "the word of " * (1 + i % 5)} for i in range(80)]
     (root / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    digits = load_images("embedded:digits::train")
+    save_classifier(root / "classifier.safetensors", train_classifier(digits, epochs=1), digits, "digits, one epoch")
     return root
 
 
@@ -80,6 +84,7 @@ def stages(root: Path, made: Path) -> dict[str, tuple[str, dict]]:
     image = {"steps": 6, "batch_size": 16, "learning_rate": 2e-3, "width": 8, "log_steps": 1, "checkpoint_steps": 3}
     small = {"vae.latent_dim": 4, "gan.latent_dim": 4, "diffusion.noise_steps": 20}
     draw = {"prompts": root / "pairs.jsonl", "limit": 9, "samples": 2, "batch_size": 4, "max_new_tokens": 5}
+    classifier = {"extractor": "classifier", "model": root / "classifier.safetensors"}  # the plain one takes 2 s to train
     drawn = {f"generators.{kind}": made / f"{kind}-samples" for kind in KINDS}
     compared = {"completions": made / "generate", "baseline": made / "generate-other", "judge": reward}
     return {
@@ -113,7 +118,7 @@ def stages(root: Path, made: Path) -> dict[str, tuple[str, dict]]:
             "evaluate safety",
             {"completions": made / "generate", "training_documents": root / "items.jsonl", "copied_length": 5},
         ),
-        "images": ("evaluate images", {**drawn, "baselines": False}),
+        "images": ("evaluate images", {**drawn, **classifier, "baselines": False}),
         "deepfake": ("evaluate deepfake", {**drawn, "resamples": 50}),
         "report": ("report", {"inputs": made}),
     }
