@@ -12,6 +12,8 @@ export PYTHONDONTWRITEBYTECODE :=
 $(BIN)/python:
 	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) is not installed; install Python 3.11 or say PYTHON=..." >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
+	@# the pip that comes with Python 3.11 downloads whole wheels to read their requirements: half a minute more
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25"
 
 $(VENV)/.installed: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
