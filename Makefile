@@ -7,13 +7,13 @@ DEMO := demo
 # Hundreds of processes import the same modules: they are compiled once, also where the user's environment says otherwise.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test quick lint pytest clean
+.PHONY: demo test setup quick lint pytest clean
 
 $(BIN)/python:
 	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) is not installed; install Python 3.11 or say PYTHON=..." >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	@# the pip that comes with Python 3.11 downloads whole wheels to read their requirements: half a minute more
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25"
+	-$(BIN)/python -m pip install --quiet --disable-pip-version-check "pip>=25,<27"
 
 $(VENV)/.installed: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
@@ -27,7 +27,9 @@ $(VENV)/.installed-test: pyproject.toml | $(BIN)/python
 demo: $(VENV)/.installed
 	$(BIN)/alignkit run demo --output_dir $(DEMO)
 
-test: $(VENV)/.installed-test
+setup: $(VENV)/.installed-test
+
+test: setup
 	@$(MAKE) --no-print-directory --jobs 2 lint pytest
 
 # Three processes are faster than two on two cores: tests wait for servers, signals and deadlines (docs/log.md).

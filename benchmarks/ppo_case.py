@@ -71,11 +71,12 @@ def write_case(folder: Path, case: Case) -> None:
         tie_word_embeddings=False,
         initializer_range=0.02 * math.sqrt(256 / case.hidden),
     )
-    # half a billion random numbers take a second on a GPU, ten on its host
+    # half a billion random numbers take a second on a GPU, ten on its host (and are others there)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         policy = LlamaForCausalLM(LlamaConfig(**shape))
         judge = LlamaForSequenceClassification(LlamaConfig(**shape, num_labels=1))
     policy, judge = policy.cpu(), judge.cpu()
+    torch.cuda.empty_cache()  # the processes that are measured come while this one waits
     _set_eos_rate(policy, 3 / case.response if case.natural_lengths else 0.0)
     policy.save_pretrained(folder / "policy")
     if case.learnable:

@@ -44,8 +44,8 @@ def _held(parameter: Any) -> Tensor:
         return parameter
     part = parameter.ds_tensor
     # all ranks have equally long parts: DeepSpeed fills the last ones up with what happens to lie in memory
-    filled = parameter.ds_numel - parameter.ds_zero_partition_rank * part.numel()
-    return part[: max(0, filled)]
+    filled = parameter.ds_numel - parameter.ds_zero_partition_rank * part.ds_numel
+    return part.reshape(-1)[: max(0, filled)]  # one that lies on a disk is a number here
 
 
 class Engine:

@@ -14,7 +14,7 @@ from launch.processes import SERVER_MODULES, die_with_parent
 
 die_with_parent()
 # else the libraries' question whether there is a GPU starts CUDA, and what is forked afterwards cannot use it
-os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
+os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 for module in filter(None, os.environ.pop(SERVER_MODULES, "").split(",")):

@@ -16,7 +16,6 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import scipy.stats
 
 from evaluation.deepfake.features import luminance
 from launch.errors import UserError
@@ -61,7 +60,9 @@ def detect_watermark(images: np.ndarray, key: str) -> np.ndarray:
 
 def matches_needed(blocks: int) -> int:
     """The least number of matches that at most FALSE_ALARMS of unmarked images reach: blocks + 1 where none is enough."""
-    return int(scipy.stats.binom.isf(FALSE_ALARMS, blocks, 0.5)) + 1
+    from scipy.stats import binom  # a second, and `sample` imports this module
+
+    return int(binom.isf(FALSE_ALARMS, blocks, 0.5)) + 1
 
 
 def _blocks(shape: tuple[int, ...]) -> int:

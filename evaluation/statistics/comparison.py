@@ -147,10 +147,16 @@ def _check_discordant(only_ours: float, only_theirs: float) -> None:
         raise ValueError(f"mcnemar: counts {only_ours}, {only_theirs} must not be negative")
 
 
+def _count_discordant(only_ours: int, only_theirs: int) -> int:
+    _check_discordant(only_ours, only_theirs)
+    if only_ours % 1 or only_theirs % 1:
+        raise ValueError(f"mcnemar: {only_ours}, {only_theirs} are no counts")
+    return only_ours + only_theirs
+
+
 def mcnemar_exact(only_ours: int, only_theirs: int) -> float:
     """Two-sided exact McNemar p-value from the discordant counts: binomial(b + c, 1/2). 1 without discordant items."""
-    _check_discordant(only_ours, only_theirs)
-    discordant = only_ours + only_theirs
+    discordant = _count_discordant(only_ours, only_theirs)
     return min(1.0, 2 * _tail(min(only_ours, only_theirs), discordant))
 
 
@@ -160,8 +166,7 @@ def mcnemar_mid_p(only_ours: int, only_theirs: int) -> float:
     The exact test rejects far less often than its level says; the mid-p comes close to it and seldom exceeds it
     (Fagerland, Lydersen and Laake 2013).
     """
-    _check_discordant(only_ours, only_theirs)
-    discordant = only_ours + only_theirs
+    discordant = _count_discordant(only_ours, only_theirs)
     if only_ours == only_theirs:
         return 1.0
     fewer = min(only_ours, only_theirs)

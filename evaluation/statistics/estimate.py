@@ -46,6 +46,8 @@ def z_quantile(level: float) -> float:
 
 def t_quantile(freedom: float, level: float) -> float:
     """Two-sided quantile of Student's t with `freedom` degrees: 12.706 for 1 and level 0.95; inf gives the normal one."""
+    if not 0 < level < 1:
+        raise ValueError(f"level: {level} is not between 0 and 1")
     return float(stdtrit(freedom, 0.5 + level / 2))
 
 

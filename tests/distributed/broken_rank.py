@@ -14,10 +14,9 @@ def main(words: list[str]) -> None:
     runtime = start_runtime("fp32")
     with running(runtime):
         torch.manual_seed(0)
-        torch.use_deterministic_algorithms(
-            True
-        )  # fills with NaN what is not initialised: the end of DeepSpeed's last part
-        module = nn.Linear(64, 63)
+        # fills with NaN what is not initialised: the end of DeepSpeed's last part of the weight, and all of that of the bias
+        torch.use_deterministic_algorithms(True)
+        module = nn.Linear(63, 1)
         engine = Engine(runtime, module, torch.optim.AdamW(module.parameters()), 1.0, 1)
         store = CheckpointStore(Path(words[0]), runtime, 2)
         engine.save(store, 1, {})

@@ -19,7 +19,7 @@ from launch.plan import check_configs, plan_stages
 from launch.stage_process import arguments_of, environment_of
 from tests.commands import run_lifecycle
 from tests.launch.toy import LAUNCHER, ToyConfig
-from tests.support import ROOT, environment
+from tests.support import ROOT, alignkit, environment
 
 STAGES = {
     "a": {"command": "generate", "config": {"prompts": "p"}},
@@ -383,7 +383,7 @@ def test_a_failing_stage_ends_the_lifecycle_with_its_code(tmp_path):
     recipe = tmp_path / "life.yaml"
     entry = {"command": "preferences build", "config": {"completions": [str(tmp_path / "c.jsonl")]}}
     recipe.write_text(json.dumps({"stages": {"one": entry, "two": entry}}))
-    result = run_lifecycle(recipe, tmp_path / "out")
+    result = alignkit("run", recipe, "--output_dir", tmp_path / "out")  # as a shell starts it
     assert result.returncode == 2
     assert result.stderr.splitlines()[-1].startswith(
         "[1/2] one: failed: completions: no row has a reference that differs"

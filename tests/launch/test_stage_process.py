@@ -86,10 +86,13 @@ def test_the_server_is_told_what_its_stages_need_once(tmp_path, monkeypatch):
 
 
 def test_a_module_that_the_server_cannot_import_is_left_to_its_stage():
-    code = "import launch.fork_server, os, sys; print('data.order' in sys.modules, 'ALIGNKIT_SERVER_MODULES' in os.environ)"
+    code = (
+        "import launch.fork_server, os, sys; print('data.order' in sys.modules, 'ALIGNKIT_SERVER_MODULES' in os.environ, "
+        "os.environ['PYTORCH_NVML_BASED_CUDA_CHECK'])"
+    )
     told = environment(ALIGNKIT_SERVER_MODULES="no_such_module,tests.launch.broken_module,data.order")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=told, capture_output=True, text=True)
-    assert done.stdout == "True False\n", done.stderr
+    assert done.stdout == "True False 1\n", done.stderr
 
 
 @pytest.mark.parametrize("command", [name for name in COMMANDS if name not in NOT_STAGES])

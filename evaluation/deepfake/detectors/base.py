@@ -11,9 +11,6 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 Array = NDArray[np.float64]
 Score = Callable[[np.ndarray], Array]
@@ -50,6 +47,10 @@ class Detector(Protocol):
 
 def fit_linear(real: np.ndarray, generated: np.ndarray) -> Score:
     """Logistic regression on standardised features (N, F) and (M, F), both classes weighing the same."""
+    from sklearn.linear_model import LogisticRegression  # a second
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     features, labels = np.concatenate([real, generated]), np.repeat([0, 1], [len(real), len(generated)])
     model = make_pipeline(StandardScaler(), LogisticRegression(C=PENALTY, max_iter=2000, class_weight="balanced"))
     model.fit(features, labels)

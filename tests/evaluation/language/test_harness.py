@@ -4,6 +4,7 @@ import importlib.util
 import json
 
 import pytest
+import torch
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed (the extra `tasks`)")
 
@@ -65,13 +66,14 @@ def test_a_prefix_runs_once(task_folder):
         model = tiny.language_model(max_position_embeddings=512)
         seen = []
         model.base_model.register_forward_pre_hook(
-            lambda m, a, k, seen=seen: seen.append(int((k["input_ids"] != 0).sum())),
-            with_kwargs=True,  # 0: padding
+            lambda m, a, k, seen=seen: seen.append(torch.tensor([(k["input_ids"] != 0).sum(), k["input_ids"].numel()])),
+            with_kwargs=True,
         )
         lm = make(model, tokenizer=tiny.tokenizer.__wrapped__())
         evaluate(lm, task_folder, ["local_choice"])
-        tokens[name] = sum(seen)
-    assert tokens["hf"] > 2.5 * tokens["ours"]
+        tokens[name] = sum(seen).tolist()
+    (theirs, _), (ours, padded) = tokens["hf"], tokens["ours"]
+    assert theirs > 2.5 * ours and padded < 1.5 * ours
 
 
 def test_local_tasks_need_no_index_of_lm_evals_own(task_folder, monkeypatch):

@@ -81,6 +81,10 @@ def test_mid_p_is_the_exact_p_less_the_probability_of_what_was_seen():
     assert s.mcnemar_mid_p(4, 4) == s.mcnemar_mid_p(0, 0) == 1.0
     with pytest.raises(ValueError, match="must not be negative"):
         s.mcnemar_mid_p(-1, 2)
+    for test in (s.mcnemar_exact, s.mcnemar_mid_p):
+        with pytest.raises(ValueError, match="are no counts"):
+            test(2.5, 3)
+    assert all(s.mcnemar_exact(b, 20 - b) == pytest.approx(stats.binomtest(b, 20).pvalue) for b in range(21))
 
 
 def test_mid_p_keeps_its_level_and_the_exact_test_stays_far_below():
