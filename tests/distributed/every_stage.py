@@ -84,10 +84,8 @@ def stages(root: Path, made: Path) -> dict[str, tuple[str, dict]]:
     image = {"steps": 6, "batch_size": 16, "learning_rate": 2e-3, "width": 8, "log_steps": 1, "checkpoint_steps": 3}
     small = {"vae.latent_dim": 4, "gan.latent_dim": 4, "diffusion.noise_steps": 20}
     draw = {"prompts": root / "pairs.jsonl", "limit": 9, "samples": 2, "batch_size": 4, "max_new_tokens": 5}
-    classifier = {
-        "extractor": "classifier",
-        "model": root / "classifier.safetensors",
-    }  # the plain one takes 2 s to train
+    # the extractor `digits` takes two seconds to train, in each mode
+    classifier = {"extractor": "classifier", "model": root / "classifier.safetensors"}
     drawn = {f"generators.{kind}": made / f"{kind}-samples" for kind in KINDS}
     compared = {"completions": made / "generate", "baseline": made / "generate-other", "judge": reward}
     return {
