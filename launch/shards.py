@@ -7,6 +7,7 @@ tensors and the few classes below, which are what DeepSpeed's checkpoints of our
 
 from __future__ import annotations
 
+import copyreg
 import pickle
 import re
 from typing import Any
@@ -42,6 +43,10 @@ def read_shard(path: str, map_location: Any = None) -> Any:
 def guard_deepspeed() -> None:
     """Let DeepSpeed read every shard by `read_shard`, whoever asks it to: our engines, or the transformers Trainer."""
     from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+
+    # Python 3.11.0 to 3.11.3 write an Enum as a call of `getattr`, which no reader should allow
+    copyreg.pickle(ZeroStageEnum, lambda stage: (ZeroStageEnum, (stage.value,)))
 
     def load(_self: Any, path: str, map_location: Any = None) -> Any:
         return read_shard(path, map_location)

@@ -9,7 +9,7 @@ import torch
 
 from launch.checkpoint import MANIFEST, seal_folder, verify_folder
 from launch.errors import UserError
-from launch.shards import read_shard
+from launch.shards import guard_deepspeed, read_shard
 from tests.distributed.test_ppo_distributed import words
 from tests.forked import run_forked
 
@@ -27,6 +27,7 @@ class Bomb:
 
 
 def poison(shard, mark):
+    guard_deepspeed()  # written as a rank writes it
     state = torch.load(shard, weights_only=False)
     torch.save({**state, "extra": Bomb(mark)}, shard)
 
@@ -64,3 +65,14 @@ def test_a_shard_of_plain_values_and_tensors_is_read(tmp_path):
     with pytest.raises(UserError, match=r"shard\.pt: this shard holds more than tensors"):
         read_shard(str(tmp_path / "shard.pt"))
     assert not (tmp_path / "executed").exists()
+
+
+def test_an_enum_is_written_as_every_python_reads_it(tmp_path, monkeypatch):
+    """Python 3.11.2, which is Debian's, makes it a call of `getattr`: every resume under ZeRO was refused there."""
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+
+    by_name = lambda stage, _: (getattr, (ZeroStageEnum, stage.name))  # noqa: E731
+    monkeypatch.setattr(ZeroStageEnum, "__reduce_ex__", by_name)
+    guard_deepspeed()
+    torch.save({"zero_stage": ZeroStageEnum.gradients}, tmp_path / "shard.pt")
+    assert read_shard(str(tmp_path / "shard.pt"))["zero_stage"] is ZeroStageEnum.gradients
