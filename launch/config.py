@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import inspect
 import itertools
 import math
@@ -232,6 +233,7 @@ def check_value(value: Any, hint: Any, key: str, where: str) -> Any:
     raise UserError(f"{where}: {key}: {value!r} is not {_type_name(hint)}; give {_type_name(hint)}")
 
 
+@functools.cache
 def field_types(cls: Any) -> dict[str, Any]:
     """Field name -> resolved type of a config dataclass."""
     hints = typing.get_type_hints(cls)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import os
 import platform
@@ -46,6 +47,7 @@ SPLITS_VERSION = 2
 made with other splits is another run, and an old artefact is never evaluated on texts that it was trained on."""
 
 
+@functools.cache
 def package_versions() -> dict[str, str]:
     """Versions of the packages that decide results; those that are not installed are left out."""
     found = {"python": platform.python_version()}
@@ -57,8 +59,12 @@ def package_versions() -> dict[str, str]:
     return found
 
 
+@functools.cache
 def code_version() -> dict[str, Any]:
-    """The commit of the checkout that runs, when it is one, and whether it has changes."""
+    """The commit of the checkout that runs, when it is one, and whether it has changes.
+
+    Asked once: later changes are none of what this process has imported.
+    """
     root = Path(__file__).resolve().parent.parent
     try:
         commit = subprocess.run(

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import typing
 from typing import Annotated, Any
@@ -54,6 +55,7 @@ Share = Annotated[float, Range(0, 1)]
 ShareBelowOne = Annotated[float, Range(0, 1, below=True)]
 
 
+@functools.cache
 def ranges_of(cls: Any) -> dict[str, Range]:
     """Field name -> range of the fields of a config class that declare one, `X | None` included."""
     found = {}

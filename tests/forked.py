@@ -30,6 +30,7 @@ context.set_forkserver_preload(
         *(f"alignment.{name}.stage" for name in ("dpo", "generate", "ppo", "pretrain", "reward", "sft")),
         *("generative.sample.stage", "generative.train.stage"),
         *("evaluation.suites.images_run", "evaluation.suites.report_run", "evaluation.suites.text_run"),
+        "tests.warm",
         "tests.frozen",
     ]
 )

@@ -58,25 +58,25 @@ def _item_name(row: Row) -> str:
 
 def item_scores(entry: Metric, rows: Sequence[Row]) -> Items | None:
     """The scores whose mean is the metric's value, or None where the rows do not hold them."""
-    keys = item_keys(rows)
-    if entry.value is None or any(not name for name, _ in keys):
+    if entry.value is None:
         return None
     for values in _candidates(entry, rows):
-        chosen = [i for i, value in enumerate(values) if value is not None]
-        scores = {keys[i]: float(value) for i in chosen if (value := values[i]) is not None}
+        chosen = {i: float(value) for i, value in enumerate(values) if value is not None}
+        if not _has_mean(entry.value, list(chosen.values())):  # so most candidates end, before the keys are made
+            continue
+        keys = item_keys(rows)
+        if any(not name for name, _ in keys):
+            return None
         units = {keys[i]: str(rows[i].get("prompt", keys[i])) for i in chosen}
-        if _explains(entry, scores, units):
-            return Items(scores, units)
+        if len(set(units.values())) == entry.n:
+            return Items({keys[i]: value for i, value in chosen.items()}, units)
     return None
 
 
-def _explains(entry: Metric, scores: dict[ItemKey, float], units: dict[ItemKey, str]) -> bool:
-    if not scores or len(set(units.values())) != entry.n or entry.value is None:
+def _has_mean(expected: float, values: list[float]) -> bool:
+    if not values or not np.isfinite(values).all():
         return False
-    values = np.array(list(scores.values()))
-    if not np.isfinite(values).all():
-        return False
-    return abs(float(values.mean()) - entry.value) <= TOLERANCE * max(1.0, abs(entry.value))
+    return abs(float(np.mean(values)) - expected) <= TOLERANCE * max(1.0, abs(expected))
 
 
 # ---------------------------------------------------------------------------------------------- candidates

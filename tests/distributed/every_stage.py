@@ -81,23 +81,23 @@ def stages(root: Path, made: Path) -> dict[str, tuple[str, dict]]:
     adapters = {"policy": made / "sft-lora", "reward": made / "reward-lora"}
     update = {"updates": 3, "batch_size": 6, "minibatches": 2, "epochs": 1, "micro_batch_size": 1, "max_new_tokens": 6}
     update |= {"learning_rate": 1e-3, "checkpoint_steps": 1}
-    image = {"steps": 6, "batch_size": 16, "learning_rate": 2e-3, "width": 8, "log_steps": 1, "checkpoint_steps": 3}
+    image = {"steps": 4, "batch_size": 16, "learning_rate": 2e-3, "width": 8, "log_steps": 1, "checkpoint_steps": 2}
     small = {"vae.latent_dim": 4, "gan.latent_dim": 4, "diffusion.noise_steps": 20}
     draw = {"prompts": root / "pairs.jsonl", "limit": 9, "samples": 2, "batch_size": 4, "max_new_tokens": 5}
     # the extractor `digits` takes two seconds to train, in each mode
     classifier = {"extractor": "classifier", "model": root / "classifier.safetensors"}
-    drawn = {f"generators.{kind}": made / f"{kind}-samples" for kind in KINDS}
+    drawn = {f"generators.{kind}": made / f"{kind}-samples" for kind in ("vae", "diffusion")}
     compared = {"completions": made / "generate", "baseline": made / "generate-other", "judge": reward}
     return {
-        "pretrain": ("pretrain", {**TINY_GPT, **items, "tokens": 1280, "log_steps": 1, "checkpoint_steps": 5}),
+        "pretrain": ("pretrain", {**TINY_GPT, **items, "tokens": 768, "log_steps": 1, "checkpoint_steps": 3}),
         "sft": ("sft", {"model": policy, "data": root / "pairs.jsonl", **batch}),
         "reward": ("reward", {"model": policy, "data": preferences, **batch, "epochs": 1}),
-        "dpo": ("dpo", {"model": policy, "data": preferences, **batch}),
+        "dpo": ("dpo", {"model": policy, "data": preferences, **batch, "epochs": 1}),
         "ppo": ("ppo", {**roles, **update}),
         "ppo-trunk": ("ppo", {**roles, **update, "critic_from": "trunk", "critic_learning_rate": 1e-2}),
         "sft-lora": ("sft", {"model": policy, "data": root / "pairs.jsonl", **batch, **adapter}),
         "reward-lora": ("reward", {"model": made / "sft-lora", "data": preferences, **batch, **adapter}),
-        "ppo-lora": ("ppo", {**roles, **adapters, **update, "lora.rank": 6}),
+        "ppo-lora": ("ppo", {**roles, **adapters, **update, "micro_batch_size": 2, "lora.rank": 6}),
         **{kind: ("train-generative", {"kind": kind, **image, **small}) for kind in KINDS},
         "generate": ("generate", {"model": policy, **draw}),
         "generate-other": ("generate", {"model": root / "other", **draw}),
@@ -105,7 +105,7 @@ def stages(root: Path, made: Path) -> dict[str, tuple[str, dict]]:
             "preferences build",
             {"completions": made / "generate", "judge": "reward", "reward": reward, "unfinished": "keep"},
         ),
-        **{f"{kind}-samples": ("sample", {"model": made / kind, "count": 121, "diffusion_steps": 4}) for kind in KINDS},
+        **{f"{kind}-samples": ("sample", {"model": made / kind, "count": 61, "diffusion_steps": 4}) for kind in KINDS},
         "text": (
             "evaluate text",
             {"model": policy, "documents": root / "items.jsonl", "completions": made / "generate"},

@@ -89,8 +89,8 @@ def test_generative_weights_are_those_of_one_process(one, two, name):
         atol = 2e-3 if name == "diffusion" else 1e-5
         if name == "diffusion" and key.endswith(".bias"):
             # before a normalisation a bias has a gradient of rounding errors alone, which Adam makes as large as any
-            # other: two runs may part by a learning rate at each of the 10 steps
-            atol = 10 * 2e-3
+            # other: two runs may part by a learning rate at each of the 4 steps
+            atol = 4 * 2e-3
         torch.testing.assert_close(theirs[key], ours[key], rtol=1e-3, atol=atol)
 
 
@@ -112,7 +112,7 @@ def test_what_is_drawn_is_the_same(one, two):
         assert (one / name / "completions.jsonl").read_bytes() == (two / name / "completions.jsonl").read_bytes()
     for kind in KINDS:
         ours, theirs = (np.load(folder / f"{kind}-samples" / "samples.npz")["images"] for folder in (one, two))
-        assert len(ours) == 121 and np.array_equal(ours, theirs)
+        assert len(ours) == 61 and np.array_equal(ours, theirs)
 
 
 def test_preferences_are_the_same(one, two):
