@@ -5,6 +5,7 @@ It is a process of its own, in a session of its own, with its own output, enviro
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import signal
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -46,7 +48,8 @@ class ForkedCommand:
         self.args = [module, *map(str, words)]
         self._files = [path.open() for path in paths]
         self._process = context.Process(
-            target=_become, args=(module, self.args[1:], str(cwd), environment(), tuple(map(str, paths)))
+            target=_become,
+            args=(module, self.args[1:], str(cwd), environment(PYTHONPATH=str(ROOT)), tuple(map(str, paths))),
         )
         self._process.start()
         self.pid = self._process.pid
@@ -110,3 +113,34 @@ def lifecycle(words: list[str]) -> None:
     """Its stages are forked from itself: what its server would import for some seconds is here already."""
     with patch("launch.stage_process._server", lambda stages: multiprocessing.get_context("fork")):
         run_target("launch.lifecycle", "main", words)
+
+
+def toys(words: list[str]) -> None:
+    """`python -m tests.launch.toy_run`."""
+    importlib.import_module("tests.launch.toy_run")
+    served_lifecycle(words)
+
+
+def served_lifecycle(words: list[str]) -> None:
+    """`alignkit run`: its server is started and told as ever, but a Python that has imported all is forked."""
+    with patch("multiprocessing.util.spawnv_passfds", _fork_python):
+        run_target("launch.lifecycle", "main", words)
+
+
+def _fork_python(path: Any, args: Sequence[Any], passfds: Sequence[int]) -> int:
+    """What a new Python with `-c CODE` would do: other files are closed, no handler is left, blocked signals stay so."""
+    if pid := os.fork():
+        return pid
+    try:
+        kept = sorted({0, 1, 2, *map(int, passfds)})
+        for low, high in zip(kept, [*kept[1:], os.sysconf("SC_OPEN_MAX")], strict=True):
+            os.closerange(low + 1, high)
+        for number in signal.valid_signals():
+            if callable(signal.getsignal(number)):
+                signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        multiprocessing.process._parent_process = None
+        exec(args[-1], {"__name__": "__main__"})
+        os._exit(0)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from launch.config import find_recipe, read_yaml
-from tests.support import environment
+from tests.commands import ForkedCommand
+from tests.support import environment, last_words
 
 SMALL = {
     "base.tokens": 20_000,
@@ -29,6 +30,7 @@ SMALL = {
     "completions_sft.limit": 32,
     "completions_dpo.limit": 32,
     "completions_ppo.limit": 32,
+    **{f"text_{name}.max_documents": 20 for name in ("base", "sft", "dpo", "ppo")},
     "vae.steps": 10,
     "gan.steps": 10,
     "diffusion.steps": 5,
@@ -44,22 +46,16 @@ WORDS = [w for key, value in SMALL.items() for w in (f"--{key}", str(value))]
 @pytest.mark.slow
 @pytest.mark.distributed
 def test_the_whole_lifecycle_survives_a_kill(tmp_path):
-    command = [
-        str(Path(sys.executable).parent / "alignkit"),
-        "run",
-        "demo",
-        "--output_dir",
-        "demo",  # as `make demo` says it: the folder then has the recipe's name
-        *WORDS,
-    ]
+    words = ["demo", "--output_dir", "demo", *WORDS]  # as `make demo` says it: the folder then has the recipe's name
+    process = ForkedCommand("tests.commands:served_lifecycle", words, tmp_path)
+    command = [str(Path(sys.executable).parent / "alignkit"), "run", *words]
     place = {"cwd": tmp_path, "env": environment()}
-    process = subprocess.Popen(command, **place, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 400
     while not (tmp_path / "demo" / "sft" / "run.json").exists():
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    last_words(process)
     assert not (tmp_path / "demo" / "sft" / "provenance.json").exists()
 
     first = subprocess.run(command, **place, capture_output=True, text=True, timeout=1500)

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from launch.cli import COMMANDS
+from tests.commands import run_command
 from tests.support import ROOT, environment, save_policy, save_reward
 
 TEXT = (ROOT / "README.md").read_text()
@@ -49,12 +50,15 @@ def test_commands(place, number):
 
 
 def test_python(place):
+    """Each block in a process of its own."""
     for block in blocks("python"):
-        result = subprocess.run(
-            [sys.executable, "-c", block], cwd=place, env=environment(), capture_output=True, text=True, timeout=120
-        )
+        result = run_command("tests.test_readme:execute", block, cwd=place)
         assert result.returncode == 0, result.stderr[-2000:]
         float(result.stdout.strip().strip("[]").split()[-1])
+
+
+def execute(words):
+    exec(words[0], {"__name__": "__main__"})
 
 
 def test_every_command_is_in_the_table():

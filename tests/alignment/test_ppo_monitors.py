@@ -332,16 +332,17 @@ class Killed(BaseException):
 
 def test_rollback_returns_to_before_the_fault_with_a_lower_rate(run, tmp_path, capsys, monkeypatch):
     """And a kill at any moment of it changes nothing of the outcome."""
-    provenance = run("whole", ROLLS)
+    short = {"updates": 6}
+    provenance = run("whole", ROLLS, **short)
     rows = read_metrics(tmp_path / "whole")
     steps = [row["step"] for row in rows]
     back = [i for i in range(1, len(steps)) if steps[i] <= steps[i - 1]]
-    assert back and rows[-1]["step"] == 8 and rows[-1]["monitor/rollbacks"] == len(back)
+    assert back and rows[-1]["step"] == 6 and rows[-1]["monitor/rollbacks"] == len(back)
     for number, i in enumerate(back, 1):
         fault, again = rows[i - 1], rows[i]
         assert fault["kl/k1"] > 1.0 and again["monitor/rollbacks"] == number
         assert again["step"] == (fault["step"] - 2) // 2 * 2 + 1  # after the newest anchor whose own KL was in bounds
-        assert again["train/lr"] == pytest.approx(5e-3 * 0.5**number * (1 - (again["step"] - 1) / 8))
+        assert again["train/lr"] == pytest.approx(5e-3 * 0.5**number * (1 - (again["step"] - 1) / 6))
         before = [row for row in rows[:i] if row["step"] == again["step"]][-1]  # from the same weights
         assert again["reward/score"] == before["reward/score"] and again["policy/loss"] != before["policy/loss"]
     told = [json.loads(line) for line in (tmp_path / "whole" / "alarms.jsonl").read_text().splitlines()]
@@ -384,9 +385,9 @@ def test_rollback_returns_to_before_the_fault_with_a_lower_rate(run, tmp_path, c
             else:
                 patch.setattr(owner, name, dies(owner, name, at))
             with pytest.raises(Killed):
-                run(folder, ROLLS)
+                run(folder, ROLLS, **short)
         capsys.readouterr()
-        run(folder, ROLLS)
+        run(folder, ROLLS, **short)
         done = (
             1 if name in ("log", "_commit") else 0
         )  # a roll-back that was made is in a checkpoint, and not made again

@@ -90,7 +90,7 @@ def test_the_ptx_ratio_of_two_processes_is_that_of_one(inputs, tmp_path):
     data = tmp_path / "pairs.jsonl"
     texts = [("the of", "and to in"), ("a is", "that it"), ("the", "in"), ("of a is", "it was on"), ("to", "the a in")]
     data.write_text("".join(json.dumps({"prompt": p, "completion": c}) + "\n" for p, c in texts))
-    settings = dict(ptx_data=data, ptx_coef=0.5, ptx_batch_size=5, updates=3, epochs=1)
+    settings = dict(ptx_data=data, ptx_coef=0.5, ptx_batch_size=5, updates=2, epochs=1)
     run_whole(words(inputs, tmp_path / "alone", **settings), tmp_path / "logs")
     alone = read_metrics(tmp_path / "alone")
     assert all(row["ptx/grad_norm_ratio"] > 0.01 for row in alone)
@@ -104,7 +104,7 @@ def test_the_ptx_ratio_of_two_processes_is_that_of_one(inputs, tmp_path):
 
 def test_the_policy_wakes_with_a_fresh_optimizer_under_every_stage(inputs, tmp_path):
     """After the critic's warm-up; with Adam's count of idle steps the updates after it would be larger."""
-    settings = dict(critic_warmup=3, updates=5, epochs=1, critic_from="trunk")
+    settings = dict(critic_warmup=2, updates=4, epochs=1, critic_from="trunk")
     runs = {"alone": (1, 0), "zero1": (2, 1), "zero2": (2, 2), "zero3": (2, 3)}
     rows = {}
     for name, (world, stage) in runs.items():

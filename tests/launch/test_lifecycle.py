@@ -17,7 +17,7 @@ from launch.files import read_json, sha256_text, write_json
 from launch.lifecycle import Schedule, is_up_to_date
 from launch.plan import check_configs, plan_stages
 from launch.stage_process import arguments_of, environment_of
-from tests.commands import run_lifecycle
+from tests.commands import run_command, run_lifecycle
 from tests.launch.toy import LAUNCHER, ToyConfig
 from tests.support import ROOT, alignkit, environment
 
@@ -270,9 +270,7 @@ def test_a_stage_that_is_alone_has_nothing_beside_it(tmp_path):
 def run_toys(tmp_path, jobs, stages):
     recipe = {"jobs": jobs, "stages": {name: {"command": "toy", **entry} for name, entry in stages.items()}}
     (tmp_path / "life.yaml").write_text(json.dumps(recipe))
-    command = [sys.executable, "-m", "tests.launch.toy_run", str(tmp_path / "life.yaml"), "--output_dir", "out"]
-    env = environment(PYTHONPATH=str(ROOT))
-    return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=200)
+    return run_command("tests.commands:toys", tmp_path / "life.yaml", "--output_dir", "out", cwd=tmp_path)
 
 
 def test_the_last_words_are_the_stages_that_failed_and_why(tmp_path):

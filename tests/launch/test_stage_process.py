@@ -15,12 +15,13 @@ from launch import stage_process
 from launch.cli import COMMANDS, NOT_STAGES, find_stage
 from launch.files import read_json
 from launch.plan import plan_stages
+from tests.commands import run_command, start_command
 from tests.launch.toy import LAUNCHER
 from tests.support import ROOT, environment, last_words, start
 
 
-def start_toys(tmp_path, launcher="", rows=2, **config):
-    """A lifecycle of two toys, the second after the first, and its first toy at work."""
+def save_toys(tmp_path, launcher="", **config):
+    """The recipe of a lifecycle of two toys, the second after the first."""
     config = {"steps": 6, "pause": 0.5, **config}
     recipe = tmp_path / "life.yaml"
     stages = {
@@ -28,8 +29,14 @@ def start_toys(tmp_path, launcher="", rows=2, **config):
         "two": {"command": "toy", "config": {"source": "@one"}},
     }
     recipe.write_text(json.dumps({"stages": stages}))
-    command = [sys.executable, "-m", "tests.launch.toy_run", str(recipe), "--output_dir", str(tmp_path / "out")]
-    return start(command, tmp_path / "out" / "one" / "metrics.jsonl", rows), command
+    return recipe
+
+
+def start_toys(tmp_path, launcher="", **config):
+    """Such a lifecycle, its first toy at work."""
+    recipe = save_toys(tmp_path, launcher, **config)
+    command = ["tests.commands:toys", [recipe, "--output_dir", tmp_path / "out"]]
+    return start_command(*command, tmp_path / "out" / "one" / "metrics.jsonl", 2), command
 
 
 @pytest.mark.parametrize(
@@ -45,14 +52,22 @@ def test_a_signal_stops_the_stages_that_run_and_the_same_command_resumes(tmp_pat
     assert "stopped after step" in said and "stopped as asked" in said and "[2/2]" not in said
     assert "Traceback" not in said
     if number == signal.SIGTERM or group:
-        again = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=100)
+        again = run_command(command[0], *command[1])
         assert again.returncode == 0, again.stderr
         assert "resuming after step" in again.stderr and "two: done in" in again.stderr
         assert again.stderr.count("done in") == 2  # the stages leave it to the lifecycle
 
 
 def test_an_interrupt_while_the_libraries_are_imported_is_no_traceback(tmp_path):
-    process, _ = start_toys(tmp_path, rows=0)
+    command = [
+        sys.executable,
+        "-m",
+        "tests.launch.toy_run",
+        str(save_toys(tmp_path)),
+        "--output_dir",
+        str(tmp_path / "out"),
+    ]
+    process = start(command, tmp_path / "none", 0)
     assert "one: alignkit toy" in process.stderr.readline()  # the server is being started
     os.killpg(process.pid, signal.SIGINT)
     said = last_words(process)
