@@ -1,4 +1,4 @@
-"""Log-probabilities and entropies of a micro-batch: from the whole logits against a chunk at a time, time and memory.
+"""Log-probabilities and entropies of a micro-batch: from the whole logits against a block at a time, time and memory.
 
 python -m benchmarks.ppo_logprobs    (about two minutes on two cores; writes benchmarks/results/ppo_logprobs.json)
 
@@ -17,7 +17,7 @@ import time
 import torch
 from torch import Tensor
 
-from alignment.ppo.logprobs import LOGITS_PER_CHUNK, linear_logprobs
+from alignment.ppo.logprobs import LOGITS_PER_BLOCK, linear_logprobs
 from benchmarks.common import RESULTS, about
 from launch.files import write_json
 
@@ -34,7 +34,7 @@ def from_whole_logits(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -
 
 
 def from_chunks(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
-    return linear_logprobs(hidden_ND, weight_VD, None, targets_N, TEMPERATURE, LOGITS_PER_CHUNK)
+    return linear_logprobs(hidden_ND, weight_VD, None, targets_N, TEMPERATURE, LOGITS_PER_BLOCK["cpu"])
 
 
 METHODS = {"whole": from_whole_logits, "chunked": from_chunks}
@@ -106,7 +106,7 @@ def main() -> None:
                 figures["peak_mb"] = round(peak_mb(method, what, vocabulary), 1)
             results[f"V={vocabulary} {what}"] = timed
             print(vocabulary, what, timed, flush=True)
-    shape = {"tokens": TOKENS, "width": WIDTH, "logits_per_chunk": LOGITS_PER_CHUNK, "threads": 2}
+    shape = {"tokens": TOKENS, "width": WIDTH, "logits_per_block": LOGITS_PER_BLOCK["cpu"], "threads": 2}
     write_json(
         RESULTS / "ppo_logprobs.json",
         {

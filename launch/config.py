@@ -233,9 +233,13 @@ def check_value(value: Any, hint: Any, key: str, where: str) -> Any:
     raise UserError(f"{where}: {key}: {value!r} is not {_type_name(hint)}; give {_type_name(hint)}")
 
 
-@functools.cache
 def field_types(cls: Any) -> dict[str, Any]:
     """Field name -> resolved type of a config dataclass."""
+    return _resolve_fields(cls)
+
+
+@functools.cache
+def _resolve_fields(cls: Any) -> dict[str, Any]:
     hints = typing.get_type_hints(cls)
     return {f.name: hints[f.name] for f in dataclasses.fields(cls)}
 

@@ -55,9 +55,13 @@ Share = Annotated[float, Range(0, 1)]
 ShareBelowOne = Annotated[float, Range(0, 1, below=True)]
 
 
-@functools.cache
 def ranges_of(cls: Any) -> dict[str, Range]:
     """Field name -> range of the fields of a config class that declare one, `X | None` included."""
+    return _find_ranges(cls)
+
+
+@functools.cache
+def _find_ranges(cls: Any) -> dict[str, Range]:
     found = {}
     for name, hint in typing.get_type_hints(cls, include_extras=True).items():
         for option in (hint, *typing.get_args(hint)):

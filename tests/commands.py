@@ -5,6 +5,7 @@ It is a process of its own, in a session of its own, with its own output, enviro
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import multiprocessing
 import os
@@ -139,7 +140,8 @@ def _fork_python(path: Any, args: Sequence[Any], passfds: Sequence[int]) -> int:
             if callable(signal.getsignal(number)):
                 signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
         multiprocessing.process._parent_process = None
-        exec(args[-1], {"__name__": "__main__"})
+        with contextlib.suppress(SystemExit):
+            exec(args[-1], {"__name__": "__main__"})
         os._exit(0)
     except BaseException:
         traceback.print_exc()

@@ -1,10 +1,12 @@
-"""Log-probabilities and entropies from hidden states, a chunk of tokens at a time.
+"""Log-probabilities and entropies from hidden states, a block of the vocabulary at a time.
 
 The logits of a micro-batch, batch x time x vocabulary, are the largest tensors of PPO on a small model: the softmax, its
-gradient and their copies each have that size. Here no tensor larger than `LOGITS_PER_CHUNK` logits (or the head's own
-weight) is made, forward or backward, and padding is not computed.
+gradient and their copies each have that size. Here no tensor larger than `LOGITS_PER_BLOCK` (or the head's own weight) is
+made, forward or backward, and padding is not computed. The softmax is put together from blocks by their running maximum and
+sums (Milakov and Gimelshein 2018, arXiv 1805.02867). Cut along the vocabulary and not along the tokens, since a block's part
+of the weight's gradient is then written once, not the whole of it added to by every chunk of tokens.
 
-Shapes: B sequences, S tokens of a row, T response tokens; N tokens, C tokens of a chunk, D width, V vocabulary.
+Shapes: B sequences, S tokens of a row, T response tokens; N tokens, C tokens of a chunk, D width, V vocabulary, v a block of it.
 """
 
 from __future__ import annotations
@@ -17,7 +19,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
-LOGITS_PER_CHUNK = 2**22  # 16 MB in fp32
+LOGITS_PER_BLOCK = {"cpu": 2**20}
+"""Logits that are held at once: 4 MB in fp32 on a CPU, where a dozen passes over them then stay in its caches."""
+LOGITS_ELSEWHERE = 2**22
+TOKENS_PER_CHUNK = 2048
 
 
 class LogprobHead(nn.Linear):
@@ -34,7 +39,8 @@ class LogprobHead(nn.Linear):
         """Logits of `hidden` (any shape, D) without targets; with them `linear_logprobs` of hidden (N, D)."""
         if targets_N is None:
             return super().forward(hidden)
-        return linear_logprobs(hidden, self.weight, self.bias, targets_N, temperature, LOGITS_PER_CHUNK)
+        budget = LOGITS_PER_BLOCK.get(hidden.device.type, LOGITS_ELSEWHERE)
+        return linear_logprobs(hidden, self.weight, self.bias, targets_N, temperature, budget)
 
 
 def give_logprob_head(model: PreTrainedModel) -> bool:
@@ -58,31 +64,40 @@ def linear_logprobs(
     bias_V: Tensor | None,
     targets_N: Tensor,
     temperature: float,
-    logits_per_chunk: int,
+    logits_per_block: int,
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each target and entropy, in nats, under softmax((hidden @ weight' + bias) / temperature): (N,) both.
 
     Differentiable once in hidden, weight and bias, through both results; the entropy's gradient costs nothing when it
-    is not asked for. Matrix products run in autocast's type, or else the weight's; all else, and sums over chunks, in
+    is not asked for. Matrix products run in autocast's type, or else the weight's; all else, and sums over blocks, in
     float32 (float64 for float64).
     """
     device = hidden_ND.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight_VD.dtype
-    chunks = chunk_slices(len(hidden_ND), weight_VD.shape[0], logits_per_chunk)
+    cuts = cut_logits(len(hidden_ND), weight_VD.shape[0], logits_per_block)
     with torch.autocast(device, enabled=False):
-        return _LinearLogprobs.apply(hidden_ND, weight_VD, bias_V, targets_N, temperature, chunks, dtype)
+        return _LinearLogprobs.apply(hidden_ND, weight_VD, bias_V, targets_N, temperature, cuts, dtype)
 
 
-def chunk_slices(tokens: int, vocabulary: int, logits_per_chunk: int) -> list[slice]:
-    """Slices of `tokens`, of about equal size: each has at most `logits_per_chunk` logits, but at least one token."""
-    most = max(1, logits_per_chunk // vocabulary)
-    count = -(-tokens // most)
-    bounds = [tokens * i // count for i in range(count + 1)] if count else []
+Cuts = list[tuple[slice, list[slice]]]
+"""Chunks of the tokens, and for each the blocks of the vocabulary."""
+
+
+def cut_logits(tokens: int, vocabulary: int, logits_per_block: int) -> Cuts:
+    """Chunks of `TOKENS_PER_CHUNK` tokens (fewer where a single column of logits is over the budget), and their blocks."""
+    chunks = equal_slices(tokens, min(TOKENS_PER_CHUNK, logits_per_block))
+    return [(rows, equal_slices(vocabulary, logits_per_block // (rows.stop - rows.start))) for rows in chunks]
+
+
+def equal_slices(count: int, most: int) -> list[slice]:
+    """As few slices of 0..count as have at most `most` items each, of about equal size."""
+    parts = -(-count // max(1, most))
+    bounds = [count * i // parts for i in range(parts + 1)] if parts else []
     return [slice(start, stop) for start, stop in itertools.pairwise(bounds)]
 
 
 class _LinearLogprobs(torch.autograd.Function):
-    """Keeps the log-softmax for the backward pass where it is one chunk, and computes it again where they are several.
+    """Keeps the log-softmax for the backward pass where it is one block, and computes it again where they are several.
 
     The gradient cannot be made in the forward pass, as fused cross-entropy kernels make it: each token's is scaled by a
     factor (advantage, ratio, clip) that is known only afterwards.
@@ -96,22 +111,23 @@ class _LinearLogprobs(torch.autograd.Function):
         bias_V: Tensor | None,
         targets_N: Tensor,
         temperature: float,
-        chunks: list[slice],
+        cuts: Cuts,
         dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
-        ctx.temperature, ctx.chunks, ctx.dtype = temperature, chunks, dtype
+        ctx.temperature, ctx.cuts, ctx.dtype, kept_CV = temperature, cuts, dtype, None
         logprobs_N, normaliser_N, entropy_N = (hidden_ND.new_empty(len(hidden_ND), dtype=wide(dtype)) for _ in range(3))
-        cast_VD, kept_CV = weight_VD.to(dtype), None
-        for part in chunks:
-            logits_CV = chunk_logits(hidden_ND[part], cast_VD, bias_V, temperature)
-            log_p_CV = torch.log_softmax(logits_CV, -1)
-            target_C1 = targets_N[part, None]
-            logprobs_N[part] = log_p_CV.gather(-1, target_C1)[:, 0]
-            normaliser_N[part] = logits_CV.gather(-1, target_C1)[:, 0] - logprobs_N[part]
-            entropy_N[part] = -torch.exp(log_p_CV, out=logits_CV).mul_(log_p_CV).sum(-1)
-            kept_CV = log_p_CV if len(chunks) == 1 else None
-            del logits_CV, log_p_CV  # else they live on while the next chunk's are made
+        for rows, blocks in cuts:
+            hidden_CD, targets_C = hidden_ND[rows].to(dtype), targets_N[rows]
+            if len(cuts) == len(blocks) == 1:
+                logits_CV = block_logits(hidden_CD, weight_VD, bias_V, blocks[0], temperature)
+                *results, kept_CV = softmax_at_once(logits_CV, targets_C)
+            else:
+                softmax = RunningSoftmax(targets_C, wide(dtype))
+                for block in blocks:
+                    softmax.add(block_logits(hidden_CD, weight_VD, bias_V, block, temperature), block)
+                results = list(softmax.results())
+            logprobs_N[rows], normaliser_N[rows], entropy_N[rows] = results
         ctx.save_for_backward(hidden_ND, weight_VD, bias_V, targets_N, normaliser_N, entropy_N, kept_CV)
         return logprobs_N, entropy_N
 
@@ -121,19 +137,66 @@ class _LinearLogprobs(torch.autograd.Function):
         hidden_ND, weight_VD, bias_V, targets_N, normaliser_N, entropy_N, kept_CV = ctx.saved_tensors
         inputs = zip((hidden_ND, weight_VD, bias_V), ctx.needs_input_grad[:3], strict=True)
         grads = [torch.zeros_like(x, dtype=wide(ctx.dtype)) if needed else None for x, needed in inputs]
-        cast_VD = weight_VD.to(ctx.dtype)
         with torch.autocast(hidden_ND.device.type, enabled=False):
-            for part in ctx.chunks:
-                log_p_CV = kept_CV
-                if log_p_CV is None:
-                    log_p_CV = chunk_logits(hidden_ND[part], cast_VD, bias_V, ctx.temperature)
-                    log_p_CV -= normaliser_N[part, None]
-                slopes = (None if x is None else x[part] / ctx.temperature for x in (slope_N, entropy_slope_N))
-                slope_CV = logit_slopes(log_p_CV, targets_N[part], entropy_N[part], *slopes)
-                add_head_gradients(grads, part, slope_CV, hidden_ND, cast_VD)
-                del log_p_CV, slope_CV
+            for rows, blocks in ctx.cuts:
+                hidden_CD = hidden_ND[rows].to(ctx.dtype)
+                slopes = [None if x is None else x[rows] / ctx.temperature for x in (slope_N, entropy_slope_N)]
+                for block in blocks:
+                    log_p_Cv = kept_CV
+                    if log_p_Cv is None:
+                        log_p_Cv = block_logits(hidden_CD, weight_VD, bias_V, block, ctx.temperature)
+                        log_p_Cv -= normaliser_N[rows, None]
+                    slope_Cv = logit_slopes(log_p_Cv, targets_N[rows], block, entropy_N[rows], *slopes)
+                    add_head_gradients(grads, rows, block, slope_Cv, hidden_CD, weight_VD)
+                    del log_p_Cv, slope_Cv  # else they live on while the next block's are made
         typed = (g if g is None else g.to(x.dtype) for g, x in zip(grads, (hidden_ND, weight_VD, bias_V), strict=True))
         return *typed, None, None, None, None
+
+
+def softmax_at_once(logits_CV: Tensor, targets_C: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What `RunningSoftmax.results` gives, of logits in one block, which are spoilt; and the log-softmax."""
+    log_p_CV, target_C1 = torch.log_softmax(logits_CV, -1), targets_C[:, None]
+    logprobs_C = log_p_CV.gather(-1, target_C1)[:, 0]
+    normaliser_C = logits_CV.gather(-1, target_C1)[:, 0] - logprobs_C
+    entropy_C = -torch.exp(log_p_CV, out=logits_CV).mul_(log_p_CV).sum(-1)
+    return logprobs_C, normaliser_C, entropy_C, log_p_CV
+
+
+class RunningSoftmax:
+    """Of C rows of logits that come a block at a time: the largest so far, and relative to it sums of exp(l) and exp(l) l."""
+
+    def __init__(self, targets_C: Tensor, dtype: torch.dtype) -> None:
+        self.targets_C = targets_C
+        self.target_C, self.sum_C, self.weighted_C = (
+            torch.zeros(len(targets_C), dtype=dtype, device=targets_C.device) for _ in range(3)
+        )
+        self.most_C = torch.full_like(self.sum_C, torch.finfo(dtype).min)
+
+    def add(self, logits_Cv: Tensor, block: slice) -> None:
+        """Take in the logits of a block, which are spoilt."""
+        place_C1, inside_C = place_in(block, self.targets_C)
+        self.target_C = torch.where(inside_C, logits_Cv.gather(-1, place_C1)[:, 0], self.target_C)
+        most_C = torch.maximum(self.most_C, logits_Cv.amax(-1))
+        drop_C = self.most_C - most_C
+        self.weighted_C += drop_C * self.sum_C
+        shrink_C = drop_C.exp_()
+        gaps_Cv = logits_Cv.sub_(most_C[:, None])
+        p_Cv = gaps_Cv.exp()
+        self.sum_C = self.sum_C * shrink_C + p_Cv.sum(-1)
+        self.weighted_C = self.weighted_C * shrink_C + p_Cv.mul_(gaps_Cv).sum(-1)
+        self.most_C = most_C
+
+    def results(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-probability of the targets, log of the sum of exp(logits), entropy: (C,) each."""
+        log_sum_C = self.sum_C.log()
+        logprobs_C = self.target_C - self.most_C - log_sum_C
+        return logprobs_C, self.most_C + log_sum_C, log_sum_C - self.weighted_C / self.sum_C
+
+
+def place_in(block: slice, targets_C: Tensor) -> tuple[Tensor, Tensor]:
+    """The targets' columns in a block of the vocabulary (C, 1), anything for those that are not in it; and which are (C,)."""
+    inside_C = (targets_C >= block.start) & (targets_C < block.stop)
+    return (targets_C - block.start).clamp_(0, block.stop - block.start - 1)[:, None], inside_C
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
@@ -141,44 +204,51 @@ def wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def chunk_logits(hidden_CD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, temperature: float) -> Tensor:
-    """Logits over the temperature, (C, V), from a product in the weight's type: a new tensor in float32 or float64."""
-    logits_CV = (hidden_CD.to(weight_VD.dtype) @ weight_VD.t()).to(wide(weight_VD.dtype))
+def block_logits(
+    hidden_CD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, block: slice, temperature: float
+) -> Tensor:
+    """Logits of a block over the temperature, (C, v), from a product in the hidden states' type: new, in float32 or float64."""
+    logits_Cv = (hidden_CD @ weight_VD[block].to(hidden_CD.dtype).t()).to(wide(hidden_CD.dtype))
     if bias_V is not None:
-        logits_CV += bias_V
-    return logits_CV if temperature == 1 else logits_CV.div_(temperature)
+        logits_Cv += bias_V[block]
+    return logits_Cv if temperature == 1 else logits_Cv.div_(temperature)
 
 
 def logit_slopes(
-    log_p_CV: Tensor, targets_C: Tensor, entropy_C: Tensor, slope_C: Tensor | None, entropy_slope_C: Tensor | None
+    log_p_Cv: Tensor,
+    targets_C: Tensor,
+    block: slice,
+    entropy_C: Tensor,
+    slope_C: Tensor | None,
+    entropy_slope_C: Tensor | None,
 ) -> Tensor:
-    """Gradient in the logits, (C, V), given those in log-probability and entropy (None where there is none).
+    """Gradient in a block's logits, (C, v), given those in log-probability and entropy (None where there is none).
 
     d logprob / d logits = onehot - p;  d entropy / d logits = -p (log p + entropy).
     """
-    slope_CV = log_p_CV.exp()
+    slope_Cv = log_p_Cv.exp()
     factor: Tensor = 0 if slope_C is None else -slope_C[:, None]  # type: ignore[assignment]
     if entropy_slope_C is not None:
-        factor = factor - entropy_slope_C[:, None] * (log_p_CV + entropy_C[:, None])
-    slope_CV *= factor
+        factor = factor - entropy_slope_C[:, None] * (log_p_Cv + entropy_C[:, None])
+    slope_Cv *= factor
     if slope_C is not None:
-        slope_CV.scatter_add_(-1, targets_C[:, None], slope_C[:, None])
-    return slope_CV
+        place_C1, inside_C = place_in(block, targets_C)
+        slope_Cv.scatter_add_(-1, place_C1, (slope_C * inside_C)[:, None])
+    return slope_Cv
 
 
 def add_head_gradients(
-    grads: list[Tensor | None], part: slice, slope_CV: Tensor, hidden_ND: Tensor, weight_VD: Tensor
+    grads: list[Tensor | None], rows: slice, block: slice, slope_Cv: Tensor, hidden_CD: Tensor, weight_VD: Tensor
 ) -> None:
-    """Add what a chunk's logit gradients give to those of hidden (N, D), weight (V, D) and bias (V,), where not None."""
+    """Add what a block's logit gradients give to those of hidden (N, D), weight (V, D) and bias (V,), where not None.
+
+    In float32 whatever the products' type: a sum in bf16 would lose what is small.
+    """
     grad_ND, grad_VD, grad_V = grads
-    narrow_CV = slope_CV.to(weight_VD.dtype)
+    narrow_Cv = slope_Cv.to(hidden_CD.dtype)
     if grad_ND is not None:
-        grad_ND[part] = narrow_CV @ weight_VD
+        grad_ND[rows] += narrow_Cv @ weight_VD[block].to(hidden_CD.dtype)
     if grad_VD is not None:
-        hidden_CD = hidden_ND[part].to(weight_VD.dtype)
-        if narrow_CV.dtype == grad_VD.dtype:
-            grad_VD.addmm_(narrow_CV.t(), hidden_CD)
-        else:  # a sum over chunks in bf16 would lose what is small
-            grad_VD += narrow_CV.t() @ hidden_CD
+        grad_VD[block] += narrow_Cv.t() @ hidden_CD
     if grad_V is not None:
-        grad_V += slope_CV.sum(0)
+        grad_V[block] += slope_Cv.sum(0)

@@ -1,4 +1,4 @@
-"""Chunked log-probabilities: the naive ones, their gradients, and no tensor of batch x time x vocabulary."""
+"""Log-probabilities by blocks of the vocabulary: the naive ones, their gradients, and no tensor of batch x time x vocabulary."""
 
 import weakref
 
@@ -23,7 +23,8 @@ from transformers import (
 
 from alignment.generation import LocalEngine, Sampling
 from alignment.generation.weights import is_supported
-from alignment.ppo.logprobs import LogprobHead, chunk_slices, give_logprob_head, linear_logprobs
+from alignment.ppo import logprobs as module
+from alignment.ppo.logprobs import LogprobHead, cut_logits, give_logprob_head, linear_logprobs
 from alignment.ppo.modules import response_logprobs
 from tests.support import save_policy, tiny_config
 
@@ -44,29 +45,29 @@ def make_case(n=13, d=8, v=31, dtype=torch.float32, seed=0, bias=True):
     return draw(n, d), draw(v, d), draw(v) if bias else None, targets
 
 
-CHUNKS = [31, 100, 10**6]  # one token at a time, three, all at once
+BUDGETS = [5, 31, 100, 10**6]  # of 13 tokens and 31 columns: 5 by 1, 13 by 2, 13 by 7, all at once
 
 
-@pytest.mark.parametrize("chunk", CHUNKS)
+@pytest.mark.parametrize("budget", BUDGETS)
 @pytest.mark.parametrize("bias", [True, False])
-def test_gradients_against_finite_differences(chunk, bias):
+def test_gradients_against_finite_differences(budget, bias):
     hidden, weight, offset, targets = make_case(n=5, d=3, dtype=torch.float64, bias=bias)
     inputs = (hidden, weight, offset) if bias else (hidden, weight)
     for keep in (slice(None), slice(0, 1), slice(1, 2)):  # both results, log-probabilities alone, entropies alone
 
         def results(hidden, weight, offset=None):
-            return linear_logprobs(hidden, weight, offset, targets, 0.7, chunk)[keep]
+            return linear_logprobs(hidden, weight, offset, targets, 0.7, budget)[keep]
 
         assert torch.autograd.gradcheck(results, inputs)
 
 
-@pytest.mark.parametrize("chunk", CHUNKS)
+@pytest.mark.parametrize("budget", BUDGETS)
 @pytest.mark.parametrize("entropy_coef", [0.0, 0.3])
-def test_values_and_gradients_are_the_naive_ones(chunk, entropy_coef):
+def test_values_and_gradients_are_the_naive_ones(budget, entropy_coef):
     case = make_case()
     slopes = torch.linspace(-1, 2, 13)
     found, grads = [], []
-    for function in (naive, lambda *a: linear_logprobs(*a, chunk)):
+    for function in (naive, lambda *a: linear_logprobs(*a, budget)):
         logprobs, entropy = function(*case, 0.7)
         loss = (logprobs * slopes).sum() - entropy_coef * entropy.sum() if entropy_coef else (logprobs * slopes).sum()
         found.append((logprobs.detach(), entropy.detach()))
@@ -76,23 +77,30 @@ def test_values_and_gradients_are_the_naive_ones(chunk, entropy_coef):
 
 
 @settings(max_examples=30, deadline=None)
-@given(seed=st.integers(0, 1000), n=st.integers(1, 20), chunk=st.integers(1, 700), temperature=st.floats(0.2, 3))
-def test_the_cut_does_not_matter(seed, n, chunk, temperature):
+@given(seed=st.integers(0, 1000), n=st.integers(1, 20), budget=st.integers(1, 700), temperature=st.floats(0.2, 3))
+def test_the_cut_does_not_matter(seed, n, budget, temperature):
     case = make_case(n=n, dtype=torch.float64, seed=seed)
-    whole, cut = naive(*case, temperature), linear_logprobs(*case, temperature, chunk)
+    whole, cut = naive(*case, temperature), linear_logprobs(*case, temperature, budget)
     torch.testing.assert_close(cut, whole, atol=1e-12, rtol=1e-10)
     a, b = (torch.autograd.grad(x[0].sum() + 2 * x[1].sum(), case[:3]) for x in (whole, cut))
     torch.testing.assert_close(a, b, atol=1e-11, rtol=1e-9)
 
 
 @settings(max_examples=100, deadline=None)
-@given(tokens=st.integers(0, 300), vocabulary=st.integers(1, 50), budget=st.integers(1, 400))
-def test_chunks_cover_every_token_once_within_the_budget(tokens, vocabulary, budget):
-    chunks = chunk_slices(tokens, vocabulary, budget)
-    assert [i for c in chunks for i in range(c.start, c.stop)] == list(range(tokens))
-    sizes = [c.stop - c.start for c in chunks]
-    assert all(size >= 1 and (size == 1 or size * vocabulary <= budget) for size in sizes)
-    assert not sizes or max(sizes) - min(sizes) <= 1
+@given(tokens=st.integers(0, 300), vocabulary=st.integers(1, 50), budget=st.integers(1, 400), most=st.integers(1, 90))
+def test_every_logit_is_in_one_block_within_the_budget(tokens, vocabulary, budget, most):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "TOKENS_PER_CHUNK", most)
+        cuts = cut_logits(tokens, vocabulary, budget)
+    seen = torch.zeros(tokens, vocabulary)
+    for rows, blocks in cuts:
+        assert rows.stop - rows.start <= most
+        for block in blocks:
+            seen[rows, block] += 1
+            assert seen[rows, block].numel() <= budget
+        sizes = [block.stop - block.start for block in blocks]
+        assert max(sizes) - min(sizes) <= 1
+    assert (seen == 1).all()
 
 
 def test_far_logits_do_not_overflow():
@@ -118,20 +126,20 @@ def test_frozen_weights_and_no_grad():
 def test_backward_twice_gives_the_same():
     """What is kept for the backward pass is not spoilt by it."""
     hidden, weight, bias, targets = make_case()
-    for chunk in CHUNKS:
-        loss = linear_logprobs(hidden, weight, bias, targets, 0.7, chunk)[0].sum()
+    for budget in BUDGETS:
+        loss = linear_logprobs(hidden, weight, bias, targets, 0.7, budget)[0].sum()
         first = torch.autograd.grad(loss, (hidden, weight), retain_graph=True)
         assert all(torch.equal(a, b) for a, b in zip(first, torch.autograd.grad(loss, (hidden, weight)), strict=True))
 
 
-@pytest.mark.parametrize("chunk", CHUNKS)
-def test_autocast_runs_products_in_bf16_and_softmax_in_fp32(chunk):
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_autocast_runs_products_in_bf16_and_softmax_in_fp32(budget):
     hidden, weight, bias, targets = make_case(n=50, d=64, v=97)
     loss = lambda pair: pair[0].sum() - 0.1 * pair[1].sum()  # noqa: E731
     exact = torch.autograd.grad(loss(naive(hidden, weight, bias, targets, 0.7)), (hidden, weight, bias))
     with torch.autocast("cpu", torch.bfloat16):
         theirs = naive(hidden, weight, bias, targets, 0.7)
-        ours = linear_logprobs(hidden, weight, bias, targets, 0.7, chunk * 97)
+        ours = linear_logprobs(hidden, weight, bias, targets, 0.7, budget * 97)
     assert ours[0].dtype == ours[1].dtype == torch.float32
     rounded = [x.detach().bfloat16().float() for x in (hidden, weight)]
     products = (rounded[0] @ rounded[1].t()).bfloat16().float()  # what a bf16 product gives
@@ -166,11 +174,11 @@ def test_no_tensor_of_all_logits_is_made_forward_or_backward():
             logprobs, entropy = function(hidden, weight, bias, targets, 0.7)
             (logprobs.sum() + entropy.sum()).backward()
         largest[name] = seen.numel
-    assert largest == {"naive": n * v, "chunked": v * d}  # the weight and its gradient are larger than a chunk
+    assert largest == {"naive": n * v, "chunked": v * d}  # the weight and its gradient are larger than a block
 
 
-class LiveChunks(TorchDispatchMode):
-    """Counts the tensors of the size of a chunk that are alive together."""
+class LiveBlocks(TorchDispatchMode):
+    """Counts the tensors of the size of a block that are alive together."""
 
     def __init__(self, numel):
         super().__init__()
@@ -184,11 +192,11 @@ class LiveChunks(TorchDispatchMode):
         return out
 
 
-def test_few_chunks_are_alive_at_once():
-    hidden, weight, _, targets = make_case(96, 16, 500)
-    with LiveChunks(4000) as forward:
+def test_few_blocks_are_alive_at_once():
+    hidden, weight, _, targets = make_case(80, 16, 500)  # ten blocks of 80 tokens by 50 columns
+    with LiveBlocks(4000) as forward:
         logprobs, entropy = linear_logprobs(hidden, weight, None, targets, 0.7, 4000)
-    with LiveChunks(4000) as backward:
+    with LiveBlocks(4000) as backward:
         (logprobs.sum() + entropy.sum()).backward()
     assert (forward.most, backward.most) == (2, 4)
 

@@ -29,6 +29,7 @@ from launch.config import load_config
 from launch.errors import UserError
 from launch.exchange import Backoff, Endpoint
 from tests.alignment.reward_support import COMPLETIONS, FINISHED, PROMPTS, episodes
+from tests.commands import ForkedCommand
 from tests.support import environment, free_port, tiny_config, word_tokenizer
 
 
@@ -393,17 +394,18 @@ def test_a_real_service_answers_ends_on_sigterm_and_the_run_goes_on_with_the_nex
         result = {}
         waiting = threading.Thread(target=lambda: result.update(scores=source.score(episodes())), daemon=True)
         waiting.start()
-        second, _ = start(folder, "--port", str(port))
+        second = ForkedCommand("launch.cli:run_command", ["reward", "serve", "--model", folder, "--port", port], folder)
         waiting.join(60)
         assert result["scores"].total_B.tolist() == expected
         assert "has not answered since" in lines[0] and "answers again" in lines[-1] and beats
-        second.terminate()
-        assert second.wait(60) == 0
+        second.send_signal(signal.SIGTERM)
+        said = second.communicate(60)
+        assert second.returncode == 0 and "ending as asked" in said[0], said
     finally:
-        for started in (process, second):
-            if started is not None:
-                started.kill()
-                started.communicate()
+        process.kill()
+        process.communicate()
+        if second is not None:
+            second.kill()
 
 
 def test_requests_under_way_are_answered_before_the_end(folder, judge, monkeypatch):

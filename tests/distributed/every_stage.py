@@ -58,9 +58,10 @@ def cut(folder: Path, runtime: Runtime) -> None:
 
 def save_inputs(root: Path) -> Path:
     """Models and data that the stages start from."""
-    save_policy(root / "policy")
-    save_policy(root / "other", seed=2)
-    save_reward(root / "reward")
+    small = {"num_hidden_layers": 1}  # ZeRO-3 does much for each module; test_ppo_distributed.py has two layers
+    save_policy(root / "policy", **small)
+    save_policy(root / "other", seed=2, **small)
+    save_reward(root / "reward", **small)
     save_prompts(root / "prompts.jsonl")
     save_pairs(root / "pairs.jsonl", 14)
     save_preferences(root / "preferences.jsonl", 14)
