@@ -27,6 +27,7 @@ from transformers import (
 
 from evaluation.adapters import HEAD, is_adapter, merge, read_adapter
 from evaluation.scoring import check_reward_model
+from launch.attention import take_float32_for_short_rows
 from launch.errors import UserError, nearest, reason_of
 from launch.files import is_empty_folder, read_json
 from launch.zero import plain_weights
@@ -102,6 +103,7 @@ def _load(name: str, auto: Any, **options: Any) -> tuple[PreTrainedModel, set[st
 
     What transformers reports of heads, which another kind of model has or lacks, is left out: whoever asks judges that.
     """
+    take_float32_for_short_rows()
     logger = logging.getLogger("transformers.modeling_utils")
     reports: list[logging.LogRecord] = []
 

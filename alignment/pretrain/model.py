@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
 from alignment.pretrain.dial import Shape
+from launch.attention import take_float32_for_short_rows
 from launch.seeding import torch_generator
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ def build_model(shape: Shape, rope_theta: float, tokenizer: PreTrainedTokenizerB
         dtype=torch.float32,
         **special,
     )
+    take_float32_for_short_rows()
     model = Qwen3ForCausalLM(config)
     model.generation_config = GenerationConfig(**special)
     initialise(model, seed)
