@@ -1,10 +1,10 @@
 """Log-probabilities and entropies from hidden states, a block of the vocabulary at a time.
 
 The logits of a micro-batch, batch x time x vocabulary, are the largest tensors of PPO on a small model: the softmax, its
-gradient and their copies each have that size. Here no tensor larger than `LOGITS_PER_BLOCK` (or the head's own weight) is
+gradient and their copies each have that size. Here no tensor of more logits than a block has (or larger than the head's own weight) is
 made, forward or backward, and padding is not computed. The softmax is put together from blocks by their running maximum and
 sums (Milakov and Gimelshein 2018, arXiv 1805.02867). Cut along the vocabulary and not along the tokens, since a block's part
-of the weight's gradient is then written once, not the whole of it added to by every chunk of tokens.
+of the weight's gradient is then written once for `TOKENS_PER_CHUNK` tokens, not the whole of it added to by each small chunk.
 
 Shapes: B sequences, S tokens of a row, T response tokens; N tokens, C tokens of a chunk, D width, V vocabulary, v a block of it.
 """
@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
-LOGITS_PER_BLOCK = {"cpu": 2**20}
-"""Logits that are held at once: 4 MB in fp32 on a CPU, where a dozen passes over them then stay in its caches."""
+LOGITS_PER_BLOCK = {"cpu": 2**21}
+"""Logits that are held at once: 8 MB in fp32 on a CPU, where a dozen passes over them then stay in its caches."""
 LOGITS_ELSEWHERE = 2**22
 TOKENS_PER_CHUNK = 2048
 
@@ -70,8 +70,14 @@ def linear_logprobs(
 
     Differentiable once in hidden, weight and bias, through both results; the entropy's gradient costs nothing when it
     is not asked for. Matrix products run in autocast's type, or else the weight's; all else, and sums over blocks, in
-    float32 (float64 for float64).
+    float32 (float64 for float64). ValueError for a weight without rows, as ZeRO-3 leaves it outside of its module's
+    call; IndexError for a target that is no token (on a GPU NaN, where there are several blocks).
     """
+    if not len(weight_VD):
+        raise ValueError("the head's weight has no rows: call the head as a module, which gathers it")
+    # not on a GPU, which would be waited for
+    if targets_N.device.type == "cpu" and ((targets_N < 0) | (targets_N >= len(weight_VD))).any():
+        raise IndexError(f"targets_N: out of bounds for {len(weight_VD)} tokens")
     device = hidden_ND.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight_VD.dtype
     cuts = cut_logits(len(hidden_ND), weight_VD.shape[0], logits_per_block)
@@ -170,6 +176,7 @@ class RunningSoftmax:
         self.target_C, self.sum_C, self.weighted_C = (
             torch.zeros(len(targets_C), dtype=dtype, device=targets_C.device) for _ in range(3)
         )
+        self.target_C.fill_(torch.nan)  # stays where the target is no token
         self.most_C = torch.full_like(self.sum_C, torch.finfo(dtype).min)
 
     def add(self, logits_Cv: Tensor, block: slice) -> None:

@@ -83,7 +83,7 @@ def response_logprobs(
 ) -> tuple[Tensor, Tensor]:
     """Log-probability and entropy, in nats, of each response token under softmax(logits / temperature): (N,) each.
 
-    The head runs at the response's positions alone, in chunks. Models whose logits are more than a linear head pay
+    The head runs at the response's positions alone, in blocks of the vocabulary. Models whose logits are more than a linear head pay
     the full (b, S, V).
     """
     return read_response(policy, tokens_bS, before_N, targets_N, temperature, with_hidden=False)[1:]

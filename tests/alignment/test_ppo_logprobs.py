@@ -112,6 +112,20 @@ def test_far_logits_do_not_overflow():
     assert hidden.grad.isfinite().all()
 
 
+def test_a_weight_that_was_not_gathered_is_an_error():
+    hidden, weight, _, targets = make_case()
+    with pytest.raises(ValueError, match="has no rows"):
+        linear_logprobs(hidden, weight[:0], None, targets, 1.0, 100)
+
+
+@pytest.mark.parametrize("budget", [5, 10**6])
+def test_a_target_outside_of_the_vocabulary_is_an_error(budget):
+    hidden, weight, _, _ = make_case(n=2)
+    for wrong in (-100, 31):
+        with pytest.raises(IndexError, match="out of bounds for 31 tokens"):
+            linear_logprobs(hidden, weight, None, torch.tensor([3, wrong]), 1.0, budget)
+
+
 def test_frozen_weights_and_no_grad():
     hidden, weight, bias, targets = make_case()
     frozen = linear_logprobs(hidden, weight.detach(), bias.detach(), targets, 1.0, 100)

@@ -35,7 +35,7 @@ def files_of(folder):
 
 @pytest.mark.parametrize(("ahead", "updates"), [(0, 8), (1, UPDATES)])
 def test_every_step_boundary_of_a_run(make, runtime, tmp_path, ahead, updates):
-    """From each of its 30 checkpoints a fresh trainer makes the next update: its checkpoint is the same to the last byte.
+    """From each of its checkpoints a fresh trainer makes the next update: its checkpoint is the same to the last byte.
 
     Without rollouts ahead a checkpoint holds less, and nothing that it does not hold with them: 8 are enough there.
     """

@@ -1,5 +1,7 @@
 """Short rows in bf16 on a CPU attend in float32, whatever the pass; all else is PyTorch's own."""
 
+import copy
+
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -50,9 +52,10 @@ def test_by_length_and_type_alone(model, types, monkeypatch):
 
 
 @pytest.mark.parametrize("mask", [None, torch.tensor([[0] * 3 + [1] * 9, [1] * 12])])
-def test_it_is_the_attention_of_bf16_with_less_rounding(model, types, mask, monkeypatch):
+def test_it_is_as_exact_as_the_attention_in_bf16(model, types, mask, monkeypatch):
     exact = logits(model, 12, bf16=False, attention_mask=mask)
     found = logits(model, 12, attention_mask=mask)
+    assert set(types) == {torch.float32}
     monkeypatch.setattr(attention, "LONGEST", 0)
     plain = logits(model, 12, attention_mask=mask)
     assert types[-1] == torch.bfloat16
@@ -73,3 +76,11 @@ def test_gradients_reach_all_weights(model, tmp_path):
 def test_a_floating_mask(model):
     added = torch.zeros(2, 1, 12, 12, dtype=torch.bfloat16).masked_fill(~torch.ones(12, 12).tril().bool(), -1e9)
     torch.testing.assert_close(logits(model, 12, attention_mask=added), logits(model, 12), atol=0.05, rtol=0.05)
+
+
+def test_weights_in_bf16_without_autocast(model, types):
+    narrow = copy.deepcopy(model).bfloat16()
+    exact = logits(model, 12, bf16=False)
+    found = logits(narrow, 12, bf16=False)
+    assert found.dtype == torch.bfloat16 and set(types) == {torch.float32}
+    assert (found - exact).square().mean() < 0.01 * exact.square().mean()

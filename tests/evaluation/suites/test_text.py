@@ -156,7 +156,8 @@ def batched_and_alone(texts, context):
     return max(float((a - score([row])[0]).abs().max()) for a, row in zip(score(rows), rows, strict=True))
 
 
-def test_in_bf16_the_measured_deviation_is_reported(models, tmp_path, capsys):
+def test_in_bf16_the_measured_deviation_is_reported(models, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("launch.attention.LONGEST", 0)  # by the float32 kernel these short rows do not deviate at all
     texts = [f"document {n} " + "some words of text. " * (n % 7) for n in range(16)]
     (tmp_path / "held-out.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
     with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
