@@ -22,9 +22,8 @@ for module in filter(None, os.environ.pop(SERVER_MODULES, "").split(",")):
     with contextlib.suppress(Exception):  # the stage that needs it imports it again, and says what is wrong
         importlib.import_module(module)
 if "transformers" in sys.modules:
-    with contextlib.suppress(
-        Exception
-    ):  # it compiles its rules for the weights of every architecture at the first model
+    # it compiles its rules for the weights of every architecture, at the first model if not here
+    with contextlib.suppress(Exception):
         importlib.import_module("transformers.conversion_mapping").get_checkpoint_conversion_mapping("")
 # Libraries collect when a training ends: to go through a million objects that never go takes a third of a second, and in a
 # fork more, since it copies the pages that they lie in.

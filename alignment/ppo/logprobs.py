@@ -1,10 +1,11 @@
 """Log-probabilities and entropies from hidden states, a block of the vocabulary at a time.
 
 The logits of a micro-batch, batch x time x vocabulary, are the largest tensors of PPO on a small model: the softmax, its
-gradient and their copies each have that size. Here no tensor of more logits than a block has (or larger than the head's own weight) is
-made, forward or backward, and padding is not computed. The softmax is put together from blocks by their running maximum and
-sums (Milakov and Gimelshein 2018, arXiv 1805.02867). Cut along the vocabulary and not along the tokens, since a block's part
-of the weight's gradient is then written once for `TOKENS_PER_CHUNK` tokens, not the whole of it added to by each small chunk.
+gradient and their copies each have that size. Here no tensor larger than `LOGITS_PER_BLOCK` logits (or the head's own
+weight) is made, forward or backward, and padding is not computed. The softmax is put together from blocks by their running
+maximum and sums (Milakov and Gimelshein 2018, arXiv 1805.02867). Cut along the vocabulary and not along the tokens, since a
+block's part of the weight's gradient is then written once for `TOKENS_PER_CHUNK` tokens, not the whole of it added to by each
+small chunk.
 
 Shapes: B sequences, S tokens of a row, T response tokens; N tokens, C tokens of a chunk, D width, V vocabulary, v a block of it.
 """
@@ -19,9 +20,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
-LOGITS_PER_BLOCK = {"cpu": 2**21}
-"""Logits that are held at once: 8 MB in fp32 on a CPU, where a dozen passes over them then stay in its caches."""
-LOGITS_ELSEWHERE = 2**22
+LOGITS_PER_BLOCK = 2**21
+"""Logits that are held at once: 8 MB in fp32. A dozen passes over them then stay in a CPU's caches."""
 TOKENS_PER_CHUNK = 2048
 
 
@@ -39,8 +39,7 @@ class LogprobHead(nn.Linear):
         """Logits of `hidden` (any shape, D) without targets; with them `linear_logprobs` of hidden (N, D)."""
         if targets_N is None:
             return super().forward(hidden)
-        budget = LOGITS_PER_BLOCK.get(hidden.device.type, LOGITS_ELSEWHERE)
-        return linear_logprobs(hidden, self.weight, self.bias, targets_N, temperature, budget)
+        return linear_logprobs(hidden, self.weight, self.bias, targets_N, temperature, LOGITS_PER_BLOCK)
 
 
 def give_logprob_head(model: PreTrainedModel) -> bool:
