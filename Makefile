@@ -1,7 +1,5 @@
 # The two commands: `make demo` and `make test`. Both make .venv and install what they need; no other step is asked for.
-# The distribution's Python before others: it is compiled with optimization by profile, those of version managers often are
-# not, and import the libraries in 1.2 times the time (docs/log.md).
-PYTHON ?= $(shell /usr/bin/python3.11 -c "import ensurepip" 2>/dev/null && echo /usr/bin/python3.11 || echo python3.11)
+PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo
