@@ -5,7 +5,6 @@ It is a process of its own, in a session of its own, with its own output, enviro
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import multiprocessing
 import os
@@ -14,13 +13,13 @@ import subprocess
 import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 from launch.entry import run_module, run_target
+from tests.fork_python import spawnv_passfds
 from tests.forked import context
 from tests.support import ROOT, environment, wait_for_rows
 
@@ -124,25 +123,5 @@ def toys(words: list[str]) -> None:
 
 def served_lifecycle(words: list[str]) -> None:
     """`alignkit run`: its server is started and told as ever, but a Python that has imported all is forked."""
-    with patch("multiprocessing.util.spawnv_passfds", _fork_python):
+    with patch("multiprocessing.util.spawnv_passfds", spawnv_passfds):
         run_target("launch.lifecycle", "main", words)
-
-
-def _fork_python(path: Any, args: Sequence[Any], passfds: Sequence[int]) -> int:
-    """What a new Python with `-c CODE` would do: other files are closed, no handler is left, blocked signals stay so."""
-    if pid := os.fork():
-        return pid
-    try:
-        kept = sorted({0, 1, 2, *map(int, passfds)})
-        for low, high in zip(kept, [*kept[1:], os.sysconf("SC_OPEN_MAX")], strict=True):
-            os.closerange(low + 1, high)
-        for number in signal.valid_signals():
-            if callable(signal.getsignal(number)):
-                signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-        multiprocessing.process._parent_process = None
-        with contextlib.suppress(SystemExit):
-            exec(args[-1], {"__name__": "__main__"})
-        os._exit(0)
-    except BaseException:
-        traceback.print_exc()
-        os._exit(1)

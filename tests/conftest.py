@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import sys
 
 # One thread for each test process: with several at work, OpenMP's spinning threads slow one another down a hundredfold.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -9,6 +10,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
+import pytest
 from hypothesis import settings
 
 settings.register_profile("alignkit", deadline=None)  # an example may wait for another process: no test is timed
@@ -26,5 +28,20 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
 
 
-def pytest_collection_finish():
+@pytest.hookimpl(wrapper=True)
+def pytest_cmdline_main(config):
+    """In a run of all tests by several workers, xdist forks them. Here, since pytest's own logging has no file open yet."""
+    count = config.getoption("numprocesses", None)
+    if count and config.args_source is pytest.Config.ArgsSource.TESTPATHS:
+        with importlib.import_module("tests.workers").forked(count):
+            return (yield)
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtestloop():
+    """Before the first test, and before pytest's logging has its files open again: a forked server would write to them."""
     importlib.import_module("tests.frozen")
+    if "PYTEST_XDIST_WORKER" in os.environ and "tests.forked" in sys.modules:
+        sys.modules["tests.forked"].start_server()
+    return (yield)

@@ -14,26 +14,26 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 from launch.entry import run_module
+from tests.fork_python import spawnv_passfds
 from tests.support import ROOT, free_port
+from tests.workers import LIBRARIES
 
 context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(
-    [
-        "tests.forked",
-        *("transformers", "deepspeed", "peft", "trl"),
-        "deepspeed.runtime.zero.muon.muon_optimizer",  # DeepSpeed asks it about an optimizer; it imports all of torch.compile
-        *(f"alignment.{name}.stage" for name in ("dpo", "generate", "ppo", "pretrain", "reward", "sft")),
-        *("generative.sample.stage", "generative.train.stage"),
-        *("evaluation.suites.images_run", "evaluation.suites.report_run", "evaluation.suites.text_run"),
-        "tests.warm",
-        "tests.frozen",
-    ]
-)
+context.set_forkserver_preload(["tests.forked", *LIBRARIES])
+
+
+def start_server() -> None:
+    """Fork the server from this process, in place of a new Python that imports the same; before any test has run."""
+    resource_tracker.ensure_running()
+    with patch("multiprocessing.util.spawnv_passfds", spawnv_passfds):
+        forkserver.ensure_running()
+
 
 Hook = Callable[[Path], Any]
 """Called in a rank before its command, with the file that it may write to."""
