@@ -25,7 +25,8 @@ from launch.entry import guarded, run_stage_command
 from launch.errors import UserError
 from launch.runtime import start_runtime
 from launch.stage import run_stage
-from tests.support import alignkit, read_metrics
+from tests.commands import run_command
+from tests.support import read_metrics
 
 TINY = {"depth": 2, "width": 16, "heads": 2, "context": 16, "vocab_size": 261, "batch_tokens": 128, "precision": "fp32"}
 
@@ -325,9 +326,8 @@ def test_the_command_line_says_what_is_wrong(tmp_path, capsys, words, message):
 
 def test_a_text_that_is_too_short_leaves_nothing_behind_but_the_run_record(tmp_path):
     (tmp_path / "short.txt").write_text("Too short.")
-    done = alignkit(
-        "pretrain", "--data", tmp_path / "short.txt", "--heldout", "last:0.5", "--output_dir", tmp_path / "o"
-    )
+    words = ("--data", tmp_path / "short.txt", "--heldout", "last:0.5", "--output_dir", tmp_path / "o")
+    done = run_command("alignment.pretrain", *words)
     assert done.returncode == 2
     assert "less than two rows of 128; give more text" in done.stderr
     assert "Traceback" not in done.stderr
