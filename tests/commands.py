@@ -19,7 +19,7 @@ from typing import Any
 from unittest.mock import patch
 
 from launch.entry import run_module, run_target
-from tests.fork_python import spawnv_passfds
+from tests.fork_python import forked_servers
 from tests.forked import context
 from tests.support import ROOT, environment, wait_for_rows
 
@@ -123,5 +123,5 @@ def toys(words: list[str]) -> None:
 
 def served_lifecycle(words: list[str]) -> None:
     """`alignkit run`: its server is started and told as ever, but a Python that has imported all is forked."""
-    with patch("multiprocessing.util.spawnv_passfds", spawnv_passfds):
+    with forked_servers():
         run_target("launch.lifecycle", "main", words)

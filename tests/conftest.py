@@ -30,18 +30,23 @@ def pytest_collection_modifyitems(items):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_cmdline_main(config):
-    """In a run of all tests by several workers, xdist forks them. Here, since pytest's own logging has no file open yet."""
+    """In a run of all tests by several workers xdist forks them, and each of them its fork server.
+
+    Here, since it is before anything is collected, and before pytest has files open: what is forked would write to them.
+    """
     count = config.getoption("numprocesses", None)
-    if count and config.args_source is pytest.Config.ArgsSource.TESTPATHS:
-        with importlib.import_module("tests.workers").forked(count):
+    if hasattr(config, "workerinput"):
+        if "tests.libraries" in sys.modules:
+            importlib.import_module("tests.forked").start_server()
+    elif isinstance(count, int) and count and _is_whole_run(config):
+        with importlib.import_module("tests.workers").forked(min(count, config.option.maxprocesses or count)):
             return (yield)
     return (yield)
 
 
-@pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtestloop():
-    """Before the first test, and before pytest's logging has its files open again: a forked server would write to them."""
-    importlib.import_module("tests.frozen")
-    if "PYTEST_XDIST_WORKER" in os.environ and "tests.forked" in sys.modules:
-        sys.modules["tests.forked"].start_server()
-    return (yield)
+def _is_whole_run(config):
+    return config.args_source is pytest.Config.ArgsSource.TESTPATHS and not config.option.collectonly
+
+
+def pytest_collection_finish():
+    importlib.import_module("tests.frozen").freeze()

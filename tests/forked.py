@@ -20,18 +20,18 @@ from typing import Any
 from unittest.mock import patch
 
 from launch.entry import run_module
-from tests.fork_python import spawnv_passfds
+from tests.fork_python import forked_servers
+from tests.libraries import LIBRARIES
 from tests.support import ROOT, free_port
-from tests.workers import LIBRARIES
 
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(["tests.forked", *LIBRARIES])
 
 
 def start_server() -> None:
-    """Fork the server from this process, in place of a new Python that imports the same; before any test has run."""
+    """Fork the server from this process, which has imported the libraries, in place of a new Python that imports them."""
     resource_tracker.ensure_running()
-    with patch("multiprocessing.util.spawnv_passfds", spawnv_passfds):
+    with forked_servers():
         forkserver.ensure_running()
 
 
