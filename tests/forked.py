@@ -33,6 +33,7 @@ def start_server() -> None:
     resource_tracker.ensure_running()
     with forked_servers():
         forkserver.ensure_running()
+    multiprocessing.set_start_method(None, force=True)  # that chose one, and blind_watermark wants to be the first
 
 
 Hook = Callable[[Path], Any]
