@@ -81,6 +81,9 @@ def run_tasks(
     from lm_eval import evaluate
 
     seed_libraries(seed, "lm-eval")
+    # Else it forks a process for each core, for resamples that are one piece of work. Under load one of them missed the
+    # signal that ends it, for which every stage has a handler in Python, and was waited for without end.
+    os.environ["DISABLE_MULTIPROC"] = "1"
     try:
         return evaluate(lm, loaded, limit=max_items, bootstrap_iters=BOOTSTRAPS)
     except UserError:

@@ -11,7 +11,8 @@ from tests.evaluation.language.harness_tasks import KINDS, QUESTIONS
 from tests.evaluation.suites.conftest import run_suite
 
 
-def test_the_suite_reports_tasks_with_intervals(task_folder, models, tmp_path):
+def test_the_suite_reports_tasks_with_intervals(task_folder, models, tmp_path, monkeypatch):
+    monkeypatch.setattr("multiprocessing.Pool", None)  # forked processes that are ended while they start may hang
     out = tmp_path / "out"
     acc_result = run_suite(
         STAGE,
