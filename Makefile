@@ -14,14 +14,14 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 	-$(PIP) "uv>=0.9,<1"
 
-# uv unpacks on all cores, in a third of the time of pip; it is told which index pip asks. Where there is no uv for this
-# machine, or it cannot, pip installs; that of Python 3.11 downloads whole wheels to read what they require (half a minute
-# more), so a newer one comes first. Nothing is compiled ahead: that takes more than a minute, and most modules of the
-# libraries are never imported.
+# uv unpacks on all cores, in a third of the time of pip. It does not read pip's settings, so pip installs where they name
+# an index of their own, and where there is no uv or it fails; the pip of Python 3.11 downloads whole wheels to read what they
+# require (half a minute more), so a newer one comes first. Nothing is compiled ahead: that takes more than a minute, and
+# most modules of the libraries are never imported.
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 define install
-	@index=$${PIP_INDEX_URL:-$$($(BIN)/python -m pip config get global.index-url 2>/dev/null)}; \
-	  if [ -x $(BIN)/uv ] && $(BIN)/uv pip install --quiet --python $(BIN)/python $${index:+--default-index "$$index"} --editable "$(1)"; \
+	@if ! $(BIN)/python -m pip config list | grep -q '[.]index' && [ -x $(BIN)/uv ] \
+	    && $(BIN)/uv pip install --quiet --python $(BIN)/python --editable "$(1)"; \
 	  then :; else $(PIP) "pip>=25,<27"; $(PIP) --no-compile --editable "$(1)"; fi
 endef
 
