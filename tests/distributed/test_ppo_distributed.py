@@ -30,7 +30,7 @@ def words(inputs, out, **changes):
         updates=UPDATES,
         batch_size=10,
         minibatches=2,
-        epochs=1,
+        epochs=2,
         micro_batch_size=2,
         forward_batch_size=4,
         max_new_tokens=8,
