@@ -5,6 +5,7 @@ Every forward pass over rows of unlike length is planned here: scoring, evaluati
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -57,3 +58,10 @@ def cut_rows(
         batches.append(list(ordered[begins[stop] : stop]))
         stop = begins[stop]
     return batches[::-1]
+
+
+def equal_slices(count: int, most: int) -> list[slice]:
+    """As few slices of 0..count as have at most `most` items each (at least one), of about equal size."""
+    parts = -(-count // max(1, most))
+    bounds = [count * i // parts for i in range(parts + 1)] if parts else []
+    return [slice(start, stop) for start, stop in itertools.pairwise(bounds)]

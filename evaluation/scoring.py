@@ -21,6 +21,7 @@ from data.readers import messages_of
 from data.records import Turns
 from evaluation.batches import plan_batches
 from evaluation.options import BATCH_TOKENS
+from evaluation.trunk import reads_packed, states_at
 from launch.errors import UserError
 
 LOGITS_PER_BATCH = 2**26  # scored positions times vocabulary: 256 MB in fp32
@@ -183,9 +184,12 @@ def score_ids(
 def _batch_rewards(model: Any, inputs: dict[str, Tensor], last_B: Tensor) -> Tensor:
     if not hasattr(model, "score"):  # an encoder (BERT and its kin) pools by itself, and honours the mask
         return model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits[:, 0]
-    hidden_BSD = model.base_model(**inputs, use_cache=False).last_hidden_state
+    trunk, tokens_BS = model.base_model, inputs["input_ids"]
     rows_B = torch.arange(len(last_B), device=last_B.device)
-    last_BD = hidden_BSD[rows_B, last_B]
+    if isinstance(trunk, nn.Module) and reads_packed(trunk, last_B.device):
+        last_BD = states_at(trunk, tokens_BS, rows_B * tokens_BS.shape[1] + last_B)
+    else:
+        last_BD = trunk(**inputs, use_cache=False).last_hidden_state[rows_B, last_B]
     if not isinstance(model.score, nn.Linear):
         return model.score(last_BD)[:, 0]
     return linear_in_fp32(model.score, last_BD)[:, 0]

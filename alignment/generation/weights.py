@@ -14,10 +14,9 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM, PreTrainedModel, Qwen2ForCausalLM, Qwen3ForCausalLM
 
+from evaluation.trunk import PRECISIONS, is_plain
+
 ARCHITECTURES = (LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
-# their frequencies do not depend on the length of the longest sequence in the batch, those of the others do
-ROPE_TYPES = ("default", "linear", "llama3", "yarn")
-PRECISIONS = (torch.float32, torch.bfloat16)
 
 
 @dataclass
@@ -59,16 +58,10 @@ def is_supported(model: PreTrainedModel) -> bool:
     """Whether the decoder computes what this model's forward pass does; if not, the forward pass itself is used."""
     if type(model) not in ARCHITECTURES or any(p.dtype not in PRECISIONS or p.numel() == 0 for p in model.parameters()):
         return False  # a parameter without elements is one that ZeRO-3 has spread over the ranks
-    config = model.config
-    return (
-        config.hidden_act == "silu"
-        and config.rope_parameters["rope_type"] in ROPE_TYPES
-        and "sliding_attention" not in (getattr(config, "layer_types", None) or ())
-        and all(_is_plain(module) for module in model.modules())
-    )
+    return is_plain(model.config) and all(_is_unchanged(module) for module in model.modules())
 
 
-def _is_plain(module: nn.Module) -> bool:
+def _is_unchanged(module: nn.Module) -> bool:
     """Neither replaced (adapters, quantised layers) nor hooked: a hook may change what the module returns."""
     replaced = hasattr(module, "weight") and not (
         type(module) in (nn.Linear, nn.Embedding)

@@ -12,13 +12,14 @@ Shapes: B sequences, S tokens of a row, T response tokens; N tokens, C tokens of
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
+
+from evaluation.batches import equal_slices
 
 LOGITS_PER_BLOCK = 2**21
 """Logits that are held at once: 8 MB in fp32. A dozen passes over them then stay in a CPU's caches."""
@@ -92,13 +93,6 @@ def cut_logits(tokens: int, vocabulary: int, logits_per_block: int) -> Cuts:
     """Chunks of `TOKENS_PER_CHUNK` tokens (fewer where a single column of logits is over the budget), and their blocks."""
     chunks = equal_slices(tokens, min(TOKENS_PER_CHUNK, logits_per_block))
     return [(rows, equal_slices(vocabulary, logits_per_block // (rows.stop - rows.start))) for rows in chunks]
-
-
-def equal_slices(count: int, most: int) -> list[slice]:
-    """As few slices of 0..count as have at most `most` items each, of about equal size."""
-    parts = -(-count // max(1, most))
-    bounds = [count * i // parts for i in range(parts + 1)] if parts else []
-    return [slice(start, stop) for start, stop in itertools.pairwise(bounds)]
 
 
 class _LinearLogprobs(torch.autograd.Function):

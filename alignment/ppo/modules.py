@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from alignment.ppo.logprobs import give_logprob_head
 from alignment.reward.head import keep_head_in_fp32
+from evaluation.trunk import states_at
 from launch.runtime import Runtime
 
 
@@ -118,13 +119,8 @@ def head_values(score: nn.Linear, hidden_ND: Tensor) -> Tensor:
 
 
 def hidden_states(model: Any, tokens_bS: Tensor, before_N: Tensor) -> Tensor:
-    """Last hidden states before the response tokens, (N, D).
-
-    Padding stands on the right, where a causal model's real tokens do not see it: no mask, so the attention kernel
-    takes its causal path, and positions count from 0 (checklist item 3).
-    """
-    body = getattr(model, model.base_model_prefix)
-    return body(tokens_bS, use_cache=False).last_hidden_state.flatten(0, 1)[before_N]
+    """Last hidden states before the response tokens, (N, D); padding stands on the right (checklist item 3)."""
+    return states_at(getattr(model, model.base_model_prefix), tokens_bS, before_N)
 
 
 def place_frozen(module: nn.Module, runtime: Runtime) -> Any:

@@ -36,9 +36,9 @@ def test_first_pass_has_ratio_one_and_no_divergence(make):
     assert metrics["policy/effective_samples"] == pytest.approx(1, abs=1e-6)
 
 
-@pytest.mark.parametrize(("precision", "forward"), [("fp32", 4), ("bf16", 4), ("bf16", 64)])
+@pytest.mark.parametrize(("precision", "forward"), [("fp32", 4), ("fp32", 64), ("bf16", 4), ("bf16", 64)])
 def test_the_ratio_is_exactly_one_where_the_passes_are_cut_alike(make, runtime, monkeypatch, precision, forward):
-    """In bf16 scoring is cut as the update is, whatever `forward_batch_size` is; and the reference as the policy."""
+    """Scoring is cut as the update is, whatever `forward_batch_size` is; and the reference as the policy."""
     monkeypatch.setattr(runtime, "precision", precision)
     settings = dict(epochs=1, minibatches=1, batch_size=64, max_new_tokens=24)
     trainer = make(micro_batch_size=4, forward_batch_size=forward, **settings)

@@ -16,6 +16,7 @@ from transformers import (
 
 from alignment.reward.model import RewardModel
 from data import train_tokenizer
+from evaluation.trunk import states_at
 from launch.errors import UserError
 from tests.support import ROOT, WORDS, environment, save_policy, save_reward, tiny_config, word_tokenizer
 
@@ -76,7 +77,7 @@ def test_the_head_stays_in_float32_under_autocast(folder, texts):
     with torch.autocast("cpu", torch.bfloat16):
         found = torch.tensor([model.score([prompt], [text])[0] for prompt, text in zip(*texts, strict=True)])
         ids = [torch.tensor([row]) for row in model.encode(*texts)]
-        last = torch.stack([model.model.model(row).last_hidden_state[0, -1] for row in ids])
+        last = torch.cat([states_at(model.model.model, row, torch.tensor([row.shape[1] - 1])) for row in ids])
     assert found.dtype == torch.float32
     assert (found != found.bfloat16().float()).sum() > 25  # bf16 heads give bf16 numbers
     expected = last.float() @ model.model.score.weight[0]  # a body in bf16, a head in fp32

@@ -3,6 +3,7 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification, Gemma2Config, Gemma2ForCausalLM
 
 from evaluation import scoring
+from evaluation.trunk import states_at
 from launch.errors import UserError
 from tests.evaluation import tiny
 
@@ -195,7 +196,8 @@ def test_the_reward_head_is_fp32_under_autocast():
     model = tiny.reward_model()
     with torch.autocast("cpu", torch.bfloat16):
         rewards = torch.cat([scoring.score_ids(model, [ids]) for ids in SEQUENCES])
-        last = torch.stack([model.model(torch.tensor([ids])).last_hidden_state[0, -1] for ids in SEQUENCES])
+        rows = [(torch.tensor([ids]), torch.tensor([len(ids) - 1])) for ids in SEQUENCES]
+        last = torch.cat([states_at(model.model, ids_1S, last_1) for ids_1S, last_1 in rows])
     assert (rewards != rewards.bfloat16().float()).any()
     expected = last.float() @ model.score.weight[0]  # a body in bf16, a head in fp32
     torch.testing.assert_close(rewards, expected.detach(), atol=1e-6, rtol=1e-6)
