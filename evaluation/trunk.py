@@ -27,7 +27,7 @@ PRECISIONS = (torch.float32, torch.bfloat16)
 PASS_TOKENS = 2048
 """Places that are read at once: the activations of more no longer fit into the caches of a processor."""
 PACK_BY = 64
-"""C is a multiple of it: oneDNN compiles a bf16 product for each shape, and keeps it."""
+"""Products are of multiples of so many tokens: oneDNN compiles one in bf16 for each shape (milliseconds), and keeps it."""
 LEAST_GAIN = 1 / 16
 """Share of the places that must be left out for packing to pay."""
 
@@ -97,6 +97,7 @@ def _is_changed(module: nn.Module) -> bool:
 
 def _read_packed(trunk: Any, tokens_bS: Tensor, wanted_N: Tensor) -> Tensor:
     rows, place_N = _pack(tokens_bS, wanted_N)
+    place_N = F.pad(place_N, (0, -len(place_N) % PACK_BY))  # by the first place, again and again
     tokens_C = tokens_bS.flatten() if rows.index_C is None else tokens_bS.flatten()[rows.index_C]
     x_CE = trunk.embed_tokens(tokens_C)
     positions_1S = torch.arange(rows.columns, device=x_CE.device).unsqueeze(0)
@@ -110,7 +111,8 @@ def _read_packed(trunk: Any, tokens_bS: Tensor, wanted_N: Tensor) -> Tensor:
         x_CE = x_CE + layer.self_attn.o_proj(mixed_CX)
         normal_CE, mlp = _normalise(layer.post_attention_layernorm, x_CE, eps), layer.mlp
         x_CE = x_CE + mlp.down_proj(F.silu(mlp.gate_proj(normal_CE)) * mlp.up_proj(normal_CE))
-    return rms_norm(x_CE, trunk.norm.weight, eps, torch.promote_types(x_CE.dtype, trunk.norm.weight.dtype))
+    normal_NE = rms_norm(x_CE, trunk.norm.weight, eps, torch.promote_types(x_CE.dtype, trunk.norm.weight.dtype))
+    return normal_NE[: len(wanted_N)]
 
 
 def _pack(tokens_bS: Tensor, wanted_N: Tensor) -> tuple[Rows, Tensor]:

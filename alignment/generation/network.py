@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from alignment.generation.weights import LayerWeights, Weights
+from evaluation.scratch import Scratch
 
 
 class Attention(Protocol):
@@ -33,7 +34,7 @@ class Network:
 
     def __init__(self, weights: Weights) -> None:
         self.weights = weights
-        self.scratch = Scratch(weights.head.dtype, weights.embedding.device)
+        self.scratch = Scratch(weights.embedding.device)
 
     def embed(self, tokens_C: Tensor) -> Tensor:
         """(E, C), float32."""
@@ -69,27 +70,12 @@ class Network:
         """Take the memory of the large products for up to so many columns: passes of no more never move it."""
         layer = self.weights.layers[0]
         for name, matrix in (("qkv", layer.qkv), ("gate_up", layer.gate_up), ("logits", self.weights.head)):
-            self.scratch.take(name, matrix.shape[0], columns)
+            self.scratch.take(name, (matrix.shape[0], columns), matrix.dtype)
 
     def _project(self, name: str, matrix: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
-        out = self.scratch.take(name, matrix.shape[0], x.shape[1])
+        out = self.scratch.take(name, (matrix.shape[0], x.shape[1]), matrix.dtype)
         torch.mm(matrix, x.to(matrix.dtype), out=out)
         return out if bias is None else out.add_(bias)
-
-
-class Scratch:
-    """Memory of the large products, kept from one to the next: fresh pages cost as much as the product itself."""
-
-    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
-        self.flat: dict[str, Tensor] = {}
-        self.dtype, self.device = dtype, device
-
-    def take(self, name: str, features: int, columns: int) -> Tensor:
-        """An uninitialised (features, columns), whose memory the next call of this name takes again."""
-        size = features * columns
-        if name not in self.flat or self.flat[name].numel() < size:
-            self.flat[name] = torch.empty(size, dtype=self.dtype, device=self.device)
-        return self.flat[name][:size].view(features, columns)
 
 
 @dataclass(frozen=True)

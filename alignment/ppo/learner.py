@@ -118,7 +118,9 @@ class Learner:
             losses_N = losses_N * rollout.flat(rollout.importance_BT, rows)
         policy = (weights_N * losses_N).sum()
         measured = {"step/policy/loss": policy}
-        loss = policy - config.entropy_coef * (weights_N * entropy_N).sum()
+        loss = policy
+        if config.entropy_coef:  # a gradient of zeros would go through all logits, too
+            loss = loss - config.entropy_coef * (weights_N * entropy_N).sum()
         if config.kl_in == "loss":
             assert rollout.ref_logprobs_BT is not None
             kl_N = ppo.kl_losses(logprobs_N - rollout.flat(rollout.ref_logprobs_BT, rows), config.kl_kind)

@@ -17,13 +17,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from evaluation.batches import equal_slices
+from evaluation.scratch import Scratch
 
 LOGITS_PER_BLOCK = 2**21
 """Logits that are held at once: 8 MB in fp32. A dozen passes over them then stay in a CPU's caches."""
 TOKENS_PER_CHUNK = 2048
+TOKENS_BY = 64
+"""In bf16 on a CPU tokens are filled up to a multiple of it."""
 
 
 class LogprobHead(nn.Linear):
@@ -80,9 +84,16 @@ def linear_logprobs(
         raise IndexError(f"targets_N: out of bounds for {len(weight_VD)} tokens")
     device = hidden_ND.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight_VD.dtype
+    count = len(hidden_ND)
+    if (
+        dtype == torch.bfloat16 and device == "cpu"
+    ):  # oneDNN compiles a product for each number of tokens: let there be few
+        filler = -count % TOKENS_BY
+        hidden_ND, targets_N = F.pad(hidden_ND, (0, 0, 0, filler)), F.pad(targets_N, (0, filler))
     cuts = cut_logits(len(hidden_ND), weight_VD.shape[0], logits_per_block)
     with torch.autocast(device, enabled=False):
-        return _LinearLogprobs.apply(hidden_ND, weight_VD, bias_V, targets_N, temperature, cuts, dtype)
+        logprobs_N, entropy_N = _LinearLogprobs.apply(hidden_ND, weight_VD, bias_V, targets_N, temperature, cuts, dtype)
+    return logprobs_N[:count], entropy_N[:count]
 
 
 Cuts = list[tuple[slice, list[slice]]]
@@ -116,15 +127,18 @@ class _LinearLogprobs(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.temperature, ctx.cuts, ctx.dtype, kept_CV = temperature, cuts, dtype, None
         logprobs_N, normaliser_N, entropy_N = (hidden_ND.new_empty(len(hidden_ND), dtype=wide(dtype)) for _ in range(3))
+        scratch = Scratch(hidden_ND.device)
         for rows, blocks in cuts:
             hidden_CD, targets_C = hidden_ND[rows].to(dtype), targets_N[rows]
             if len(cuts) == len(blocks) == 1:
-                logits_CV = block_logits(hidden_CD, weight_VD, bias_V, blocks[0], temperature)
+                logits_CV = block_logits(hidden_CD, weight_VD.to(dtype), bias_V, temperature, scratch)
                 *results, kept_CV = softmax_at_once(logits_CV, targets_C)
             else:
-                softmax = RunningSoftmax(targets_C, wide(dtype))
+                softmax = RunningSoftmax(targets_C, wide(dtype), scratch)
                 for block in blocks:
-                    softmax.add(block_logits(hidden_CD, weight_VD, bias_V, block, temperature), block)
+                    part_V = None if bias_V is None else bias_V[block]
+                    weight_vD = weight_VD[block].to(dtype)
+                    softmax.add(block_logits(hidden_CD, weight_vD, part_V, temperature, scratch), block)
                 results = list(softmax.results())
             logprobs_N[rows], normaliser_N[rows], entropy_N[rows] = results
         ctx.save_for_backward(hidden_ND, weight_VD, bias_V, targets_N, normaliser_N, entropy_N, kept_CV)
@@ -135,19 +149,25 @@ class _LinearLogprobs(torch.autograd.Function):
     def backward(ctx: Any, slope_N: Tensor | None, entropy_slope_N: Tensor | None) -> tuple[Tensor | None, ...]:
         hidden_ND, weight_VD, bias_V, targets_N, normaliser_N, entropy_N, kept_CV = ctx.saved_tensors
         inputs = zip((hidden_ND, weight_VD, bias_V), ctx.needs_input_grad[:3], strict=True)
-        grads = [torch.zeros_like(x, dtype=wide(ctx.dtype)) if needed else None for x, needed in inputs]
+        new = torch.empty_like if ctx.cuts else torch.zeros_like  # without tokens nothing is written
+        grads = [new(x, dtype=wide(ctx.dtype)) if needed else None for x, needed in inputs]
+        scratch = Scratch(hidden_ND.device)
         with torch.autocast(hidden_ND.device.type, enabled=False):
             for rows, blocks in ctx.cuts:
                 hidden_CD = hidden_ND[rows].to(ctx.dtype)
-                slopes = [None if x is None else x[rows] / ctx.temperature for x in (slope_N, entropy_slope_N)]
+                slope_C, entropy_slope_C = (
+                    None if x is None else x[rows] / ctx.temperature for x in (slope_N, entropy_slope_N)
+                )
                 for block in blocks:
-                    log_p_Cv = kept_CV
+                    log_p_Cv, weight_vD = kept_CV, weight_VD[block].to(ctx.dtype)
                     if log_p_Cv is None:
-                        log_p_Cv = block_logits(hidden_CD, weight_VD, bias_V, block, ctx.temperature)
+                        part_V = None if bias_V is None else bias_V[block]
+                        log_p_Cv = block_logits(hidden_CD, weight_vD, part_V, ctx.temperature, scratch)
                         log_p_Cv -= normaliser_N[rows, None]
-                    slope_Cv = logit_slopes(log_p_Cv, targets_N[rows], block, entropy_N[rows], *slopes)
-                    add_head_gradients(grads, rows, block, slope_Cv, hidden_CD, weight_VD)
-                    del log_p_Cv, slope_Cv  # else they live on while the next block's are made
+                    slope_Cv = logit_slopes(
+                        log_p_Cv, targets_N[rows], block, entropy_N[rows], slope_C, entropy_slope_C, scratch
+                    )
+                    add_head_gradients(grads, rows, block, slope_Cv, hidden_CD, weight_vD, scratch)
         typed = (g if g is None else g.to(x.dtype) for g, x in zip(grads, (hidden_ND, weight_VD, bias_V), strict=True))
         return *typed, None, None, None, None
 
@@ -164,8 +184,8 @@ def softmax_at_once(logits_CV: Tensor, targets_C: Tensor) -> tuple[Tensor, Tenso
 class RunningSoftmax:
     """Of C rows of logits that come a block at a time: the largest so far, and relative to it sums of exp(l) and exp(l) l."""
 
-    def __init__(self, targets_C: Tensor, dtype: torch.dtype) -> None:
-        self.targets_C = targets_C
+    def __init__(self, targets_C: Tensor, dtype: torch.dtype, scratch: Scratch) -> None:
+        self.targets_C, self.scratch = targets_C, scratch
         self.target_C, self.sum_C, self.weighted_C = (
             torch.zeros(len(targets_C), dtype=dtype, device=targets_C.device) for _ in range(3)
         )
@@ -181,7 +201,7 @@ class RunningSoftmax:
         self.weighted_C += drop_C * self.sum_C
         shrink_C = drop_C.exp_()
         gaps_Cv = logits_Cv.sub_(most_C[:, None])
-        p_Cv = gaps_Cv.exp()
+        p_Cv = torch.exp(gaps_Cv, out=self.scratch.take("p", gaps_Cv.shape, gaps_Cv.dtype))
         self.sum_C = self.sum_C * shrink_C + p_Cv.sum(-1)
         self.weighted_C = self.weighted_C * shrink_C + p_Cv.mul_(gaps_Cv).sum(-1)
         self.most_C = most_C
@@ -205,13 +225,22 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 
 
 def block_logits(
-    hidden_CD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, block: slice, temperature: float
+    hidden_CD: Tensor, weight_vD: Tensor, bias_v: Tensor | None, temperature: float, scratch: Scratch
 ) -> Tensor:
-    """Logits of a block over the temperature, (C, v), from a product in the hidden states' type: new, in float32 or float64."""
-    logits_Cv = (hidden_CD @ weight_VD[block].to(hidden_CD.dtype).t()).to(wide(hidden_CD.dtype))
-    if bias_V is not None:
-        logits_Cv += bias_V[block]
-    return logits_Cv if temperature == 1 else logits_Cv.div_(temperature)
+    """Logits of a block over the temperature, (C, v), in float32 or float64, from a product in the inputs' type."""
+    shape = (len(hidden_CD), len(weight_vD))
+    product_Cv = scratch.take("product", shape, hidden_CD.dtype)
+    exact = product_Cv.dtype == wide(hidden_CD.dtype)  # in bf16 the logit itself is rounded, and divided afterwards
+    torch.addmm(product_Cv, hidden_CD, weight_vD.t(), beta=0, alpha=1 / temperature if exact else 1, out=product_Cv)
+    logits_Cv = in_type(product_Cv, wide(hidden_CD.dtype), "logits", scratch)
+    if not exact and temperature != 1:
+        logits_Cv /= temperature
+    return logits_Cv if bias_v is None else logits_Cv.add_(bias_v, alpha=1 / temperature)
+
+
+def in_type(x: Tensor, dtype: torch.dtype, name: str, scratch: Scratch) -> Tensor:
+    """The tensor itself, or in another type in `scratch`."""
+    return x if x.dtype == dtype else scratch.take(name, x.shape, dtype).copy_(x)
 
 
 def logit_slopes(
@@ -221,12 +250,13 @@ def logit_slopes(
     entropy_C: Tensor,
     slope_C: Tensor | None,
     entropy_slope_C: Tensor | None,
+    scratch: Scratch,
 ) -> Tensor:
     """Gradient in a block's logits, (C, v), given those in log-probability and entropy (None where there is none).
 
     d logprob / d logits = onehot - p;  d entropy / d logits = -p (log p + entropy).
     """
-    slope_Cv = log_p_Cv.exp()
+    slope_Cv = torch.exp(log_p_Cv, out=scratch.take("slope", log_p_Cv.shape, log_p_Cv.dtype))
     factor: Tensor = 0 if slope_C is None else -slope_C[:, None]  # type: ignore[assignment]
     if entropy_slope_C is not None:
         factor = factor - entropy_slope_C[:, None] * (log_p_Cv + entropy_C[:, None])
@@ -238,17 +268,34 @@ def logit_slopes(
 
 
 def add_head_gradients(
-    grads: list[Tensor | None], rows: slice, block: slice, slope_Cv: Tensor, hidden_CD: Tensor, weight_VD: Tensor
+    grads: list[Tensor | None],
+    rows: slice,
+    block: slice,
+    slope_Cv: Tensor,
+    hidden_CD: Tensor,
+    weight_vD: Tensor,
+    scratch: Scratch,
 ) -> None:
     """Add what a block's logit gradients give to those of hidden (N, D), weight (V, D) and bias (V,), where not None.
 
-    In float32 whatever the products' type: a sum in bf16 would lose what is small.
+    What is not yet there is overwritten: gradients of hidden in the first block, the others in the first rows.
     """
     grad_ND, grad_VD, grad_V = grads
-    narrow_Cv = slope_Cv.to(hidden_CD.dtype)
+    narrow_Cv = in_type(slope_Cv, hidden_CD.dtype, "narrow", scratch)
     if grad_ND is not None:
-        grad_ND[rows] += narrow_Cv @ weight_VD[block].to(hidden_CD.dtype)
+        add_product(grad_ND[rows], narrow_Cv, weight_vD, first=block.start == 0)
     if grad_VD is not None:
-        grad_VD[block] += narrow_Cv.t() @ hidden_CD
+        add_product(grad_VD[block], narrow_Cv.t(), hidden_CD, first=rows.start == 0)
     if grad_V is not None:
-        grad_V[block] += slope_Cv.sum(0)
+        grad_V[block] = slope_Cv.sum(0) + (0 if rows.start == 0 else grad_V[block])
+
+
+def add_product(total: Tensor, left: Tensor, right: Tensor, first: bool) -> None:
+    """total += left @ right, or total = .. the `first` time. The sum is in float32 whatever the product's type: bf16 would lose
+    what is small."""
+    if total.dtype == left.dtype:
+        torch.addmm(total, left, right, beta=0 if first else 1, out=total)
+    elif first:
+        total.copy_(left @ right)
+    else:
+        total += left @ right
