@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from alignment.ppo import logprobs
 from alignment.ppo import objectives as ppo
 from alignment.ppo.config import PPOConfig
 from alignment.ppo.controllers import KLController
@@ -46,6 +47,21 @@ def test_the_ratio_is_exactly_one_where_the_passes_are_cut_alike(make, runtime, 
     metrics = trainer.update(rollout)
     assert (metrics["policy/ratio"], metrics["policy/ratio_max"], metrics["policy/approx_kl"]) == (1, 1, 0)
     assert torch.equal(rollout.logprobs_BT, rollout.ref_logprobs_BT)
+
+
+@pytest.mark.parametrize("coef", [0.0, 0.01])
+def test_the_entropy_has_a_gradient_only_where_the_loss_has_it(make, monkeypatch, coef):
+    """One of zeros would cost as much as any other: passes over all logits."""
+    asked, plain = [], logprobs.logit_slopes
+
+    def watched(log_p, targets, block, entropy, slope, entropy_slope, scratch):
+        asked.append(entropy_slope is not None)
+        return plain(log_p, targets, block, entropy, slope, entropy_slope, scratch)
+
+    monkeypatch.setattr(logprobs, "logit_slopes", watched)
+    trainer = make(entropy_coef=coef)
+    trainer.update(scored(trainer))
+    assert asked and set(asked) == {coef > 0}
 
 
 def test_kl_stays_zero_without_learning(make):

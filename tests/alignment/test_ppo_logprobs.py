@@ -179,6 +179,29 @@ class LargestTensor(TorchDispatchMode):
         return out
 
 
+@pytest.mark.parametrize("tokens", [1, 63, 64, 130])
+def test_in_bf16_products_are_of_few_shapes(tokens, monkeypatch):
+    hidden, weight, bias, targets = make_case(n=tokens, d=8, v=40)
+    seen, plain = [], module.block_logits
+    monkeypatch.setattr(module, "block_logits", lambda *args: seen.append(len(args[0])) or plain(*args))
+    whole = linear_logprobs(hidden, weight, bias, targets, 0.7, 10**6)
+    with torch.autocast("cpu", torch.bfloat16):
+        filled = linear_logprobs(hidden, weight, bias, targets, 0.7, 10**6)
+    assert seen == [tokens, -(-tokens // 64) * 64]
+    for exact, found in zip(whole, filled, strict=True):
+        torch.testing.assert_close(found, exact, atol=0.1, rtol=0)
+    of_exact, of_filled = (torch.autograd.grad(pair[0].sum(), (hidden, weight, bias)) for pair in (whole, filled))
+    for exact, found in zip(of_exact, of_filled, strict=True):
+        assert (found - exact).norm() < 0.02 * exact.norm()
+
+
+def test_no_tokens_give_no_gradient():
+    hidden, weight, bias, targets = make_case(n=0)
+    logprobs, _ = linear_logprobs(hidden, weight, bias, targets, 0.7, 100)
+    for gradient in torch.autograd.grad(logprobs.sum(), (hidden, weight, bias)):
+        assert not gradient.any()
+
+
 def test_no_tensor_of_all_logits_is_made_forward_or_backward():
     n, d, v, budget = 96, 16, 500, 4000
     hidden, weight, bias, targets = make_case(n, d, v)

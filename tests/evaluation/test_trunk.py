@@ -147,6 +147,16 @@ def test_the_last_layer_goes_on_with_the_asked_places_alone():
     assert seen == [120, 120, 64]
 
 
+def test_products_are_of_few_shapes():
+    trunk, seen = make_trunk(), set()
+    for layer in trunk.layers:
+        layer.mlp.down_proj.register_forward_hook(lambda module, inputs, out: seen.add(len(out)))
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        states_at(trunk, *make_rows(torch.randint(2, 40, (12,), generator=generator).tolist(), 40))
+    assert all(tokens % trunks.PACK_BY == 0 or tokens == 480 for tokens in seen) and len(seen) <= 8
+
+
 def test_adapters_act():
     trunk, (tokens_bS, wanted_N) = make_trunk(), make_rows(*SHAPES["natural lengths"])
     plain = states_at(trunk, tokens_bS, wanted_N)
