@@ -100,7 +100,7 @@ def compare_generation(model: Any, prompts: list[list[int]], case: Case, rounds:
 
 
 def time_passes(model: Any, prompts: list[list[int]], case: Case, rounds: int) -> dict[str, dict[str, float]]:
-    """Seconds of the bare passes over the episodes of a rollout of full length."""
+    """Seconds of the bare passes over the episodes of a rollout of full length: PPO's own, and transformers' with its loss."""
     generator = torch.Generator().manual_seed(2)
     responses = torch.randint(2, case.vocabulary, (len(prompts), case.response), generator=generator).tolist()
     ones = torch.ones(len(prompts), case.response, device=DEVICE)
@@ -120,7 +120,18 @@ def time_passes(model: Any, prompts: list[list[int]], case: Case, rounds: int) -
             response_logprobs(model, b.tokens_bS, b.before_N, b.targets_N, TEMPERATURE)[0].sum().backward()
         model.zero_grad(set_to_none=True)
 
-    return take_turns({"forward": forward, "forward_backward": forward_backward}, rounds)
+    def plain_forward() -> None:
+        with torch.no_grad():
+            for b in batches:
+                model(b.tokens_bS, use_cache=False)
+
+    def plain_forward_backward() -> None:
+        for b in batches:
+            model(b.tokens_bS, labels=b.tokens_bS, use_cache=False).loss.backward()
+        model.zero_grad(set_to_none=True)
+
+    passes = (forward, forward_backward, plain_forward, plain_forward_backward)
+    return take_turns({function.__name__: function for function in passes}, rounds)
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """Batched scoring with plain transformers models: rewards of sequences, log-probabilities of completions.
 
 Rows are right-padded and sorted by length into batches of a token budget. With the attention mask and explicit
-positions a row's numbers do not depend on its neighbours (fp32: to about 1e-6; tests hold it to 1e-5).
+positions (or a causal pass that needs neither, trunk.py) a row's numbers do not depend on its neighbours (fp32: to about 1e-6; tests hold it to 1e-5).
 
 Shapes: B rows of a batch, S padded length, N scored positions of a batch, V vocabulary.
 """
@@ -186,7 +186,7 @@ def _batch_rewards(model: Any, inputs: dict[str, Tensor], last_B: Tensor) -> Ten
         return model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits[:, 0]
     trunk, tokens_BS = model.base_model, inputs["input_ids"]
     rows_B = torch.arange(len(last_B), device=last_B.device)
-    if isinstance(trunk, nn.Module) and reads_packed(trunk, last_B.device):
+    if isinstance(trunk, nn.Module) and reads_packed(trunk, last_B.device):  # others may need their mask
         last_BD = states_at(trunk, tokens_BS, rows_B * tokens_BS.shape[1] + last_B)
     else:
         last_BD = trunk(**inputs, use_cache=False).last_hidden_state[rows_B, last_B]

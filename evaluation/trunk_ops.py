@@ -1,7 +1,8 @@
 """Operations of a Llama-like layer with backward passes of their own: fewer passes over memory than autograd's, on a CPU.
 
-On two cores matrix products are two thirds of a forward and backward pass in float32 and less than half of it in bf16; the
-rest goes over activations, again and again. Sums, norms, rotary embeddings and softmax are in float32 whatever comes in.
+On two cores (Xeon with AMX, width 256) matrix products are two thirds of a forward and backward pass in float32 and less than
+half of it in bf16; the rest goes over activations, again and again. Norms, rotary embeddings and the attention of rows of up to
+`LONGEST` columns are in float32 whatever comes in; longer rows take PyTorch's flash attention in the type that comes in.
 
 Shapes: C tokens, E width; b rows of S columns, H query heads, J key-value heads, G = H / J, D head size.
 """
@@ -17,12 +18,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-SHORT_ROW = 128
-"""Columns up to which scores of all pairs are kept, from products in float32. Longer rows take PyTorch's flash attention."""
+from launch.attention import LONGEST
 
 
 @dataclass(frozen=True)
-class Rows:
+class Layout:
     """Where tokens that are packed one after the other stand in padded rows."""
 
     count: int
@@ -40,7 +40,7 @@ class Rows:
         return torch.empty(shape, dtype=dtype, device=packed_CX.device).copy_(by_row.transpose(1, 2))
 
     def join(self, by_head: Tensor, dtype: torch.dtype) -> Tensor:
-        """The inverse of `spread`: (b, heads, S, D) -> (C, heads * D)."""
+        """What undoes `spread`, and is its adjoint: (b, heads, S, D) -> (C, heads * D)."""
         rows, heads, columns, size = by_head.shape
         by_row = torch.empty(rows, columns, heads, size, dtype=dtype, device=by_head.device)
         padded_PX = by_row.copy_(by_head.transpose(1, 2)).view(rows * columns, heads * size)
@@ -69,66 +69,72 @@ class _RMSNorm(torch.autograd.Function):
         wide, slope = weight.float(), slope.float()
         normal = x.float() * inverse
         product = slope * normal
-        share = (product @ wide).div_(-x.shape[-1]).unsqueeze(-1)
+        with torch.autocast(x.device.type, enabled=False):
+            mean = (product @ wide).div_(x.shape[-1]).unsqueeze(-1)
         of_weight = product.flatten(0, -2).sum(0).to(weight.dtype) if ctx.needs_input_grad[1] else None
-        of_x = torch.mul(slope, wide, out=product).addcmul_(normal, share).mul_(inverse)
+        of_x = torch.mul(slope, wide, out=product).addcmul_(normal, mean, value=-1).mul_(inverse)
         return of_x.to(x.dtype), of_weight, None, None
 
 
 def attend(
-    q_CX: Tensor, k_CX: Tensor, v_CX: Tensor, cos_SD: Tensor, sin_SD: Tensor, scale: float, rows: Rows
+    q_CX: Tensor, k_CX: Tensor, v_CX: Tensor, cos_SD: Tensor, sin_SD: Tensor, scale: float, layout: Layout
 ) -> Tensor:
     """Causal attention within rows, after rotary embedding: q (C, H D), k and v (C, J D) -> (C, H D) in v's type.
 
     `cos_SD`, `sin_SD`: (S, D / 2), float32, of the columns' positions.
     """
-    if rows.columns <= SHORT_ROW:
-        return _ShortRows.apply(q_CX, k_CX, v_CX, cos_SD, sin_SD, scale, rows)
-    q, k = (_Rotate.apply(x_CX, cos_SD, sin_SD, v_CX.dtype, rows) for x_CX in (q_CX, k_CX))
-    v = _Spread.apply(v_CX, q.shape[-1], rows)
+    if layout.columns <= LONGEST:
+        return _ShortRows.apply(q_CX, k_CX, v_CX, cos_SD, sin_SD, scale, layout)
+    q, k = (_Rotate.apply(x_CX, cos_SD, sin_SD, v_CX.dtype, layout) for x_CX in (q_CX, k_CX))
+    v = _Spread.apply(v_CX, q.shape[-1], layout)
     mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=q.shape[1] > k.shape[1])
-    return _Join.apply(mixed, rows)
+    return _Join.apply(mixed, layout)
 
 
 class _ShortRows(torch.autograd.Function):
-    """Softmax and products of all pairs, in float32. PyTorch's flash attention takes 1.2 to 2 times as long on short rows."""
+    """Softmax and products of all pairs, in float32: launch/attention.py says why, for the model's own forward pass."""
 
     @staticmethod
     def forward(
-        ctx: Any, q_CX: Tensor, k_CX: Tensor, v_CX: Tensor, cos_SD: Tensor, sin_SD: Tensor, scale: float, rows: Rows
+        ctx: Any, q_CX: Tensor, k_CX: Tensor, v_CX: Tensor, cos_SD: Tensor, sin_SD: Tensor, scale: float, layout: Layout
     ) -> Tensor:
-        size, columns = 2 * cos_SD.shape[1], rows.columns
+        size, columns = 2 * cos_SD.shape[1], layout.columns
         kv_heads = k_CX.shape[1] // size
-        batch = (rows.count * kv_heads, -1, size)
-        q = rotate(rows.spread(q_CX, q_CX.shape[1] // size, torch.float32), cos_SD * scale, sin_SD * scale).view(batch)
-        k = rotate(rows.spread(k_CX, kv_heads, torch.float32), cos_SD, sin_SD).view(batch)
-        v = rows.spread(v_CX, kv_heads, torch.float32).view(batch)
+        batch = (layout.count * kv_heads, -1, size)
+        q = rotate(layout.spread(q_CX, q_CX.shape[1] // size, torch.float32), cos_SD * scale, sin_SD * scale).view(
+            batch
+        )
+        k = rotate(layout.spread(k_CX, kv_heads, torch.float32), cos_SD, sin_SD).view(batch)
+        v = layout.spread(v_CX, kv_heads, torch.float32).view(batch)
         scores = torch.bmm(q, k.transpose(1, 2))
-        scores.view(-1, columns, columns).add_(future(columns))
+        scores.view(-1, columns, columns).add_(causal_mask(columns))
         shares = torch.softmax(scores, -1)
         ctx.save_for_backward(q, k, v, shares, cos_SD, sin_SD)
-        ctx.scale, ctx.rows, ctx.dtypes = scale, rows, (q_CX.dtype, k_CX.dtype, v_CX.dtype)
-        mixed = torch.bmm(shares, v).view(rows.count, -1, columns, size)
-        return rows.join(mixed, v_CX.dtype)
+        ctx.scale, ctx.layout, ctx.dtypes = scale, layout, (q_CX.dtype, k_CX.dtype, v_CX.dtype)
+        mixed = torch.bmm(shares, v).view(layout.count, -1, columns, size)
+        return layout.join(mixed, v_CX.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, slope_CX: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, shares, cos_SD, sin_SD = ctx.saved_tensors
-        rows, scale, size = ctx.rows, ctx.scale, q.shape[-1]
-        by_head = (rows.count, -1, rows.columns, size)
-        slope = rows.spread(slope_CX, slope_CX.shape[1] // size, torch.float32).view(q.shape)
-        of_v = torch.bmm(shares.transpose(1, 2), slope)
-        of_shares = torch.bmm(slope, v.transpose(1, 2))
-        of_scores = torch._softmax_backward_data(of_shares, shares, -1, torch.float32)
-        of_q = rotate(torch.bmm(of_scores, k).view(by_head), cos_SD * scale, sin_SD * -scale)
-        of_k = rotate(torch.bmm(of_scores.transpose(1, 2), q).view(by_head), cos_SD, -sin_SD)
+        layout, scale, size = ctx.layout, ctx.scale, q.shape[-1]
+        by_head = (layout.count, -1, layout.columns, size)
+        slope = layout.spread(slope_CX, slope_CX.shape[1] // size, torch.float32).view(q.shape)
+        with torch.autocast(slope.device.type, enabled=False):
+            of_v = torch.bmm(shares.transpose(1, 2), slope)
+            of_shares = torch.bmm(slope, v.transpose(1, 2))
+            # what autograd itself calls: one pass in place of four
+            of_scores = torch._softmax_backward_data(of_shares, shares, -1, torch.float32)
+            of_q, of_k = torch.bmm(of_scores, k), torch.bmm(of_scores.transpose(1, 2), q)
+        of_q = rotate(of_q.view(by_head), cos_SD * scale, sin_SD * -scale)
+        of_k = rotate(of_k.view(by_head), cos_SD, -sin_SD)
         slopes = (of_q, of_k, of_v.view(by_head))
-        return *(rows.join(x, dtype) for x, dtype in zip(slopes, ctx.dtypes, strict=True)), None, None, None, None
+        return *(layout.join(x, dtype) for x, dtype in zip(slopes, ctx.dtypes, strict=True)), None, None, None, None
 
 
 @functools.lru_cache(maxsize=8)
-def future(columns: int) -> Tensor:
+def causal_mask(columns: int) -> Tensor:
     """What is added to the scores of pairs, (S, S): minus infinity where the key stands behind the query."""
     return torch.full((columns, columns), -torch.inf).triu_(1)
 
@@ -143,13 +149,13 @@ def rotate(x: Tensor, cos_SD: Tensor, sin_SD: Tensor) -> Tensor:
 
 
 class _Rotate(torch.autograd.Function):
-    """`Rows.spread` and `rotate`, in float32, then in `dtype`."""
+    """`Layout.spread` and `rotate`, in float32, then in `dtype`."""
 
     @staticmethod
-    def forward(ctx: Any, x_CX: Tensor, cos_SD: Tensor, sin_SD: Tensor, dtype: torch.dtype, rows: Rows) -> Tensor:
+    def forward(ctx: Any, x_CX: Tensor, cos_SD: Tensor, sin_SD: Tensor, dtype: torch.dtype, layout: Layout) -> Tensor:
         ctx.save_for_backward(cos_SD, sin_SD)
-        ctx.rows, ctx.dtype = rows, x_CX.dtype
-        return rotate(rows.spread(x_CX, x_CX.shape[1] // (2 * cos_SD.shape[1]), torch.float32), cos_SD, sin_SD).to(
+        ctx.layout, ctx.dtype = layout, x_CX.dtype
+        return rotate(layout.spread(x_CX, x_CX.shape[1] // (2 * cos_SD.shape[1]), torch.float32), cos_SD, sin_SD).to(
             dtype
         )
 
@@ -157,32 +163,32 @@ class _Rotate(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
         cos_SD, sin_SD = ctx.saved_tensors
-        return ctx.rows.join(rotate(slope.float(), cos_SD, -sin_SD), ctx.dtype), None, None, None, None
+        return ctx.layout.join(rotate(slope.float(), cos_SD, -sin_SD), ctx.dtype), None, None, None, None
 
 
 class _Spread(torch.autograd.Function):
-    """`Rows.spread` to heads of a size."""
+    """`Layout.spread` to heads of a size."""
 
     @staticmethod
-    def forward(ctx: Any, x_CX: Tensor, size: int, rows: Rows) -> Tensor:
-        ctx.rows = rows
-        return rows.spread(x_CX, x_CX.shape[1] // size, x_CX.dtype)
+    def forward(ctx: Any, x_CX: Tensor, size: int, layout: Layout) -> Tensor:
+        ctx.layout = layout
+        return layout.spread(x_CX, x_CX.shape[1] // size, x_CX.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
-        return ctx.rows.join(slope, slope.dtype), None, None
+        return ctx.layout.join(slope, slope.dtype), None, None
 
 
 class _Join(torch.autograd.Function):
-    """`Rows.join`."""
+    """`Layout.join`."""
 
     @staticmethod
-    def forward(ctx: Any, by_head: Tensor, rows: Rows) -> Tensor:
-        ctx.rows, ctx.heads = rows, by_head.shape[1]
-        return rows.join(by_head, by_head.dtype)
+    def forward(ctx: Any, by_head: Tensor, layout: Layout) -> Tensor:
+        ctx.layout, ctx.heads = layout, by_head.shape[1]
+        return layout.join(by_head, by_head.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, slope_CX: Tensor) -> tuple[Tensor | None, ...]:
-        return ctx.rows.spread(slope_CX, ctx.heads, slope_CX.dtype), None
+        return ctx.layout.spread(slope_CX, ctx.heads, slope_CX.dtype), None

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from alignment.generation.weights import LayerWeights, Weights
-from evaluation.scratch import Scratch
+from alignment.scratch import Scratch
 
 
 class Attention(Protocol):

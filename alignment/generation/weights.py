@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM, PreTrainedModel, Qwen2ForCausalLM, Qwen3ForCausalLM
 
-from evaluation.trunk import PRECISIONS, is_plain
+from evaluation.trunk import PRECISIONS, is_hooked, is_plain
 
 ARCHITECTURES = (LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
 
@@ -68,7 +68,7 @@ def _is_unchanged(module: nn.Module) -> bool:
         or type(module).__name__.endswith("RMSNorm")
         or getattr(module, "is_linear", False)
     )
-    return not (replaced or module._forward_hooks or module._forward_pre_hooks)
+    return not (replaced or is_hooked(module))
 
 
 def read_weights(model: Any, dtype: torch.dtype) -> Weights:

@@ -20,14 +20,13 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from alignment.scratch import Scratch
 from evaluation.batches import equal_slices
-from evaluation.scratch import Scratch
+from evaluation.trunk import fill_by, product_dtype
 
 LOGITS_PER_BLOCK = 2**21
 """Logits that are held at once: 8 MB in fp32. A dozen passes over them then stay in a CPU's caches."""
 TOKENS_PER_CHUNK = 2048
-TOKENS_BY = 64
-"""In bf16 on a CPU tokens are filled up to a multiple of it."""
 
 
 class LogprobHead(nn.Linear):
@@ -83,13 +82,10 @@ def linear_logprobs(
     if targets_N.device.type == "cpu" and ((targets_N < 0) | (targets_N >= len(weight_VD))).any():
         raise IndexError(f"targets_N: out of bounds for {len(weight_VD)} tokens")
     device = hidden_ND.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight_VD.dtype
+    dtype = product_dtype(weight_VD)
     count = len(hidden_ND)
-    if (
-        dtype == torch.bfloat16 and device == "cpu"
-    ):  # oneDNN compiles a product for each number of tokens: let there be few
-        filler = -count % TOKENS_BY
-        hidden_ND, targets_N = F.pad(hidden_ND, (0, 0, 0, filler)), F.pad(targets_N, (0, filler))
+    filler = -count % fill_by(dtype) if device == "cpu" else 0
+    hidden_ND, targets_N = F.pad(hidden_ND, (0, 0, 0, filler)), F.pad(targets_N, (0, filler))
     cuts = cut_logits(len(hidden_ND), weight_VD.shape[0], logits_per_block)
     with torch.autocast(device, enabled=False):
         logprobs_N, entropy_N = _LinearLogprobs.apply(hidden_ND, weight_VD, bias_V, targets_N, temperature, cuts, dtype)
@@ -227,13 +223,16 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 def block_logits(
     hidden_CD: Tensor, weight_vD: Tensor, bias_v: Tensor | None, temperature: float, scratch: Scratch
 ) -> Tensor:
-    """Logits of a block over the temperature, (C, v), in float32 or float64, from a product in the inputs' type."""
+    """Logits of a block over the temperature, (C, v), in float32 or float64, from a product in the inputs' type.
+
+    They are in `scratch`: the next call overwrites them.
+    """
     shape = (len(hidden_CD), len(weight_vD))
     product_Cv = scratch.take("product", shape, hidden_CD.dtype)
-    exact = product_Cv.dtype == wide(hidden_CD.dtype)  # in bf16 the logit itself is rounded, and divided afterwards
-    torch.addmm(product_Cv, hidden_CD, weight_vD.t(), beta=0, alpha=1 / temperature if exact else 1, out=product_Cv)
+    rounded = product_Cv.dtype != wide(hidden_CD.dtype)  # the logit itself is, and it is divided afterwards
+    torch.addmm(product_Cv, hidden_CD, weight_vD.t(), beta=0, alpha=1 if rounded else 1 / temperature, out=product_Cv)
     logits_Cv = in_type(product_Cv, wide(hidden_CD.dtype), "logits", scratch)
-    if not exact and temperature != 1:
+    if rounded and temperature != 1:
         logits_Cv /= temperature
     return logits_Cv if bias_v is None else logits_Cv.add_(bias_v, alpha=1 / temperature)
 
@@ -252,7 +251,7 @@ def logit_slopes(
     entropy_slope_C: Tensor | None,
     scratch: Scratch,
 ) -> Tensor:
-    """Gradient in a block's logits, (C, v), given those in log-probability and entropy (None where there is none).
+    """Gradient in a block's logits, (C, v) in `scratch`, given those in log-probability and entropy (None where there is none).
 
     d logprob / d logits = onehot - p;  d entropy / d logits = -p (log p + entropy).
     """
@@ -291,8 +290,10 @@ def add_head_gradients(
 
 
 def add_product(total: Tensor, left: Tensor, right: Tensor, first: bool) -> None:
-    """total += left @ right, or total = .. the `first` time. The sum is in float32 whatever the product's type: bf16 would lose
-    what is small."""
+    """total += left @ right, or total = .. the `first` time.
+
+    The sum is in float32 whatever the product's type: bf16 would lose what is small.
+    """
     if total.dtype == left.dtype:
         torch.addmm(total, left, right, beta=0 if first else 1, out=total)
     elif first:

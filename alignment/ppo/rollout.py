@@ -175,7 +175,7 @@ class Batch:
 
     tokens_bS: Tensor
     before_N: Tensor
-    """Where, in the flattened (b * S) positions, the token before each response token stands."""
+    """Where, in the flattened (b * S) positions, the token before each response token stands; ascending."""
     targets_N: Tensor
     """The response tokens."""
 

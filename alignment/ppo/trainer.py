@@ -285,8 +285,8 @@ class PPOTrainer:
 
         But products round otherwise in another batch shape, so that the ratio would be off 1 (in bf16 up to 1.04 on a tiny
         model): where the first optimizer step has the rows that this process scores, the passes are cut as that step's are,
-        and the ratio is exactly 1. The reference's too: rounding apart would be a KL. Not in fp32 on a GPU, where the rounding
-        is 1e-6 and larger passes are faster.
+        and the ratio is exactly 1. The reference's too: rounding apart would be a KL. Not in fp32 on a GPU, where larger passes
+        are faster and the rounding is some 1e-6; on a CPU they are not faster, and `states_at` cuts them anyway.
         """
         config, runtime = self.config, self.runtime
         rounds = runtime.precision == "bf16" or runtime.device.type == "cpu"

@@ -13,10 +13,13 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from alignment.generation import left_pad
+from alignment.ppo import modules
 from alignment.ppo import objectives as ppo
 from alignment.ppo.measure import rollout_metrics
 from alignment.ppo.rollout import make_batch
 from alignment.prompts import fitting_prompts
+from evaluation import scoring
+from evaluation.trunk import states_at
 from launch.runtime import Runtime
 from launch.seeding import uniforms
 from tests.alignment.checklist_support import (
@@ -85,11 +88,15 @@ def test_item_02_generation_pads_prompts_on_the_left_passes_pad_episodes_on_the_
 def test_item_02_all_roles_read_the_token_ids_themselves(make, monkeypatch):
     trainer, seen = make(), {}
     rollout = trainer.rollout(trainer.next_prompts())
-    for role, model in {**roles_of(trainer), "judge": find_judge(trainer).model}.items():
-        model.model.register_forward_pre_hook(
-            lambda module, args, kw, role=role: seen.setdefault(role, []).append(kw.get("input_ids", *args[:1])),
-            with_kwargs=True,
-        )
+    models = {**roles_of(trainer), "judge": find_judge(trainer).model}
+    role_of = {id(model.model): role for role, model in models.items()}
+
+    def watched(trunk, tokens_bS, wanted_N):
+        seen.setdefault(role_of[id(trunk)], []).append(tokens_bS)
+        return states_at(trunk, tokens_bS, wanted_N)
+
+    for user in (modules, scoring):
+        monkeypatch.setattr(user, "states_at", watched)
     trainer.score(rollout)
     assert set(seen) == {"policy", "critic", "reference", "judge"}
     for role, parts in seen.items():

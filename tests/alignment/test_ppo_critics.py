@@ -70,7 +70,7 @@ def test_a_saved_critic_is_a_plain_model_and_starts_the_next_run(make, tmp_path,
 def test_one_pass_over_the_trunk_gives_both(make):
     trainer = make(critic_from="trunk")
     calls = []
-    trainer.roles.policy.model.register_forward_hook(lambda *_: calls.append(1))
+    trainer.roles.policy.model.embed_tokens.register_forward_hook(lambda *_: calls.append(1))
     assert values_of(trainer).abs().max() == 0  # the head starts from zeros
     assert len(calls) == 1
     assert sum(p.numel() for p in trainer.engine.module.parameters()) == trainer.roles.policy.num_parameters() + 16

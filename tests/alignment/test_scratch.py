@@ -2,7 +2,7 @@
 
 import torch
 
-from evaluation.scratch import Scratch
+from alignment.scratch import Scratch
 
 
 def test_memory_is_taken_again_by_name_and_type():
