@@ -1,7 +1,8 @@
 """Batched scoring with plain transformers models: rewards of sequences, log-probabilities of completions.
 
 Rows are right-padded and sorted by length into batches of a token budget. With the attention mask and explicit
-positions (or a causal pass that needs neither, trunk.py) a row's numbers do not depend on its neighbours (fp32: to about 1e-6; tests hold it to 1e-5).
+positions (or a causal pass that needs neither, trunk.py) a row's numbers do not depend on its neighbours (fp32: to
+about 1e-6; tests hold it to 1e-5).
 
 Shapes: B rows of a batch, S padded length, N scored positions of a batch, V vocabulary.
 """

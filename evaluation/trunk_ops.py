@@ -101,9 +101,8 @@ class _ShortRows(torch.autograd.Function):
         size, columns = 2 * cos_SD.shape[1], layout.columns
         kv_heads = k_CX.shape[1] // size
         batch = (layout.count * kv_heads, -1, size)
-        q = rotate(layout.spread(q_CX, q_CX.shape[1] // size, torch.float32), cos_SD * scale, sin_SD * scale).view(
-            batch
-        )
+        q = layout.spread(q_CX, q_CX.shape[1] // size, torch.float32)
+        q = rotate(q, cos_SD * scale, sin_SD * scale).view(batch)
         k = rotate(layout.spread(k_CX, kv_heads, torch.float32), cos_SD, sin_SD).view(batch)
         v = layout.spread(v_CX, kv_heads, torch.float32).view(batch)
         scores = torch.bmm(q, k.transpose(1, 2))
@@ -136,7 +135,7 @@ class _ShortRows(torch.autograd.Function):
 @functools.lru_cache(maxsize=8)
 def causal_mask(columns: int) -> Tensor:
     """What is added to the scores of pairs, (S, S): minus infinity where the key stands behind the query."""
-    return torch.full((columns, columns), -torch.inf).triu_(1)
+    return torch.full((columns, columns), -torch.inf, device="cpu").triu_(1)
 
 
 def rotate(x: Tensor, cos_SD: Tensor, sin_SD: Tensor) -> Tensor:
@@ -155,9 +154,8 @@ class _Rotate(torch.autograd.Function):
     def forward(ctx: Any, x_CX: Tensor, cos_SD: Tensor, sin_SD: Tensor, dtype: torch.dtype, layout: Layout) -> Tensor:
         ctx.save_for_backward(cos_SD, sin_SD)
         ctx.layout, ctx.dtype = layout, x_CX.dtype
-        return rotate(layout.spread(x_CX, x_CX.shape[1] // (2 * cos_SD.shape[1]), torch.float32), cos_SD, sin_SD).to(
-            dtype
-        )
+        heads = x_CX.shape[1] // (2 * cos_SD.shape[1])
+        return rotate(layout.spread(x_CX, heads, torch.float32), cos_SD, sin_SD).to(dtype)
 
     @staticmethod
     @once_differentiable
