@@ -28,7 +28,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from alignment.generation import DecodeGraphs, LocalEngine, Sampling, recorder_for
+from alignment.cuda_graphs import recorder_for
+from alignment.generation import DecodeGraphs, LocalEngine, Sampling
 from alignment.ppo.modules import response_logprobs
 from alignment.ppo.rollout import Rollout, make_batch
 from benchmarks.common import about, result_file

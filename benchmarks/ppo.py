@@ -155,6 +155,9 @@ def main() -> None:
     parser.add_argument("--trl_python", required=True, help="the interpreter of the environment with trl==1.12.0")
     parser.add_argument("--rounds", type=int, default=3, help="0: the cases that the file holds stay")
     parser.add_argument("--updates", type=int, default=4)
+    parser.add_argument(
+        "--warmup", type=int, default=1, help="updates before those; on a GPU the first ones capture graphs"
+    )
     parser.add_argument("--vocabularies", type=int, nargs="+", default=[1024, 32768])
     parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=["like for like", "defaults"])
     parser.add_argument("--model", choices=list(MODELS), default="small")
@@ -175,7 +178,11 @@ def main() -> None:
     for vocabulary in options.vocabularies if options.rounds else ():
         for natural in (False, True):
             for setting in options.settings:
-                case = replace(Case(vocabulary, natural, updates=options.updates), **SETTINGS[setting], **sizes)
+                case = replace(
+                    Case(vocabulary, natural, updates=options.updates, warmup=options.warmup),
+                    **SETTINGS[setting],
+                    **sizes,
+                )
                 result["cases"][f"{case.name}, {setting}"] = compare(case, options.trl_python, options.rounds)
                 write_json(path, result)
     if options.reward_seconds:

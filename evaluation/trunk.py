@@ -56,7 +56,12 @@ def states_at(trunk: Any, tokens_bS: Tensor, wanted_N: Tensor) -> Tensor:
 
 def reads_packed(trunk: Any, device: torch.device) -> bool:
     """Whether `states_at` computes what this model's forward pass does; if not, the forward pass itself is used."""
-    if device.type != "cpu" or type(trunk) not in TRUNKS:
+    return device.type == "cpu" and is_written_out(trunk)
+
+
+def is_written_out(trunk: Any) -> bool:
+    """Whether `read_rows` computes what this model's forward pass does."""
+    if type(trunk) not in TRUNKS:
         return False
     layers = [(layer, layer.self_attn, layer.mlp, *_norms(layer)) for layer in _layers(trunk)]
     norms = [trunk.norm, *(norm for _, _, _, *own in layers for norm in own)]
@@ -117,6 +122,22 @@ def _read_packed(trunk: Any, tokens_bS: Tensor, wanted_N: Tensor) -> Tensor:
     dtype = product_dtype(trunk.norm.weight)
     layout, place_K = _pack(tokens_bS, wanted_N, fill_by(dtype))
     tokens_C = tokens_bS.flatten() if layout.index_C is None else tokens_bS.flatten()[layout.index_C]
+    return _run_layers(trunk, tokens_C, layout, dtype, place_K)[: len(wanted_N)]
+
+
+def read_rows(trunk: Any, tokens_bS: Tensor) -> Tensor:
+    """Last hidden states (b, S, E) at all places of rows that are padded on the right, if any.
+
+    The host waits for nothing and decides nothing, so it can be captured in a CUDA graph; a model's own forward pass looks
+    into its inputs.
+    """
+    count, columns = tokens_bS.shape
+    layout, dtype = Layout(count, columns, None), product_dtype(trunk.norm.weight)
+    return _run_layers(trunk, tokens_bS.flatten(), layout, dtype, None).unflatten(0, (count, columns))
+
+
+def _run_layers(trunk: Any, tokens_C: Tensor, layout: Layout, dtype: torch.dtype, place_K: Tensor | None) -> Tensor:
+    """Last hidden states of packed tokens, (C, E), or (K, E) of the asked places among them."""
     x_CE = trunk.embed_tokens(tokens_C)
     positions_1S = torch.arange(layout.columns, device=x_CE.device).unsqueeze(0)
     tables = trunk.rotary_emb(torch.empty(0, device=x_CE.device), positions_1S)
@@ -124,13 +145,12 @@ def _read_packed(trunk: Any, tokens_bS: Tensor, wanted_N: Tensor) -> Tensor:
     layers = _layers(trunk)
     for number, layer in enumerate(layers):
         mixed_CX = _attention(layer.self_attn, _normalise(layer.input_layernorm, x_CE, dtype), cos_SD, sin_SD, layout)
-        if number == len(layers) - 1:
+        if place_K is not None and number == len(layers) - 1:
             mixed_CX, x_CE = mixed_CX.index_select(0, place_K), x_CE.index_select(0, place_K)
         x_CE = x_CE + layer.self_attn.o_proj(mixed_CX)
         normal_CE, mlp = _normalise(layer.post_attention_layernorm, x_CE, dtype), layer.mlp
         x_CE = x_CE + mlp.down_proj(F.silu(mlp.gate_proj(normal_CE)) * mlp.up_proj(normal_CE))
-    normal_KE = _normalise(trunk.norm, x_CE, torch.promote_types(x_CE.dtype, trunk.norm.weight.dtype))
-    return normal_KE[: len(wanted_N)]
+    return _normalise(trunk.norm, x_CE, torch.promote_types(x_CE.dtype, trunk.norm.weight.dtype))
 
 
 def _cut_columns(tokens_bS: Tensor, wanted_N: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,8 @@
-"""Operations of a Llama-like layer with backward passes of their own: fewer passes over memory than autograd's, on a CPU.
+"""Operations of a Llama-like layer with backward passes of their own: fewer passes over memory than autograd's.
 
 On two cores (Xeon with AMX, width 256) matrix products are two thirds of a forward and backward pass in float32 and less than
-half of it in bf16; the rest goes over activations, again and again. Norms, rotary embeddings and the attention of rows of up to
-`LONGEST` columns are in float32 whatever comes in; longer rows take PyTorch's flash attention in the type that comes in.
+half of it in bf16; the rest goes over activations, again and again. Norms, rotary embeddings and, on a CPU, the attention of rows
+of up to `LONGEST` columns are in float32 whatever comes in; other rows take PyTorch's attention in the type that comes in.
 
 Shapes: C tokens, E width; b rows of S columns, H query heads, J key-value heads, G = H / J, D head size.
 """
@@ -49,6 +49,8 @@ class Layout:
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
     """weight x / sqrt(mean(x²) + eps) over the last dimension, in `dtype` (Zhang and Sennrich 2019, arXiv 1910.07467)."""
+    if x.device.type != "cpu":  # PyTorch has one kernel for it there
+        return F.rms_norm(x.float(), x.shape[-1:], weight.float(), eps).to(dtype)
     return _RMSNorm.apply(x, weight, eps, dtype)
 
 
@@ -83,7 +85,7 @@ def attend(
 
     `cos_SD`, `sin_SD`: (S, D / 2), float32, of the columns' positions.
     """
-    if layout.columns <= LONGEST:
+    if layout.columns <= LONGEST and v_CX.device.type == "cpu":
         return _ShortRows.apply(q_CX, k_CX, v_CX, cos_SD, sin_SD, scale, layout)
     q, k = (_Rotate.apply(x_CX, cos_SD, sin_SD, v_CX.dtype, layout) for x_CX in (q_CX, k_CX))
     v = _Spread.apply(v_CX, q.shape[-1], layout)

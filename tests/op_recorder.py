@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -37,7 +38,10 @@ class Operations(TorchDispatchMode):
         self.calls.append((func, args, kwargs or {}, made))
         return out
 
+    @torch.no_grad()
+    @torch.autocast("cpu", enabled=False)
     def replay(self) -> None:
+        """A graph's kernels know of neither."""
         for func, args, kwargs, made in self.calls:
             out = func(*args, **kwargs)
             fresh = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)] if made else []
@@ -52,7 +56,14 @@ class OpRecorder:
         self.room, self.captured, self.replayed = room, 0, 0
 
     def capture(self, step):
-        step()  # as a warm-up does: memory that is kept is taken before the capture
+        return self.capture_all([step])[0]
+
+    def capture_all(self, steps):
+        for step in steps:
+            step()  # as a warm-up does: memory that is kept is taken before the capture
+        return [self._capture(step) for step in steps]
+
+    def _capture(self, step):
         with Operations() as operations:
             result = step()
         self.captured += 1

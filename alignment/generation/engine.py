@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from alignment.cuda_graphs import recorder_for
 from alignment.generation.decoder import Decoder
 from alignment.generation.forward_loop import generate_batch
-from alignment.generation.graphs import DecodeGraphs, GraphedDecoder, recorder_for
+from alignment.generation.graphs import DecodeGraphs, GraphedDecoder
 from alignment.generation.prompts import check_lengths
 from alignment.generation.sampling import Completion, Sampling, padded_size, pick_tokens
 from alignment.generation.weights import Weights, is_supported

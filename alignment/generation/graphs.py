@@ -12,15 +12,14 @@ Shapes as in network.py; R the rows of a step: those of the batch rounded up to 
 from __future__ import annotations
 
 import sys
-import threading
-import weakref
 from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from alignment.cuda_graphs import Recorder, Replay, agree
 from alignment.generation.decoder import Decoder
 from alignment.generation.network import Network, attend_one, make_cache
 from alignment.generation.weights import Weights, copied_bytes, read_weights, rewrite_weights
@@ -28,69 +27,6 @@ from alignment.generation.weights import Weights, copied_bytes, read_weights, re
 SIZES = 8  # of R, as many as a batch has while it shrinks
 NARROWEST = 128  # W: so many columns, twice as many, ...: at most half of what is attended to is not written yet
 RUNS_BEFORE = 5  # of a shape, the usual way, before it is captured: a capture and its check run it as often
-KEPT_SHARE = 0.1  # of the device's memory: as much may be held between rollouts
-WARM_UPS = 2  # runs of a step before its capture, in which libraries choose kernels and take their workspaces
-TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 3e-2}
-"""Between the logits of a first replay and of the same step run the usual way, relative to the largest: a graph that reads
-or writes in the wrong place is off by their whole size, and the order of sums may differ."""
-
-Replay = Callable[[], Tensor]
-
-
-class Recorder(Protocol):
-    """How a step becomes a replay."""
-
-    room: int
-    """Bytes that may be held between rollouts."""
-
-    def capture(self, step: Callable[[], Tensor]) -> Replay:
-        """What does to the device's memory what `step` does, and gives the result's tensor, which is the same each time.
-
-        `step` may be run any number of times. RuntimeError for one that cannot be captured.
-        """
-        ...
-
-
-class CudaRecorder:
-    """torch.cuda.CUDAGraph."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device, self.stream = device, torch.cuda.Stream(device)
-        self.newest: Callable[[], Any] = lambda: None
-        """The graph that was captured last, if it is still there: the next one shares its pool of memory. No result lives in
-        it, and they never run at the same time. A pool whose graphs are all gone must not be named again (an assertion of
-        torch's allocator)."""
-        self.room = int(KEPT_SHARE * torch.cuda.get_device_properties(device).total_memory)
-
-    def capture(self, step: Callable[[], Tensor]) -> Replay:
-        graph, stream, newest = torch.cuda.CUDAGraph(), self.stream, self.newest()
-        pool = None if newest is None else newest.pool()
-        with torch.cuda.device(self.device):
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                for _ in range(WARM_UPS):
-                    step()
-            torch.cuda.current_stream().wait_stream(stream)
-            # thread_local: NCCL's own thread looks at its events meanwhile
-            with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-                result = step()
-        self.newest = weakref.ref(graph)
-
-        def replay() -> Tensor:
-            graph.replay()
-            return result
-
-        return replay
-
-
-def recorder_for(device: torch.device) -> Recorder | None:
-    """None where steps are not captured: on the CPU, and in a thread beside the main one.
-
-    While a stream is being captured nothing may wait for the whole device, as the main thread does when it trains.
-    """
-    if device.type != "cuda" or threading.current_thread() is not threading.main_thread():
-        return None
-    return CudaRecorder(device)
 
 
 class StepMemory:
@@ -258,7 +194,7 @@ class DecodeGraphs:
             part.zero_()
         found = replay()
         pairs = [(found, expected), *zip(written, expected_writes, strict=True)]
-        if all(_agree(*pair) for pair in pairs):
+        if all(agree(*pair, precision=pair[1].dtype) for pair in pairs):
             self.replays[shape] = replay
         else:
             self._give_up("the first replay of a captured decoding step did not give what the step gives")
@@ -266,12 +202,6 @@ class DecodeGraphs:
     def _give_up(self, why: str) -> None:
         self.recorder, self.replays = None, {}
         print(f"alignkit: warning: {why}; generation goes on without CUDA graphs, slower", file=sys.stderr, flush=True)
-
-
-def _agree(found: Tensor, expected: Tensor) -> bool:
-    tolerance = TOLERANCE[expected.dtype]
-    scale = float(expected.float().nan_to_num(0, 0, 0).abs().max())
-    return torch.allclose(found.float(), expected.float(), rtol=tolerance, atol=tolerance * scale, equal_nan=True)
 
 
 class GraphedDecoder(Decoder):

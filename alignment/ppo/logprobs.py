@@ -26,6 +26,8 @@ from evaluation.trunk import fill_by, product_dtype
 
 LOGITS_PER_BLOCK = 2**21
 """Logits that are held at once: 8 MB in fp32. A dozen passes over them then stay in a CPU's caches."""
+LOGITS_PER_BLOCK_ON_GPU = 2**24
+"""There a dozen launches for each block would take longer than 8 MB do."""
 TOKENS_PER_CHUNK = 2048
 
 
@@ -43,7 +45,8 @@ class LogprobHead(nn.Linear):
         """Logits of `hidden` (any shape, D) without targets; with them `linear_logprobs` of hidden (N, D)."""
         if targets_N is None:
             return super().forward(hidden)
-        return linear_logprobs(hidden, self.weight, self.bias, targets_N, temperature, LOGITS_PER_BLOCK)
+        budget = LOGITS_PER_BLOCK if hidden.device.type == "cpu" else LOGITS_PER_BLOCK_ON_GPU
+        return linear_logprobs(hidden, self.weight, self.bias, targets_N, temperature, budget)
 
 
 def give_logprob_head(model: PreTrainedModel) -> bool:

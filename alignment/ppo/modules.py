@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from alignment.ppo.graphs import states_of
 from alignment.ppo.logprobs import give_logprob_head
 from alignment.reward.head import keep_head_in_fp32
-from evaluation.trunk import states_at
 from launch.runtime import Runtime
 
 
@@ -120,7 +120,7 @@ def head_values(score: nn.Linear, hidden_ND: Tensor) -> Tensor:
 
 def hidden_states(model: Any, tokens_bS: Tensor, before_N: Tensor) -> Tensor:
     """Last hidden states before the response tokens, (N, D); padding stands on the right (checklist item 3)."""
-    return states_at(getattr(model, model.base_model_prefix), tokens_bS, before_N)
+    return states_of(getattr(model, model.base_model_prefix), tokens_bS, before_N)
 
 
 def place_frozen(module: nn.Module, runtime: Runtime) -> Any:

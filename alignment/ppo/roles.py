@@ -39,6 +39,11 @@ class Roles:
             return TrunkActorCritic(self.policy, self.score)
         return ActorCritic(self.policy, self.critic)
 
+    def trunks(self) -> list[nn.Module]:
+        """Of the models that read episodes, each of which is itself wherever it is used."""
+        models = [model for model in (self.policy, self.critic, self.reference) if model is not None]
+        return [getattr(model, model.base_model_prefix) for model in models]
+
     def parameter_groups(self, config: PPOConfig) -> list[Group]:
         """Parameters of the policy and of critic or value head, each with a learning rate of its own."""
         critic = self.score if self.score is not None else self.critic

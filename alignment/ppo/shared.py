@@ -113,6 +113,10 @@ class SharedRoles:
         """The base with its adapters, of which the policy's acts."""
         return self.trained.model
 
+    def trunks(self) -> list[nn.Module]:
+        """None: the base acts in several roles, by what adapter is switched on."""
+        return []
+
     def module(self) -> nn.Module:
         return SharedActorCritic(self.trained, self.score)
 

@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from alignment.generation import DecodeGraphs, Sampling, VLLMEngine, recorder_for
+from alignment.cuda_graphs import recorder_for
+from alignment.generation import DecodeGraphs, Sampling, VLLMEngine
 from alignment.ppo import objectives as ppo
 from alignment.ppo.ahead import Ahead
 from alignment.ppo.background import in_background, wait_together
@@ -25,6 +26,7 @@ from alignment.ppo.controllers import KLController, RewardNormaliser
 from alignment.ppo.dump import RolloutDump
 from alignment.ppo.estimators import EstimatorSettings, estimate_advantages
 from alignment.ppo.evaluation import PURPOSE, Evaluation, HeldOut, History
+from alignment.ppo.graphs import capture_passes
 from alignment.ppo.learner import Learner
 from alignment.ppo.measure import Metrics, evaluation_metrics, make_samples, rollout_metrics, sequence_kl
 from alignment.ppo.monitors import Alarm, Monitors
@@ -103,6 +105,9 @@ class PPOTrainer:
         self.engine = self.learner.engine
         self.reference = None if self.replay else roles.place_reference(self.engine)
         self.served = served
+        if self.engine.wrapped is self.engine.module and not (config.rollouts_ahead or config.overlap_scoring):
+            for trunk in roles.trunks():
+                capture_passes(trunk, runtime.device)
         self.graphs = DecodeGraphs(recorder_for(runtime.device))
         self.ahead: Ahead | None = None
         self.sampler: Any = None if self.replay else self._make_sampler()

@@ -15,7 +15,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from alignment.generation import DecodeGraphs, LocalEngine, Sampling, recorder_for
+from alignment.cuda_graphs import recorder_for
+from alignment.generation import DecodeGraphs, LocalEngine, Sampling
 from alignment.generation import graphs as module
 from alignment.generation.decoder import Decoder
 from alignment.generation.graphs import FixedStep, GraphedDecoder, StepMemory

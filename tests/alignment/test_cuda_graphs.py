@@ -7,9 +7,8 @@ from contextlib import contextmanager
 
 import torch
 
-from alignment.generation import graphs as module
-from alignment.generation import recorder_for
-from alignment.generation.graphs import CudaRecorder
+from alignment import cuda_graphs as module
+from alignment.cuda_graphs import CudaRecorder, recorder_for
 
 
 class PretendedCuda:

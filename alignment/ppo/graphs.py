@@ -1,0 +1,300 @@
+"""The training and scoring passes of a model on one GPU as CUDA graphs: captured once for each shape, then launched as a whole.
+
+A forward and backward pass launches some hundred small kernels a layer one by one. At half a billion parameters and 16 rows
+of 96 tokens that takes several times as long as the kernels themselves. A captured pass reads its tokens, and the slopes of
+its result, where they were at its capture, and adds to gradients that stay where they are. Only the layers are captured; head
+and loss, whose shapes change with the number of response tokens, run the usual way.
+
+For Llama, Qwen2 and Qwen3 with plain linear layers, in a process that exchanges no gradients: DDP and DeepSpeed hang on the
+usual backward pass. Shapes: b rows of S tokens, R and C the same rounded up, N asked places, E width.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import weakref
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from alignment.cuda_graphs import Recorder, Replay, agree, recorder_for
+from evaluation.trunk import is_hooked, is_written_out, product_dtype, read_rows, round_up, states_at
+
+ROWS_BY, COLUMNS_BY = 8, 32  # what R and C are multiples of: few shapes, little of them filler
+RUNS_BEFORE = 1  # of a shape, the usual way, before it is captured
+FORGET_AFTER = 16  # passes in a row in one precision, after which what was captured in another one goes
+MOST_WORK = 5e10
+"""Tokens times parameters of a layer, up to which a pass is captured: kernels that do more take longer than their launches.
+On an H200 replays are 5 times as fast as launches at 3e10."""
+
+Shape = tuple[int, int, bool]
+"""R, C, and whether there is a backward pass."""
+
+
+def capture_passes(trunk: nn.Module, device: torch.device) -> None:
+    """From now on `states_of` captures this trunk's passes, where that can be done; its modules must stay as they are."""
+    if recorder_for(device) is not None and _is_plain(trunk):
+        _captured[trunk] = TrunkGraphs(trunk, lambda: recorder_for(device))
+
+
+def states_of(trunk: nn.Module, tokens_bS: Tensor, wanted_N: Tensor) -> Tensor:
+    """`states_at`, replayed where `capture_passes` was called for the trunk."""
+    graphs = _captured.get(trunk)
+    if graphs is None or torch.is_inference_mode_enabled():
+        return states_at(trunk, tokens_bS, wanted_N)
+    return graphs.states_at(tokens_bS, wanted_N)
+
+
+def _is_plain(trunk: Any) -> bool:
+    """Whether a trunk is written out in evaluation/trunk.py, and all of its layers are what they seem."""
+    if not is_written_out(trunk):
+        return False
+    parts = [part for layer in trunk.layers for part in (layer.self_attn, layer.mlp)]
+    leaves = [trunk.embed_tokens, *(child for part in parts for name, child in part.named_children() if "proj" in name)]
+    return all(type(module) in (nn.Linear, nn.Embedding) and not is_hooked(module) for module in leaves)
+
+
+class Rows(nn.Module):
+    """`read_rows` of a trunk, whose parameters can be swapped for a call."""
+
+    def __init__(self, trunk: nn.Module) -> None:
+        super().__init__()
+        self.trunk = trunk
+
+    def forward(self, tokens_RC: Tensor) -> Tensor:
+        """Hidden states (R, C, E)."""
+        return read_rows(self.trunk, tokens_RC)
+
+
+class FixedPass:
+    """The passes over R rows of C tokens that can be captured.
+
+    `leaves` stand for the parameters, in the same memory. Autograd has a node for each parameter, which is alive as long as
+    any result that depends on it, and adds to the gradient on the stream that it was made on; a capture knows of one stream.
+    """
+
+    def __init__(self, shape: Shape, leaves: dict[str, Tensor], device: torch.device) -> None:
+        rows, columns, self.trains = shape
+        self.leaves = leaves
+        self.tokens_RC = torch.zeros(rows, columns, dtype=torch.long, device=device)
+        self.slope_RCE: Tensor | None = None
+        """Of what is trained on in the hidden states. 0 until it is set: a backward pass then adds nothing."""
+        self.hidden_RCE: Tensor | None = None
+
+    def forward(self, rows: Rows) -> Tensor:
+        """Hidden states (R, C, E)."""
+        with torch.set_grad_enabled(self.trains):
+            self.hidden_RCE = torch.func.functional_call(rows, self.leaves, (self.tokens_RC,))
+        if self.trains and self.slope_RCE is None:
+            self.slope_RCE = torch.zeros_like(self.hidden_RCE)
+        return self.hidden_RCE.detach()
+
+    def backward(self) -> Tensor:
+        """Add to the gradients of the leaves; returns the slopes."""
+        assert self.hidden_RCE is not None and self.slope_RCE is not None
+        hidden_RCE, self.hidden_RCE = self.hidden_RCE, None
+        torch.autograd.backward(hidden_RCE, self.slope_RCE)
+        return self.slope_RCE
+
+    def capture(self, recorder: Recorder, trunk: Any) -> list[Replay]:
+        """Of the forward pass, and the backward pass where there is one."""
+        forward = functools.partial(self.forward, Rows(trunk))
+        replays = recorder.capture_all([forward, self.backward] if self.trains else [forward])
+        self.hidden_RCE = None
+        return replays
+
+
+class Captured:
+    """The captured passes of a trunk in one precision: they share a pool of memory, and the gradients that they add to.
+
+    So the backward pass must come before any other pass of the trunk; one that comes too late is refused.
+    """
+
+    def __init__(self, trunk: nn.Module, dtype: torch.dtype, recorder: Recorder) -> None:
+        """`dtype`: that of matrix products."""
+        self.dtype, self.recorder = dtype, recorder
+        self.parameters = list(trunk.parameters())
+        self.places = self._places()
+        self.leaves = {
+            f"trunk.{name}": parameter.detach().requires_grad_(parameter.requires_grad)
+            for name, parameter in trunk.named_parameters()
+        }
+        self.trained = [parameter for parameter in self.parameters if parameter.requires_grad]
+        self.grads: list[Tensor] = []
+        """Those of the leaves that are trained; the parameters have them when they are replayed."""
+        self.passes: dict[Shape, tuple[FixedPass, list[Replay]]] = {}
+        self.runs: Counter[Shape] = Counter()
+        self.turn = 0
+        """Number of the newest replay of a forward pass, which overwrote what an older one has kept for its backward pass."""
+
+    def _places(self) -> list[int]:
+        return [parameter.data_ptr() for parameter in self.parameters]
+
+    @property
+    def has_moved(self) -> bool:
+        """Whether weights are no longer where they were, or other ones are trained."""
+        trained = [parameter for parameter in self.parameters if parameter.requires_grad]
+        return len(trained) != len(self.trained) or self._places() != self.places
+
+    def run(self, trunk: Any, tokens_RC: Tensor, trains: bool) -> Tensor:
+        """Hidden states (R, C, E), replayed if this shape is captured by now. RuntimeError where it cannot be."""
+        shape = (*tokens_RC.shape, trains)
+        self.runs[shape] += 1
+        if all(parameter.grad is None for parameter in self.trained):  # a capture and its trial add to them
+            for due in [shape for shape, runs in self.runs.items() if runs > RUNS_BEFORE and shape not in self.passes]:
+                self._capture(trunk, due, tokens_RC)
+        if shape not in self.passes:
+            return read_rows(trunk, tokens_RC)
+        fixed, replays = self.passes[shape]
+        fixed.tokens_RC.copy_(tokens_RC)
+        self.turn += 1
+        if trains:
+            return _Replayed.apply(self.trained[0], self, fixed, replays)
+        return replays[0]().clone()
+
+    def backward(self, turn: int, fixed: FixedPass, replay: Replay, slope_RCE: Tensor) -> None:
+        """Replay the backward pass of the forward pass that was replayed as number `turn`."""
+        if turn != self.turn:
+            raise RuntimeError(
+                "a backward pass of PPO on a GPU came after another forward pass of the same model, which overwrites what it "
+                "needs: call backward() on each micro-batch before the next one"
+            )
+        assert fixed.slope_RCE is not None
+        fixed.slope_RCE.copy_(slope_RCE)
+        self._lend_gradients()
+        replay()
+
+    def _lend_gradients(self) -> None:
+        """Make the gradients those tensors that captured passes add to; they start from what is there."""
+        if not self.grads:
+            self.grads = [torch.empty_like(parameter) for parameter in self.trained]
+            for leaf, grad in zip((x for x in self.leaves.values() if x.requires_grad), self.grads, strict=True):
+                leaf.grad = grad
+        fresh = []
+        for parameter, grad in zip(self.trained, self.grads, strict=True):
+            if parameter.grad is None:
+                fresh.append(grad)
+            elif parameter.grad is not grad:
+                grad.copy_(parameter.grad)
+            parameter.grad = grad
+        if fresh:
+            torch._foreach_zero_(fresh)
+
+    def pays(self, trunk: Any, rows: int, columns: int) -> bool:
+        """Whether launches are what such a pass waits for, and what it holds, by estimate, leaves room."""
+        config = trunk.config
+        layer = sum(parameter.numel() for parameter in trunk.layers[0].parameters())
+        # bytes that are kept of a token (float32 residuals and norms, the rest in bf16 or float32) and of a cast weight
+        of_token = 40 * config.hidden_size + 16 * config.intermediate_size
+        held = config.num_hidden_layers * (rows * columns * of_token + 2 * layer)
+        return rows * columns * layer <= MOST_WORK and held <= self.recorder.room
+
+    def _capture(self, trunk: Any, shape: Shape, tokens_RC: Tensor) -> None:
+        """Capture a shape and keep it, if a first replay with other tokens than at the capture gives what the pass gives."""
+        fixed = FixedPass(shape, self.leaves, tokens_RC.device)
+        if fixed.trains:
+            self._lend_gradients()
+        try:
+            replays = fixed.capture(self.recorder, trunk)
+            self.turn += 1
+            fixed.tokens_RC.copy_(tokens_RC.flatten()[_places_like(fixed.tokens_RC) % tokens_RC.numel()])
+            if not self._is_right(trunk, fixed, replays):
+                raise RuntimeError("its first replay did not give what the pass gives")
+        finally:
+            for parameter in self.trained if fixed.trains else ():
+                parameter.grad = None
+        self.passes[shape] = fixed, replays
+
+    def _is_right(self, trunk: Any, fixed: FixedPass, replays: list[Replay]) -> bool:
+        """Whether replays give the hidden states, and gradients at both ends of the layers, of the usual way."""
+        if not fixed.trains:
+            return agree(replays[0](), read_rows(trunk, fixed.tokens_RC), self.dtype)
+        expected = read_rows(trunk, fixed.tokens_RC)
+        generator = torch.Generator(expected.device).manual_seed(0)
+        slope_RCE = torch.randn(expected.shape, generator=generator, device=expected.device, dtype=expected.dtype)
+        some = [*self.trained[:2], *self.trained[-2:]]
+        expected_grads = torch.autograd.grad(expected, some, slope_RCE)
+        found = replays[0]().clone()
+        for parameter in self.trained:
+            parameter.grad = None
+        self.backward(self.turn, fixed, replays[1], slope_RCE)
+        pairs = [(found, expected), *zip([p.grad for p in some], expected_grads, strict=True)]
+        fixed.slope_RCE.zero_()  # type: ignore[union-attr]
+        return all(agree(ours, theirs, self.dtype) for ours, theirs in pairs)  # type: ignore[arg-type]
+
+
+class _Replayed(torch.autograd.Function):
+    """A captured forward pass, and its backward pass, which itself adds to the gradients: autograd is given none."""
+
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, captured: Captured, fixed: FixedPass, replays: list[Replay]) -> Tensor:
+        ctx.captured, ctx.fixed, ctx.replay, ctx.turn = captured, fixed, replays[1], captured.turn
+        return replays[0]().clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope_RCE: Tensor) -> tuple[None, None, None, None]:
+        ctx.captured.backward(ctx.turn, ctx.fixed, ctx.replay, slope_RCE)
+        return None, None, None, None
+
+
+class TrunkGraphs:
+    """What is captured of a trunk, by precision. After a failure one warning is given, and nothing is captured any more."""
+
+    def __init__(self, trunk: nn.Module, make_recorder: Callable[[], Recorder | None]) -> None:
+        # weak: this is the value of an entry that goes with the trunk, its key
+        self._trunk, self.make_recorder = weakref.ref(trunk), make_recorder
+        self.by_type: dict[torch.dtype, Captured] = {}
+        self.newest, self.streak = torch.float32, 0
+        """Precision of the last passes, and how many they were."""
+
+    def states_at(self, tokens_bS: Tensor, wanted_N: Tensor) -> Tensor:
+        """As evaluation.trunk.states_at."""
+        trunk: Any = self._trunk()
+        captured = self._captured(trunk, product_dtype(trunk.norm.weight))
+        count, columns = tokens_bS.shape
+        rounded = round_up(count, ROWS_BY), round_up(columns, COLUMNS_BY)
+        if captured is None or not captured.pays(trunk, *rounded):
+            return states_at(trunk, tokens_bS, wanted_N)
+        # the same shape whether it is captured by now or not, in training and in scoring: else they would round otherwise
+        tokens_RC = nn.functional.pad(tokens_bS, (0, rounded[1] - columns, 0, rounded[0] - count))
+        trains = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in trunk.parameters())
+        try:
+            hidden_RCE = captured.run(trunk, tokens_RC, trains)
+        except RuntimeError as error:
+            self._give_up(str(error).strip().splitlines()[0])
+            return states_at(trunk, tokens_bS, wanted_N)
+        place_N = wanted_N // columns * rounded[1] + wanted_N % columns
+        return hidden_RCE.flatten(0, 1).index_select(0, place_N)
+
+    def _give_up(self, why: str) -> None:
+        self.make_recorder = lambda: None
+        self.by_type.clear()
+        warning = f"a pass could not be captured ({why}); training goes on without CUDA graphs, slower"
+        print(f"alignkit: warning: {warning}", file=sys.stderr, flush=True)
+
+    def _captured(self, trunk: Any, dtype: torch.dtype) -> Captured | None:
+        self.streak = self.streak + 1 if dtype == self.newest else 1
+        self.newest = dtype
+        for other in [other for other in self.by_type if other != dtype and self.streak > FORGET_AFTER]:
+            del self.by_type[other]
+        if dtype in self.by_type and self.by_type[dtype].has_moved:
+            del self.by_type[dtype]
+        if dtype not in self.by_type:
+            recorder = self.make_recorder()
+            if recorder is None:
+                return None
+            self.by_type[dtype] = Captured(trunk, dtype, recorder)
+        return self.by_type[dtype]
+
+
+_captured: weakref.WeakKeyDictionary[nn.Module, TrunkGraphs] = weakref.WeakKeyDictionary()
+
+
+def _places_like(tokens_RC: Tensor) -> Tensor:
+    return torch.arange(tokens_RC.numel(), device=tokens_RC.device).view(tokens_RC.shape)

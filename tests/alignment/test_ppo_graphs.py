@@ -1,0 +1,375 @@
+"""Captured passes of PPO, on the CPU with a recorder of operations, and on a GPU where there is one: the same numbers as
+the model's own forward and backward pass, shapes, what makes them be captured anew or given up."""
+
+import gc
+import weakref
+
+import pytest
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+
+from alignment.ppo import graphs as module
+from alignment.ppo.graphs import RUNS_BEFORE, capture_passes, states_of
+from alignment.ppo.modules import ActorCritic, TrunkActorCritic
+from alignment.ppo.trainer import PPOTrainer
+from evaluation.trunk import states_at
+from tests.alignment.ppo_support import folders, make, prompt_rows, runtime, stable  # noqa: F401
+from tests.evaluation.test_trunk import KINDS, by_forward, gradients, make_rows, make_trunk
+from tests.op_recorder import OpRecorder
+
+CPU = torch.device("cpu")
+ROWS = ([30, 9, 17, 2, 24, 40], 40)
+
+
+@pytest.fixture
+def recorders(monkeypatch):
+    """Recorders of operations, one for each trunk and precision; `recorders.room` is what they have."""
+
+    class Made(list):
+        room = 2**40
+
+    made = Made()
+    monkeypatch.setattr(module, "recorder_for", lambda device: made.append(OpRecorder(made.room)) or made[-1])
+    return made
+
+
+def graphs_of(trunk):
+    return module._captured[trunk]
+
+
+def passes_of(trunk, dtype=torch.float32):
+    return graphs_of(trunk).by_type[dtype].passes
+
+
+def captured_trunk(recorders, kind="llama", **changes):
+    trunk = make_trunk(kind, **changes)
+    capture_passes(trunk, CPU)
+    recorders.clear()  # that was only asked for whether there is one
+    return trunk
+
+
+def train_once(trunk, tokens_bS, wanted_N):
+    """Hidden states and gradients of a pass, whose gradients are wiped out afterwards, as an optimizer step does."""
+    found = states_of(trunk, tokens_bS, wanted_N)
+    slopes = gradients_of(trunk, found)
+    return found.detach(), slopes
+
+
+def gradients_of(trunk, states_NE):
+    generator = torch.Generator().manual_seed(2)
+    (states_NE.float() * torch.randn(states_NE.shape, generator=generator)).sum().backward()
+    found = torch.cat([p.grad.flatten() for p in trunk.parameters() if p.grad is not None])
+    trunk.zero_grad(set_to_none=True)
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_replays_give_states_and_gradients_of_the_forward_pass(recorders, kind):
+    trunk = captured_trunk(recorders, kind)
+    for seed in range(RUNS_BEFORE + 3):
+        tokens_bS, wanted_N = make_rows(*ROWS, seed)
+        found, own = train_once(trunk, tokens_bS, wanted_N)
+        expected = by_forward(trunk, tokens_bS, wanted_N)
+        torch.testing.assert_close(found, expected.detach(), atol=2e-5, rtol=1e-5)
+        of_forward = gradients(trunk, expected)
+        trunk.zero_grad(set_to_none=True)
+        assert (own - of_forward).norm() < 1e-5 * of_forward.norm()
+    [recorder] = recorders
+    assert list(passes_of(trunk)) == [(8, 64, True)] and recorder.captured == 2
+    assert recorder.replayed == 2 + 2 * 3  # forward and backward: once to see whether it is right, then each time
+
+
+def test_results_of_before_may_still_be_there(recorders):
+    trunk = captured_trunk(recorders)
+    kept = by_forward(trunk, *make_rows(*ROWS))
+    for _ in range(RUNS_BEFORE + 2):
+        own = train_once(trunk, *make_rows(*ROWS))[1]
+    assert passes_of(trunk) and (own - gradients_of(trunk, kept)).norm() < 1e-5 * own.norm()
+
+
+def test_the_usual_way_and_replays_are_the_same_to_the_bit(recorders):
+    """Both have the rounded shape: the ratio of PPO's first step is 1 whichever of its two passes is replayed."""
+    trunk = captured_trunk(recorders)
+    tokens_bS, wanted_N = make_rows(*ROWS)
+    runs = [train_once(trunk, tokens_bS, wanted_N) for _ in range(RUNS_BEFORE + 2)]
+    for states, slopes in runs[1:]:
+        assert torch.equal(states, runs[0][0]) and torch.equal(slopes, runs[0][1])
+    with torch.no_grad():
+        scored = [states_of(trunk, tokens_bS, wanted_N) for _ in range(RUNS_BEFORE + 2)]
+    assert all(torch.equal(states, runs[0][0]) for states in scored)
+    assert set(passes_of(trunk)) == {(8, 64, True), (8, 64, False)}
+
+
+def test_gradients_add_up_over_passes_replayed_or_not(recorders):
+    """Micro-batches of a step: one of a captured shape, one of another, one of the captured shape."""
+    trunk = captured_trunk(recorders)
+    for _ in range(RUNS_BEFORE + 1):
+        train_once(trunk, *make_rows(*ROWS))
+    assert passes_of(trunk)
+    parts = [make_rows(*ROWS, 5), make_rows([20, 7], 20, 6), make_rows(*ROWS, 7)]
+    sums = []
+    for read in (states_of, states_at):
+        for part in parts:
+            (read(trunk, *part) ** 2).sum().backward()
+        sums.append(torch.cat([p.grad.flatten() for p in trunk.parameters()]))
+        trunk.zero_grad(set_to_none=True)
+    assert (sums[0] - sums[1]).norm() < 1e-5 * sums[1].norm()
+
+
+def test_gradients_that_are_there_count_however_they_came_there(recorders):
+    """A PTX loss leaves gradients in tensors of its own, and takes them away again."""
+    trunk = captured_trunk(recorders)
+    for _ in range(RUNS_BEFORE + 1):
+        train_once(trunk, *make_rows(*ROWS))
+    alone = train_once(trunk, *make_rows(*ROWS, 8))[1]
+    for parameter in trunk.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    torch.testing.assert_close(train_once(trunk, *make_rows(*ROWS, 8))[1], alone + 1)
+    torch.testing.assert_close(train_once(trunk, *make_rows(*ROWS, 8))[1], alone, atol=0, rtol=0)
+
+
+def test_new_weights_in_the_same_place_are_read(recorders):
+    trunk = captured_trunk(recorders)
+    part = make_rows(*ROWS)
+    for _ in range(RUNS_BEFORE + 1):
+        train_once(trunk, *part)
+    with torch.no_grad():
+        for parameter in trunk.parameters():
+            parameter.add_(0.1)
+    torch.testing.assert_close(train_once(trunk, *part)[0], by_forward(trunk, *part).detach(), atol=2e-5, rtol=1e-5)
+    assert recorders[0].captured == 2
+
+
+@pytest.mark.parametrize("change", ["moved", "frozen"])
+def test_weights_elsewhere_are_captured_anew(recorders, change):
+    trunk = captured_trunk(recorders)
+    part = make_rows(*ROWS)
+    for _ in range(RUNS_BEFORE + 1):
+        train_once(trunk, *part)
+    weight = trunk.layers[1].mlp.up_proj.weight
+    if change == "moved":
+        weight.data = weight.data * 2
+    else:
+        weight.requires_grad_(False)
+    for _ in range(RUNS_BEFORE + 2):
+        found, slopes = train_once(trunk, *part)
+    expected = by_forward(trunk, *part)
+    torch.testing.assert_close(found, expected.detach(), atol=2e-5, rtol=1e-5)
+    of_forward = gradients_of(trunk, expected)
+    assert (slopes - of_forward).norm() < 1e-5 * of_forward.norm()
+    assert len(recorders) == 2 and recorders[1].captured == 2
+
+
+def test_each_precision_has_its_own_and_one_that_is_not_used_goes(recorders):
+    trunk = captured_trunk(recorders)
+    part = make_rows(*ROWS)
+
+    def run(bf16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16, cache_enabled=False):
+            return train_once(trunk, *part), states_at(trunk, *part).detach()
+
+    for _ in range(RUNS_BEFORE + 2):
+        for bf16 in (False, True):
+            (found, _), expected = run(bf16)
+            torch.testing.assert_close(found, expected, atol=0.1 if bf16 else 2e-5, rtol=1e-5)
+    assert set(graphs_of(trunk).by_type) == {torch.float32, torch.bfloat16}
+    for _ in range(module.FORGET_AFTER):
+        run(True)
+    assert set(graphs_of(trunk).by_type) == {torch.bfloat16} and passes_of(trunk, torch.bfloat16)
+
+
+def test_a_backward_pass_that_comes_too_late_is_refused(recorders):
+    trunk = captured_trunk(recorders)
+    for _ in range(RUNS_BEFORE + 1):
+        train_once(trunk, *make_rows(*ROWS))
+    first, second = (states_of(trunk, *make_rows(*ROWS, seed)) for seed in (1, 2))
+    with pytest.raises(RuntimeError, match="before the next one"):
+        first.sum().backward()
+    second.sum().backward()
+
+
+def test_a_shape_is_captured_where_gradients_start(recorders):
+    """Its trial adds to them: in the middle of a step it waits."""
+    trunk = captured_trunk(recorders)
+    part = make_rows(*ROWS)
+    for _ in range(RUNS_BEFORE + 4):
+        states_of(trunk, *part).sum().backward()
+    assert not passes_of(trunk)
+    trunk.zero_grad(set_to_none=True)
+    other = make_rows([9], 9)
+    states_of(trunk, *other).sum().backward()
+    assert set(passes_of(trunk)) == {(8, 64, True)}
+
+
+@pytest.mark.parametrize("limit", ["work", "room"])
+def test_what_is_too_large_is_not_captured(recorders, monkeypatch, limit):
+    """Nor is it rounded up: it takes the way that it would take without graphs, in training and in scoring."""
+    trunk = make_trunk()
+    layer = sum(p.numel() for p in trunk.layers[0].parameters())
+    if limit == "work":
+        monkeypatch.setattr(module, "MOST_WORK", 8 * 64 * layer)
+    else:
+        recorders.room = 3 * (8 * 64 * (40 * 32 + 16 * 44) + 2 * layer)
+    capture_passes(trunk, CPU)
+    large = make_rows([60, 64, 66], 66)
+    for _ in range(RUNS_BEFORE + 2):
+        for part in (make_rows(*ROWS), large):
+            train_once(trunk, *part)
+            with torch.no_grad():
+                found = states_of(trunk, *part)
+    assert set(passes_of(trunk)) == {(8, 64, False), (8, 64, True)}
+    assert torch.equal(found, states_at(trunk, *large))
+
+
+def test_what_is_not_a_plain_trunk_is_left_alone(recorders):
+    adapted, hooked = make_trunk(), make_trunk()
+    inject_adapter_in_model(LoraConfig(target_modules=["q_proj"]), adapted)
+    hooked.layers[0].mlp.up_proj.register_forward_hook(lambda *parts: None)
+    for trunk in (adapted, hooked, make_trunk(layer_types=["sliding_attention"] * 3, kind="qwen2", sliding_window=8)):
+        capture_passes(trunk, CPU)
+        assert trunk not in module._captured
+    part = make_rows(*ROWS)
+    assert torch.equal(states_of(adapted, *part), states_at(adapted, *part))
+
+
+def test_without_a_gpu_nothing_is_captured():
+    trunk = make_trunk()
+    capture_passes(trunk, CPU)
+    assert trunk not in module._captured
+
+
+def test_a_trunk_that_is_gone_takes_its_graphs_along(recorders):
+    trunk = captured_trunk(recorders)
+    for _ in range(RUNS_BEFORE + 1):
+        train_once(trunk, *make_rows(*ROWS))
+    gone = [weakref.ref(trunk), weakref.ref(graphs_of(trunk)), weakref.ref(trunk.norm.weight)]
+    del trunk
+    gc.collect()
+    assert [reference() for reference in gone] == [None] * 3
+
+
+# ------------------------------------------------------------------------------------ where it fails
+
+
+class Refuses(OpRecorder):
+    def capture_all(self, steps):
+        raise RuntimeError("CUDA error: operation not permitted\nCompile with TORCH_USE_CUDA_DSA")
+
+
+class Stale(OpRecorder):
+    """A graph that has the tokens of its capture."""
+
+    def capture_all(self, steps):
+        fixed = steps[0].func.__self__
+        replays = super().capture_all(steps)
+        return [lambda: (fixed.tokens_RC.zero_(), replays[0]())[1], *replays[1:]]
+
+
+class AddsNothing(OpRecorder):
+    """A backward pass that leaves the gradients alone."""
+
+    def capture_all(self, steps):
+        replays = super().capture_all(steps)
+        return [replays[0], lambda: None]
+
+
+class Twice(OpRecorder):
+    """A backward pass that adds twice."""
+
+    def capture_all(self, steps):
+        replays = super().capture_all(steps)
+        return [replays[0], lambda: (replays[0](), replays[1](), replays[0](), replays[1]())]
+
+
+@pytest.mark.parametrize(
+    "kind, words",
+    [
+        (Refuses, "could not be captured (CUDA error: operation not permitted)"),
+        (Stale, "its first replay did not give what the pass gives"),
+        (AddsNothing, "its first replay did not give what the pass gives"),
+        (Twice, "its first replay did not give what the pass gives"),
+    ],
+)
+def test_a_pass_that_cannot_be_captured_is_said_once_and_done_without(monkeypatch, capsys, kind, words):
+    monkeypatch.setattr(module, "recorder_for", lambda device: kind())
+    trunk = make_trunk()
+    capture_passes(trunk, CPU)
+    part = make_rows(*ROWS)
+    expected = by_forward(trunk, *part)
+    of_forward = gradients_of(trunk, expected)
+    for _ in range(2 * RUNS_BEFORE + 2):
+        found, slopes = train_once(trunk, *part)
+        torch.testing.assert_close(found, expected.detach(), atol=2e-5, rtol=1e-5)
+        assert (slopes - of_forward).norm() < 1e-5 * of_forward.norm()
+    said = capsys.readouterr().err
+    assert words in said and said.count("\n") == 1 and "without CUDA graphs" in said
+    assert not graphs_of(trunk).by_type
+
+
+# ------------------------------------------------------------------------------------ in PPO
+
+
+def run_updates(trainer: PPOTrainer):
+    metrics = []
+    trainer.sink = lambda number, found: metrics.append(stable(found))
+    trainer.train()
+    return metrics
+
+
+@pytest.mark.parametrize("critic_from", ["reward", "trunk"])
+def test_ppo_trains_as_without(make, recorders, monkeypatch, critic_from):  # noqa: F811
+    changes = dict(updates=4, learning_rate=0.01, minibatches=1, critic_from=critic_from)
+    trainer = make(**changes)
+    captured = run_updates(trainer)
+    assert all(passes_of(trunk) for trunk in trainer.roles.trunks())
+    assert sum(recorder.replayed for recorder in recorders) > 20
+    monkeypatch.setattr(module, "recorder_for", lambda device: None)
+    plain = run_updates(make(**changes))
+    for ours, theirs in zip(captured, plain, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-5)
+    assert all(row["policy/ratio_max"] >= 1 for row in captured)
+
+
+@pytest.mark.parametrize("changes", [{"rollouts_ahead": 1}, {"overlap_scoring": True}])
+def test_ppo_captures_nothing_while_something_else_may_use_the_device(make, recorders, changes):  # noqa: F811
+    make(**changes)
+    assert not recorders
+
+
+def test_the_modules_of_ppo_ask_for_replays(make, recorders):  # noqa: F811
+    trainer = make()
+    assert isinstance(trainer.engine.module, ActorCritic)
+    policy, critic = trainer.roles.policy.model, trainer.roles.critic.model
+    assert {policy, critic, trainer.roles.reference.model} <= set(module._captured)
+    on_trunk = make(critic_from="trunk")
+    assert isinstance(on_trunk.engine.module, TrunkActorCritic) and on_trunk.roles.policy.model in module._captured
+
+
+# ------------------------------------------------------------------------------------ on a GPU
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_on_a_gpu_replays_give_what_the_forward_pass_gives(kind, precision, capsys):
+    trunk = make_trunk(kind, hidden_size=128, num_attention_heads=4, head_dim=32, initializer_range=0.05).cuda()
+    capture_passes(trunk, torch.device("cuda"))
+    part = [tensor.cuda() for tensor in make_rows(*ROWS)]
+    with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bf16", cache_enabled=False):
+        expected = by_forward(trunk, *part)
+        weights_NE = torch.randn(expected.shape, generator=torch.Generator().manual_seed(2)).cuda()
+        results = []
+        for read in [by_forward] + [states_of] * (RUNS_BEFORE + 2):
+            states = read(trunk, *part)
+            (states.float() * weights_NE).sum().backward()
+            results.append((states.detach(), torch.cat([p.grad.flatten() for p in trunk.parameters()])))
+            trunk.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            scored = [states_of(trunk, *part) for _ in range(RUNS_BEFORE + 2)]
+    near = 1e-4 if precision == "fp32" else 2e-2
+    for states, slopes in results[1:]:
+        for found, reference in ((states, results[0][0]), (slopes, results[0][1])):
+            assert (found - reference).norm() < near * reference.norm()
+    assert all(torch.equal(states, results[1][0]) for states in [*scored, *(pair[0] for pair in results[2:])])
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    assert set(passes_of(trunk, dtype)) == {(8, 64, True), (8, 64, False)} and capsys.readouterr().err == ""
