@@ -13,7 +13,7 @@ order changing, so that ratios are of runs side by side.
 
 A GPU is used where there is one; peak memory is then its own. There, run
 
-python -m benchmarks.ppo --trl_python ENV/bin/python --model 0.5B --settings "like for like, bf16" defaults
+python -m benchmarks.ppo --trl_python ENV/bin/python --model 0.5B --settings "like for like, bf16" defaults --warmup 4
 
 (half a billion parameters; writes ppo-gpu-0.5B.json).
 
@@ -70,6 +70,9 @@ def run_side(side: str, trl_python: str, folder: Path) -> dict[str, Any]:
     done = subprocess.run([python, *script, str(folder)], capture_output=True, text=True, cwd=ROOT)
     if done.returncode:
         sys.exit(f"{side}: {done.stderr[-3000:]}")
+    for line in done.stderr.splitlines():
+        if line.startswith("alignkit: warning"):
+            print(line, flush=True)
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 

@@ -25,7 +25,7 @@ from torch.autograd.function import once_differentiable
 from alignment.cuda_graphs import Recorder, Replay, agree, recorder_for
 from evaluation.trunk import is_hooked, is_written_out, product_dtype, read_rows, round_up, states_at
 
-ROWS_BY, COLUMNS_BY = 8, 32  # what R and C are multiples of: few shapes, little of them filler
+COLUMNS_BY, STEPS = 32, 8  # what C is a multiple of, and how many of it there are at most while it doubles
 RUNS_BEFORE = 1  # of a shape, the usual way, before it is captured
 FORGET_AFTER = 16  # passes in a row in one precision, after which what was captured in another one goes
 MOST_WORK = 5e10
@@ -36,10 +36,27 @@ Shape = tuple[int, int, bool]
 """R, C, and whether there is a backward pass."""
 
 
-def capture_passes(trunk: nn.Module, device: torch.device) -> None:
-    """From now on `states_of` captures this trunk's passes, where that can be done; its modules must stay as they are."""
-    if recorder_for(device) is not None and _is_plain(trunk):
-        _captured[trunk] = TrunkGraphs(trunk, lambda: recorder_for(device))
+def capture_passes(trunk: nn.Module, device: torch.device, room: int) -> bool:
+    """From now on `states_of` captures this trunk's passes, if that can be done; its modules must stay as they are.
+
+    `room`: padded tokens of a micro-batch whose rows are `width_of` their length.
+    """
+    if recorder_for(device) is None or not _is_plain(trunk):
+        return False
+    _captured[trunk] = TrunkGraphs(trunk, lambda: recorder_for(device), room)
+    return True
+
+
+def width_of(length: int) -> int:
+    """C: the columns that a row of so many tokens gets in a pass that may be captured."""
+    return round_up(length, max(COLUMNS_BY, 2 ** (length - 1).bit_length() // STEPS))
+
+
+def rows_of(count: int, columns: int, room: int) -> int:
+    """R: the rows that so many get in C columns: all that have room, or half or a quarter of them; or a multiple of them."""
+    whole = max(1, room // columns)
+    parts = [-(-whole // 4), -(-whole // 2)]
+    return next((part for part in parts if count <= part), round_up(count, whole))
 
 
 def states_of(trunk: nn.Module, tokens_bS: Tensor, wanted_N: Tensor) -> Tensor:
@@ -142,7 +159,10 @@ class Captured:
         return len(trained) != len(self.trained) or self._places() != self.places
 
     def run(self, trunk: Any, tokens_RC: Tensor, trains: bool) -> Tensor:
-        """Hidden states (R, C, E), replayed if this shape is captured by now. RuntimeError where it cannot be."""
+        """Hidden states (R, C, E), replayed if this shape is captured by now. RuntimeError where it cannot be.
+
+        The next replay may overwrite them.
+        """
         shape = (*tokens_RC.shape, trains)
         self.runs[shape] += 1
         if all(parameter.grad is None for parameter in self.trained):  # a capture and its trial add to them
@@ -155,7 +175,7 @@ class Captured:
         self.turn += 1
         if trains:
             return _Replayed.apply(self.trained[0], self, fixed, replays)
-        return replays[0]().clone()
+        return replays[0]()
 
     def backward(self, turn: int, fixed: FixedPass, replay: Replay, slope_RCE: Tensor) -> None:
         """Replay the backward pass of the forward pass that was replayed as number `turn`."""
@@ -214,7 +234,8 @@ class Captured:
         """Whether replays give the hidden states, and gradients at both ends of the layers, of the usual way."""
         if not fixed.trains:
             return agree(replays[0](), read_rows(trunk, fixed.tokens_RC), self.dtype)
-        expected = read_rows(trunk, fixed.tokens_RC)
+        with torch.enable_grad():  # it may have become due in a pass without
+            expected = read_rows(trunk, fixed.tokens_RC)
         generator = torch.Generator(expected.device).manual_seed(0)
         slope_RCE = torch.randn(expected.shape, generator=generator, device=expected.device, dtype=expected.dtype)
         some = [*self.trained[:2], *self.trained[-2:]]
@@ -246,9 +267,9 @@ class _Replayed(torch.autograd.Function):
 class TrunkGraphs:
     """What is captured of a trunk, by precision. After a failure one warning is given, and nothing is captured any more."""
 
-    def __init__(self, trunk: nn.Module, make_recorder: Callable[[], Recorder | None]) -> None:
+    def __init__(self, trunk: nn.Module, make_recorder: Callable[[], Recorder | None], room: int) -> None:
         # weak: this is the value of an entry that goes with the trunk, its key
-        self._trunk, self.make_recorder = weakref.ref(trunk), make_recorder
+        self._trunk, self.make_recorder, self.room = weakref.ref(trunk), make_recorder, room
         self.by_type: dict[torch.dtype, Captured] = {}
         self.newest, self.streak = torch.float32, 0
         """Precision of the last passes, and how many they were."""
@@ -258,7 +279,7 @@ class TrunkGraphs:
         trunk: Any = self._trunk()
         captured = self._captured(trunk, product_dtype(trunk.norm.weight))
         count, columns = tokens_bS.shape
-        rounded = round_up(count, ROWS_BY), round_up(columns, COLUMNS_BY)
+        rounded = rows_of(count, width_of(columns), self.room), width_of(columns)
         if captured is None or not captured.pays(trunk, *rounded):
             return states_at(trunk, tokens_bS, wanted_N)
         # the same shape whether it is captured by now or not, in training and in scoring: else they would round otherwise

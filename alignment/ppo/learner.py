@@ -36,9 +36,11 @@ class Learner:
         room: int,
         ptx: PTXData | None = None,
     ) -> None:
+        """`room`: tokens of the longest episode."""
         self.config, self.runtime, self.pad_id, self.ptx = config, runtime, pad_id, ptx
-        self.room = config.micro_batch_size * room
-        """Padded tokens of a micro-batch."""
+        self.longest = room
+        self.width_of: Callable[[int], int] = lambda length: length
+        """Of a row of so many tokens: what it takes of a micro-batch's room."""
         self.rate_factor = 1.0
         """Of the learning rates, besides their schedule."""
         self.tell: Callable[[str], Any] = lambda text: None
@@ -46,6 +48,15 @@ class Learner:
         # fused: one pass over weights, gradients and moments in place of a dozen, an eighth of the time on a CPU
         optimizer = torch.optim.AdamW(list(groups), eps=config.adam_eps, weight_decay=0.0, fused=True)
         self.engine = Engine(runtime, module, optimizer, config.max_grad_norm, config.micro_batch_size)
+
+    @property
+    def room(self) -> int:
+        """Padded tokens of a micro-batch."""
+        return self.config.micro_batch_size * self.width_of(self.longest)
+
+    def plan(self, rows: Sequence[int], lengths: Sequence[int], room: int, world: int) -> list[list[list[int]]]:
+        """`plan_parts` by the widths of rows."""
+        return plan_parts(rows, [self.width_of(length) for length in lengths], room, world)
 
     def update(self, rollout: Rollout, number: int, kl_coef: float) -> Metrics:
         """`epochs` passes over the rollout in `minibatches` optimizer steps each. Returns token-weighted means over all of them."""
@@ -82,7 +93,7 @@ class Learner:
             of_ptx = self.engine.set_aside("policy") if self.engine.can_set_aside else None
         weights_BT = torch.zeros_like(rollout.mask_BT)
         weights_BT[minibatch] = ppo.token_weights(rollout.mask_BT[minibatch], config.loss_mean, config.max_new_tokens)
-        parts = plan_parts(minibatch, rollout.lengths, self.room, runtime.world)[runtime.rank]
+        parts = self.plan(minibatch, rollout.lengths, self.room, runtime.world)[runtime.rank]
         for number, part in enumerate(parts):
             last = number == len(parts) - 1
             self.tell(
@@ -161,7 +172,7 @@ class Learner:
         episodes, world = ptx.episodes(counter, self.runtime.device), self.runtime.world
         tokens = sum(map(len, episodes.responses))
         total = torch.zeros((), device=self.runtime.device)
-        parts = plan_parts(range(len(episodes)), episodes.lengths, self.room, world)[self.runtime.rank]
+        parts = self.plan(range(len(episodes)), episodes.lengths, self.room, world)[self.runtime.rank]
         for number, part in enumerate(parts):
             last = number == len(parts) - 1 and self.engine.can_set_aside
             batch = make_batch(episodes, part or [0], self.pad_id)
@@ -190,10 +201,9 @@ class Learner:
     def trial_step(self) -> None:
         """One forward and backward pass on made-up tokens, without effect: the precision is chosen by its time."""
         config, rows = self.config, self.config.micro_batch_size
-        room = self.room // rows
-        length = min(config.max_new_tokens, room - 1)
+        length = min(config.max_new_tokens, self.longest - 1)
         rollout = Rollout(
-            [{"prompt_ids": [3] * (room - length)}] * rows,
+            [{"prompt_ids": [3] * (self.longest - length)}] * rows,
             [[3] * length] * rows,
             list(range(rows)),
             torch.ones(rows, length, device=self.runtime.device),

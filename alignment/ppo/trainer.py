@@ -26,14 +26,14 @@ from alignment.ppo.controllers import KLController, RewardNormaliser
 from alignment.ppo.dump import RolloutDump
 from alignment.ppo.estimators import EstimatorSettings, estimate_advantages
 from alignment.ppo.evaluation import PURPOSE, Evaluation, HeldOut, History
-from alignment.ppo.graphs import capture_passes
+from alignment.ppo.graphs import capture_passes, width_of
 from alignment.ppo.learner import Learner
 from alignment.ppo.measure import Metrics, evaluation_metrics, make_samples, rollout_metrics, sequence_kl
 from alignment.ppo.monitors import Alarm, Monitors
 from alignment.ppo.ptx import load_ptx
 from alignment.ppo.replay import Replay
 from alignment.ppo.roles import Roles
-from alignment.ppo.rollout import Prompt, Rollout, make_batch, make_rollout, plan_parts
+from alignment.ppo.rollout import Prompt, Rollout, make_batch, make_rollout
 from alignment.ppo.samplers import Sampler, ServedPolicy
 from alignment.ppo.sampling import Sampled, Share, draw, share_of
 from alignment.ppo.scoring import Scorer
@@ -106,8 +106,9 @@ class PPOTrainer:
         self.reference = None if self.replay else roles.place_reference(self.engine)
         self.served = served
         if self.engine.wrapped is self.engine.module and not (config.rollouts_ahead or config.overlap_scoring):
-            for trunk in roles.trunks():
-                capture_passes(trunk, runtime.device)
+            room = config.micro_batch_size * width_of(self.room)
+            if any([capture_passes(trunk, runtime.device, room) for trunk in roles.trunks()]):
+                self.learner.width_of = width_of
         self.graphs = DecodeGraphs(recorder_for(runtime.device))
         self.ahead: Ahead | None = None
         self.sampler: Any = None if self.replay else self._make_sampler()
@@ -267,7 +268,7 @@ class PPOTrainer:
     def _score_tokens(self, rollout: Rollout) -> None:
         """Log-probabilities of policy and reference, and values, of this rank's response tokens; once each."""
         assert self.reference is not None
-        plan = plan_parts(range(len(rollout)), rollout.lengths, self._scoring_room(), 1)[0]
+        plan = self.learner.plan(range(len(rollout)), rollout.lengths, self._scoring_room(), 1)[0]
         passes = max(self.runtime.gather_objects(len(plan)))  # under ZeRO-3 all ranks must make as many
         logprobs_BT, ref_logprobs_BT, values_BT = (torch.zeros_like(rollout.mask_BT) for _ in range(3))
         for number, part in enumerate(plan + [plan[0]] * (passes - len(plan))):
@@ -296,7 +297,7 @@ class PPOTrainer:
         config, runtime = self.config, self.runtime
         rounds = runtime.precision == "bf16" or runtime.device.type == "cpu"
         alike = rounds and config.minibatches == runtime.world == 1
-        return (config.micro_batch_size if alike else config.forward_batch_size) * self.room
+        return (config.micro_batch_size if alike else config.forward_batch_size) * self.learner.width_of(self.room)
 
     def _score_episodes(self, rollout: Rollout) -> None:
         """Rewards of this rank's episodes from the source, by component. It may be away for long, see `while_waiting`."""

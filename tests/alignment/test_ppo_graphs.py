@@ -6,10 +6,12 @@ import weakref
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from peft import LoraConfig, inject_adapter_in_model
 
 from alignment.ppo import graphs as module
-from alignment.ppo.graphs import RUNS_BEFORE, capture_passes, states_of
+from alignment.ppo.graphs import RUNS_BEFORE, capture_passes, rows_of, states_of, width_of
 from alignment.ppo.modules import ActorCritic, TrunkActorCritic
 from alignment.ppo.trainer import PPOTrainer
 from evaluation.trunk import states_at
@@ -18,7 +20,8 @@ from tests.evaluation.test_trunk import KINDS, by_forward, gradients, make_rows,
 from tests.op_recorder import OpRecorder
 
 CPU = torch.device("cpu")
-ROWS = ([30, 9, 17, 2, 24, 40], 40)
+ROWS, ROOM = ([30, 9, 17, 2, 24, 40], 40), 8 * 64
+"""6 rows of 40 tokens are 8 of 64 where that is the room."""
 
 
 @pytest.fixture
@@ -43,7 +46,7 @@ def passes_of(trunk, dtype=torch.float32):
 
 def captured_trunk(recorders, kind="llama", **changes):
     trunk = make_trunk(kind, **changes)
-    capture_passes(trunk, CPU)
+    capture_passes(trunk, CPU, ROOM)
     recorders.clear()  # that was only asked for whether there is one
     return trunk
 
@@ -77,6 +80,24 @@ def test_replays_give_states_and_gradients_of_the_forward_pass(recorders, kind):
     [recorder] = recorders
     assert list(passes_of(trunk)) == [(8, 64, True)] and recorder.captured == 2
     assert recorder.replayed == 2 + 2 * 3  # forward and backward: once to see whether it is right, then each time
+
+
+@given(st.integers(1, 5000))
+def test_columns_are_few_and_hardly_more_than_the_length(length):
+    columns = width_of(length)
+    assert columns % 32 == 0 and length <= columns <= max(length + 31, 1.25 * length)
+    assert width_of(columns) == columns
+    assert len({width_of(n) for n in range(columns, 2 * columns)}) <= 9
+
+
+@given(st.integers(1, 300), st.integers(1, 16), st.integers(1, 64))
+def test_rows_are_those_that_have_room_or_a_part_of_them(count, width, micro_batch):
+    columns = 32 * width
+    room = micro_batch * 32 * 16
+    rows, whole = rows_of(count, columns, room), room // columns
+    assert count <= rows < count + whole
+    assert rows * columns <= room or count > whole
+    assert len({rows_of(n, columns, room) for n in range(1, whole + 1)}) <= 3
 
 
 def test_results_of_before_may_still_be_there(recorders):
@@ -201,6 +222,22 @@ def test_a_shape_is_captured_where_gradients_start(recorders):
     assert set(passes_of(trunk)) == {(8, 64, True)}
 
 
+def test_a_shape_may_become_due_in_the_other_kind_of_pass(recorders, capsys):
+    """One that trains at the next rollout's scoring, which has no gradients, and one that scores while gradients are there."""
+    trunk = captured_trunk(recorders)
+    part = make_rows(*ROWS)
+    for _ in range(RUNS_BEFORE + 1):
+        states_of(trunk, *part).sum().backward()
+        with torch.no_grad():
+            states_of(trunk, *part)
+    assert not passes_of(trunk)
+    trunk.zero_grad(set_to_none=True)
+    with torch.no_grad():
+        found = states_of(trunk, *part)
+    assert set(passes_of(trunk)) == {(8, 64, True), (8, 64, False)} and capsys.readouterr().err == ""
+    assert torch.equal(train_once(trunk, *part)[0], found)
+
+
 @pytest.mark.parametrize("limit", ["work", "room"])
 def test_what_is_too_large_is_not_captured(recorders, monkeypatch, limit):
     """Nor is it rounded up: it takes the way that it would take without graphs, in training and in scoring."""
@@ -210,8 +247,8 @@ def test_what_is_too_large_is_not_captured(recorders, monkeypatch, limit):
         monkeypatch.setattr(module, "MOST_WORK", 8 * 64 * layer)
     else:
         recorders.room = 3 * (8 * 64 * (40 * 32 + 16 * 44) + 2 * layer)
-    capture_passes(trunk, CPU)
-    large = make_rows([60, 64, 66], 66)
+    capture_passes(trunk, CPU, ROOM)
+    large = make_rows([60, 64, 66] * 2, 66)
     for _ in range(RUNS_BEFORE + 2):
         for part in (make_rows(*ROWS), large):
             train_once(trunk, *part)
@@ -226,16 +263,14 @@ def test_what_is_not_a_plain_trunk_is_left_alone(recorders):
     inject_adapter_in_model(LoraConfig(target_modules=["q_proj"]), adapted)
     hooked.layers[0].mlp.up_proj.register_forward_hook(lambda *parts: None)
     for trunk in (adapted, hooked, make_trunk(layer_types=["sliding_attention"] * 3, kind="qwen2", sliding_window=8)):
-        capture_passes(trunk, CPU)
-        assert trunk not in module._captured
+        assert not capture_passes(trunk, CPU, ROOM) and trunk not in module._captured
     part = make_rows(*ROWS)
     assert torch.equal(states_of(adapted, *part), states_at(adapted, *part))
 
 
 def test_without_a_gpu_nothing_is_captured():
     trunk = make_trunk()
-    capture_passes(trunk, CPU)
-    assert trunk not in module._captured
+    assert not capture_passes(trunk, CPU, ROOM) and trunk not in module._captured
 
 
 def test_a_trunk_that_is_gone_takes_its_graphs_along(recorders):
@@ -293,7 +328,7 @@ class Twice(OpRecorder):
 def test_a_pass_that_cannot_be_captured_is_said_once_and_done_without(monkeypatch, capsys, kind, words):
     monkeypatch.setattr(module, "recorder_for", lambda device: kind())
     trunk = make_trunk()
-    capture_passes(trunk, CPU)
+    capture_passes(trunk, CPU, ROOM)
     part = make_rows(*ROWS)
     expected = by_forward(trunk, *part)
     of_forward = gradients_of(trunk, expected)
@@ -320,6 +355,7 @@ def run_updates(trainer: PPOTrainer):
 def test_ppo_trains_as_without(make, recorders, monkeypatch, critic_from):  # noqa: F811
     changes = dict(updates=4, learning_rate=0.01, minibatches=1, critic_from=critic_from)
     trainer = make(**changes)
+    assert trainer.learner.room == trainer.config.micro_batch_size * 32
     captured = run_updates(trainer)
     assert all(passes_of(trunk) for trunk in trainer.roles.trunks())
     assert sum(recorder.replayed for recorder in recorders) > 20
@@ -327,7 +363,12 @@ def test_ppo_trains_as_without(make, recorders, monkeypatch, critic_from):  # no
     plain = run_updates(make(**changes))
     for ours, theirs in zip(captured, plain, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-5)
-    assert all(row["policy/ratio_max"] >= 1 for row in captured)
+
+
+def test_the_first_ratio_is_exactly_1_whichever_pass_is_replayed(make, recorders):  # noqa: F811
+    rows = run_updates(make(updates=4, learning_rate=0.01, minibatches=1, epochs=1))
+    assert any(recorder.replayed for recorder in recorders)
+    assert [(row["policy/ratio_max"], row["policy/approx_kl"]) for row in rows] == [(1, 0)] * 4
 
 
 @pytest.mark.parametrize("changes", [{"rollouts_ahead": 1}, {"overlap_scoring": True}])
@@ -353,7 +394,7 @@ def test_the_modules_of_ppo_ask_for_replays(make, recorders):  # noqa: F811
 @pytest.mark.parametrize("kind", KINDS)
 def test_on_a_gpu_replays_give_what_the_forward_pass_gives(kind, precision, capsys):
     trunk = make_trunk(kind, hidden_size=128, num_attention_heads=4, head_dim=32, initializer_range=0.05).cuda()
-    capture_passes(trunk, torch.device("cuda"))
+    assert capture_passes(trunk, torch.device("cuda"), ROOM)
     part = [tensor.cuda() for tensor in make_rows(*ROWS)]
     with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bf16", cache_enabled=False):
         expected = by_forward(trunk, *part)
