@@ -27,7 +27,7 @@ class Recorder(Protocol):
     """How work becomes a replay."""
 
     room: int
-    """Bytes that may be held between uses."""
+    """Bytes that may be held beside what runs the usual way."""
 
     def capture(self, step: Callable[[], Tensor]) -> Replay:
         """What does to the device's memory what `step` does, and gives the result's tensor, which is the same each time.
@@ -47,9 +47,9 @@ class CudaRecorder:
     def __init__(self, device: torch.device) -> None:
         self.device, self.stream = device, torch.cuda.Stream(device)
         self.newest: Callable[[], Any] = lambda: None
-        """The graph that was captured last, if it is still there: the next one shares its pool of memory. No result lives in
-        it that is read after another replay, and they never run at the same time. A pool whose graphs are all gone must not be
-        named again (an assertion of torch's allocator)."""
+        """The graph that was captured last, if it is still there: the next one shares its pool of memory. They never run at
+        the same time, and what one leaves in the pool for the next (a forward pass for its backward pass) is read before
+        any other is replayed. A pool whose graphs are all gone must not be named again (an assertion of torch's allocator)."""
         self.room = int(KEPT_SHARE * torch.cuda.get_device_properties(device).total_memory)
 
     def capture(self, step: Callable[[], Tensor]) -> Replay:
@@ -82,13 +82,16 @@ class CudaRecorder:
 
 
 def recorder_for(device: torch.device) -> Recorder | None:
-    """None where nothing is captured: on the CPU, and in a thread beside the main one.
+    """None where nothing is captured."""
+    return CudaRecorder(device) if can_capture(device) else None
+
+
+def can_capture(device: torch.device) -> bool:
+    """Not on the CPU, nor in a thread beside the main one.
 
     While a stream is being captured nothing may wait for the whole device, as the main thread does when it trains.
     """
-    if device.type != "cuda" or threading.current_thread() is not threading.main_thread():
-        return None
-    return CudaRecorder(device)
+    return device.type == "cuda" and threading.current_thread() is threading.main_thread()
 
 
 def agree(found: Tensor, expected: Tensor, precision: torch.dtype) -> bool:

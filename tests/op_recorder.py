@@ -48,12 +48,26 @@ class Operations(TorchDispatchMode):
             for old, new in zip(made, fresh, strict=True):
                 old.copy_(new)
 
+    def spoil(self, kept: set[int]) -> None:
+        """Overwrite what was made, as others do that share the memory; not the storages in `kept`."""
+        for *_, made in self.calls:
+            for tensor in made:
+                if tensor.is_floating_point() and storage(tensor) not in kept:
+                    tensor.detach().untyped_storage().fill_(0xFF)  # NaN in every floating type
+
 
 class OpRecorder:
-    """A `Recorder` of operations. `captured` counts its captures, `replayed` their replays."""
+    """A `Recorder` of operations. `captured` counts its captures, `replayed` their replays.
+
+    They share a pool of memory: a replay spoils what all other captures have made, but for their results, and, when it is the
+    last of those that were captured together, what these have made.
+    """
 
     def __init__(self, room: int = 2**40) -> None:
         self.room, self.captured, self.replayed = room, 0, 0
+        self.pool: list[list[Operations]] = []
+        """Those that were captured together."""
+        self.results: set[int] = set()
 
     def capture(self, step):
         return self.capture_all([step])[0]
@@ -61,16 +75,23 @@ class OpRecorder:
     def capture_all(self, steps):
         for step in steps:
             step()  # as a warm-up does: memory that is kept is taken before the capture
-        return [self._capture(step) for step in steps]
+        self.pool.append([])
+        return [self._capture(step, self.pool[-1]) for step in steps]
 
-    def _capture(self, step):
+    def _capture(self, step, together):
         with Operations() as operations:
             result = step()
         self.captured += 1
+        together.append(operations)
+        self.results.add(storage(result))
 
         def replay() -> Tensor:
             self.replayed += 1
             operations.replay()
+            for others in self.pool:
+                if others is not together or operations is together[-1]:
+                    for other in others:
+                        other.spoil(self.results)
             return result
 
         return replay

@@ -1,7 +1,7 @@
 """The training and scoring passes of a model on one GPU as CUDA graphs: captured once for each shape, then launched as a whole.
 
 A forward and backward pass launches some hundred small kernels a layer one by one. At half a billion parameters and 16 rows
-of 96 tokens that takes several times as long as the kernels themselves. A captured pass reads its tokens, and the slopes of
+of 96 tokens that takes several times as long as the kernels themselves. A captured pass reads its tokens, and the gradient in
 its result, where they were at its capture, and adds to gradients that stay where they are. Only the layers are captured; head
 and loss, whose shapes change with the number of response tokens, run the usual way.
 
@@ -15,14 +15,13 @@ import functools
 import sys
 import weakref
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from alignment.cuda_graphs import Recorder, Replay, agree, recorder_for
+from alignment.cuda_graphs import Recorder, Replay, agree, can_capture, recorder_for
 from evaluation.trunk import is_hooked, is_written_out, product_dtype, read_rows, round_up, states_at
 
 COLUMNS_BY, STEPS = 32, 8  # what C is a multiple of, and how many of it there are at most while it doubles
@@ -36,15 +35,29 @@ Shape = tuple[int, int, bool]
 """R, C, and whether there is a backward pass."""
 
 
-def capture_passes(trunk: nn.Module, device: torch.device, room: int) -> bool:
-    """From now on `states_of` captures this trunk's passes, if that can be done; its modules must stay as they are.
+def capture_passes(trunk: nn.Module, device: torch.device, rows: int, longest: int) -> bool:
+    """From now on `states_of` captures this trunk's passes, if that can be done and pays; its modules must stay as they are.
 
-    `room`: padded tokens of a micro-batch whose rows are `width_of` their length.
+    `rows` of `longest` tokens are the room of a micro-batch, which is filled with rows that take `width_of` their length.
     """
-    if recorder_for(device) is None or not _is_plain(trunk):
+    release_passes(trunk)
+    if not can_capture(device) or not _is_plain(trunk) or not _pays(trunk, rows * width_of(longest)):
         return False
-    _captured[trunk] = TrunkGraphs(trunk, lambda: recorder_for(device), room)
+    _graphs[trunk] = TrunkGraphs(trunk, device, rows * longest)
     return True
+
+
+def release_passes(trunk: nn.Module) -> None:
+    """Undo `capture_passes`."""
+    _graphs.pop(trunk, None)
+
+
+def states_of(trunk: nn.Module, tokens_bS: Tensor, wanted_N: Tensor) -> Tensor:
+    """`states_at`, replayed where `capture_passes` was called for the trunk."""
+    graphs = _graphs.get(trunk)
+    if graphs is None or torch.is_inference_mode_enabled():
+        return states_at(trunk, tokens_bS, wanted_N)
+    return graphs.states_at(tokens_bS, wanted_N)
 
 
 def width_of(length: int) -> int:
@@ -53,27 +66,25 @@ def width_of(length: int) -> int:
 
 
 def rows_of(count: int, columns: int, room: int) -> int:
-    """R: the rows that so many get in C columns: all that have room, or half or a quarter of them; or a multiple of them."""
+    """R: the rows that so many get in C columns: all that have room, half or a quarter of them, or more quarters where there are more."""
     whole = max(1, room // columns)
-    parts = [-(-whole // 4), -(-whole // 2)]
-    return next((part for part in parts if count <= part), round_up(count, whole))
-
-
-def states_of(trunk: nn.Module, tokens_bS: Tensor, wanted_N: Tensor) -> Tensor:
-    """`states_at`, replayed where `capture_passes` was called for the trunk."""
-    graphs = _captured.get(trunk)
-    if graphs is None or torch.is_inference_mode_enabled():
-        return states_at(trunk, tokens_bS, wanted_N)
-    return graphs.states_at(tokens_bS, wanted_N)
+    quarter = -(-whole // 4)
+    return next((rows for rows in (quarter, -(-whole // 2), whole) if count <= rows), round_up(count, quarter))
 
 
 def _is_plain(trunk: Any) -> bool:
-    """Whether a trunk is written out in evaluation/trunk.py, and all of its layers are what they seem."""
+    """Whether a trunk is written out in evaluation/trunk.py, all of its layers are what they seem, and nothing waits for gradients."""
     if not is_written_out(trunk):
         return False
     parts = [part for layer in trunk.layers for part in (layer.self_attn, layer.mlp)]
     leaves = [trunk.embed_tokens, *(child for part in parts for name, child in part.named_children() if "proj" in name)]
-    return all(type(module) in (nn.Linear, nn.Embedding) and not is_hooked(module) for module in leaves)
+    waits = any(p._backward_hooks or p._post_accumulate_grad_hooks for p in trunk.parameters())
+    return not waits and all(type(module) in (nn.Linear, nn.Embedding) and not is_hooked(module) for module in leaves)
+
+
+def _pays(trunk: Any, tokens: int) -> bool:
+    """Whether launches are what a pass over so many tokens waits for."""
+    return tokens * sum(parameter.numel() for parameter in trunk.layers[0].parameters()) <= MOST_WORK
 
 
 class Rows(nn.Module):
@@ -100,7 +111,7 @@ class FixedPass:
         self.leaves = leaves
         self.tokens_RC = torch.zeros(rows, columns, dtype=torch.long, device=device)
         self.slope_RCE: Tensor | None = None
-        """Of what is trained on in the hidden states. 0 until it is set: a backward pass then adds nothing."""
+        """Gradient of the loss in the hidden states. 0 until it is set: a backward pass then adds nothing."""
         self.hidden_RCE: Tensor | None = None
 
     def forward(self, rows: Rows) -> Tensor:
@@ -112,10 +123,11 @@ class FixedPass:
         return self.hidden_RCE.detach()
 
     def backward(self) -> Tensor:
-        """Add to the gradients of the leaves; returns the slopes."""
+        """Add to the gradients of the leaves; returns the gradient that it began with."""
         assert self.hidden_RCE is not None and self.slope_RCE is not None
         hidden_RCE, self.hidden_RCE = self.hidden_RCE, None
-        torch.autograd.backward(hidden_RCE, self.slope_RCE)
+        with torch.autocast(hidden_RCE.device.type, enabled=False):  # as a loop calls it: after the forward pass
+            torch.autograd.backward(hidden_RCE, self.slope_RCE)
         return self.slope_RCE
 
     def capture(self, recorder: Recorder, trunk: Any) -> list[Replay]:
@@ -129,14 +141,14 @@ class FixedPass:
 class Captured:
     """The captured passes of a trunk in one precision: they share a pool of memory, and the gradients that they add to.
 
-    So the backward pass must come before any other pass of the trunk; one that comes too late is refused.
+    So a backward pass must be replayed before any other of them, and once; one that comes too late is refused.
     """
 
     def __init__(self, trunk: nn.Module, dtype: torch.dtype, recorder: Recorder) -> None:
         """`dtype`: that of matrix products."""
         self.dtype, self.recorder = dtype, recorder
         self.parameters = list(trunk.parameters())
-        self.places = self._places()
+        self.state = self._state()
         self.leaves = {
             f"trunk.{name}": parameter.detach().requires_grad_(parameter.requires_grad)
             for name, parameter in trunk.named_parameters()
@@ -147,33 +159,39 @@ class Captured:
         self.passes: dict[Shape, tuple[FixedPass, list[Replay]]] = {}
         self.runs: Counter[Shape] = Counter()
         self.turn = 0
-        """Number of the newest replay of a forward pass, which overwrote what an older one has kept for its backward pass."""
+        """Number of the newest replay, which overwrote what an older forward pass has kept for its backward pass."""
 
-    def _places(self) -> list[int]:
-        return [parameter.data_ptr() for parameter in self.parameters]
+    def _state(self) -> list[tuple[int, bool]]:
+        return [(parameter.data_ptr(), parameter.requires_grad) for parameter in self.parameters]
 
     @property
     def has_moved(self) -> bool:
         """Whether weights are no longer where they were, or other ones are trained."""
-        trained = [parameter for parameter in self.parameters if parameter.requires_grad]
-        return len(trained) != len(self.trained) or self._places() != self.places
+        return self._state() != self.state
+
+    def capture_due(self, trunk: Any, tokens_RC: Tensor, trains: bool) -> None:
+        """Count a pass, and capture the shapes that have come often enough. RuntimeError where one cannot be captured.
+
+        Where no gradients are under way: the trial of a capture adds to them.
+        """
+        self.runs[*tokens_RC.shape, trains] += 1
+        if any(parameter.grad is not None for parameter in self.trained):
+            return
+        for shape, runs in self.runs.items():
+            if runs > RUNS_BEFORE and shape not in self.passes and self._has_room(trunk.config, shape):
+                self._capture(trunk, shape, tokens_RC)
 
     def run(self, trunk: Any, tokens_RC: Tensor, trains: bool) -> Tensor:
-        """Hidden states (R, C, E), replayed if this shape is captured by now. RuntimeError where it cannot be.
-
-        The next replay may overwrite them.
-        """
+        """Hidden states (R, C, E), replayed if this shape is captured. The next replay may overwrite them."""
         shape = (*tokens_RC.shape, trains)
-        self.runs[shape] += 1
-        if all(parameter.grad is None for parameter in self.trained):  # a capture and its trial add to them
-            for due in [shape for shape, runs in self.runs.items() if runs > RUNS_BEFORE and shape not in self.passes]:
-                self._capture(trunk, due, tokens_RC)
         if shape not in self.passes:
             return read_rows(trunk, tokens_RC)
         fixed, replays = self.passes[shape]
         fixed.tokens_RC.copy_(tokens_RC)
         self.turn += 1
         if trains:
+            # A node of autograd needs an input. With the first parameter, the embedding, as that, the gradient of a head
+            # that is tied to it waits for the replay; it would be right the other way round, too.
             return _Replayed.apply(self.trained[0], self, fixed, replays)
         return replays[0]()
 
@@ -181,9 +199,10 @@ class Captured:
         """Replay the backward pass of the forward pass that was replayed as number `turn`."""
         if turn != self.turn:
             raise RuntimeError(
-                "a backward pass of PPO on a GPU came after another forward pass of the same model, which overwrites what it "
-                "needs: call backward() on each micro-batch before the next one"
+                "a backward pass of PPO on a GPU came after another forward pass of the same model, or a second time: what it "
+                "needs is overwritten; call backward() once on the loss of each micro-batch, before the next one"
             )
+        self.turn += 1
         assert fixed.slope_RCE is not None
         fixed.slope_RCE.copy_(slope_RCE)
         self._lend_gradients()
@@ -205,24 +224,30 @@ class Captured:
         if fresh:
             torch._foreach_zero_(fresh)
 
-    def pays(self, trunk: Any, rows: int, columns: int) -> bool:
-        """Whether launches are what such a pass waits for, and what it holds, by estimate, leaves room."""
-        config = trunk.config
-        layer = sum(parameter.numel() for parameter in trunk.layers[0].parameters())
-        # bytes that are kept of a token (float32 residuals and norms, the rest in bf16 or float32) and of a cast weight
-        of_token = 40 * config.hidden_size + 16 * config.intermediate_size
-        held = config.num_hidden_layers * (rows * columns * of_token + 2 * layer)
-        return rows * columns * layer <= MOST_WORK and held <= self.recorder.room
+    def _has_room(self, config: Any, shape: Shape) -> bool:
+        """Whether what is held with this shape leaves room, by estimate: results of each, activations of the largest, gradients."""
+        shapes = [*self.passes, shape]
+        tokens = [rows * columns for rows, columns, _ in shapes]
+        ends = sum(tokens) * 8 * config.hidden_size  # hidden states and their gradient, float32
+        if not any(trains for *_, trains in shapes):
+            return ends <= self.recorder.room
+        # of a token: float32 residuals and norms, the rest in bf16 or float32; and cast weights
+        activations = config.num_hidden_layers * max(tokens) * (40 * config.hidden_size + 16 * config.intermediate_size)
+        weights = sum(parameter.nbytes + 2 * parameter.numel() for parameter in self.trained)
+        return ends + activations + weights <= self.recorder.room
 
     def _capture(self, trunk: Any, shape: Shape, tokens_RC: Tensor) -> None:
         """Capture a shape and keep it, if a first replay with other tokens than at the capture gives what the pass gives."""
+        if not _is_plain(trunk):
+            raise RuntimeError("its layers are not what they were")
         fixed = FixedPass(shape, self.leaves, tokens_RC.device)
         if fixed.trains:
             self._lend_gradients()
         try:
             replays = fixed.capture(self.recorder, trunk)
             self.turn += 1
-            fixed.tokens_RC.copy_(tokens_RC.flatten()[_places_like(fixed.tokens_RC) % tokens_RC.numel()])
+            places_RC = torch.arange(fixed.tokens_RC.numel(), device=tokens_RC.device).view_as(fixed.tokens_RC)
+            fixed.tokens_RC.copy_(tokens_RC.flatten()[places_RC % tokens_RC.numel()])
             if not self._is_right(trunk, fixed, replays):
                 raise RuntimeError("its first replay did not give what the pass gives")
         finally:
@@ -239,13 +264,13 @@ class Captured:
         generator = torch.Generator(expected.device).manual_seed(0)
         slope_RCE = torch.randn(expected.shape, generator=generator, device=expected.device, dtype=expected.dtype)
         some = [*self.trained[:2], *self.trained[-2:]]
-        expected_grads = torch.autograd.grad(expected, some, slope_RCE)
+        with torch.autocast(expected.device.type, enabled=False):
+            expected_grads = torch.autograd.grad(expected, some, slope_RCE)
         found = replays[0]().clone()
         for parameter in self.trained:
             parameter.grad = None
         self.backward(self.turn, fixed, replays[1], slope_RCE)
         pairs = [(found, expected), *zip([p.grad for p in some], expected_grads, strict=True)]
-        fixed.slope_RCE.zero_()  # type: ignore[union-attr]
         return all(agree(ours, theirs, self.dtype) for ours, theirs in pairs)  # type: ignore[arg-type]
 
 
@@ -265,57 +290,70 @@ class _Replayed(torch.autograd.Function):
 
 
 class TrunkGraphs:
-    """What is captured of a trunk, by precision. After a failure one warning is given, and nothing is captured any more."""
+    """What is captured of a trunk, by precision. After a failure one warning is given, and nothing is captured any more.
 
-    def __init__(self, trunk: nn.Module, make_recorder: Callable[[], Recorder | None], room: int) -> None:
+    All passes go through `read_rows`, replayed or not, and are filled up alike: else they would round otherwise.
+    """
+
+    def __init__(self, trunk: nn.Module, device: torch.device, room: int) -> None:
+        """`room`: padded tokens of a micro-batch."""
         # weak: this is the value of an entry that goes with the trunk, its key
-        self._trunk, self.make_recorder, self.room = weakref.ref(trunk), make_recorder, room
+        self._trunk, self.device, self.room = weakref.ref(trunk), device, room
         self.by_type: dict[torch.dtype, Captured] = {}
         self.newest, self.streak = torch.float32, 0
         """Precision of the last passes, and how many they were."""
+        self.failed = False
 
     def states_at(self, tokens_bS: Tensor, wanted_N: Tensor) -> Tensor:
         """As evaluation.trunk.states_at."""
         trunk: Any = self._trunk()
-        captured = self._captured(trunk, product_dtype(trunk.norm.weight))
         count, columns = tokens_bS.shape
-        rounded = rows_of(count, width_of(columns), self.room), width_of(columns)
-        if captured is None or not captured.pays(trunk, *rounded):
-            return states_at(trunk, tokens_bS, wanted_N)
-        # the same shape whether it is captured by now or not, in training and in scoring: else they would round otherwise
-        tokens_RC = nn.functional.pad(tokens_bS, (0, rounded[1] - columns, 0, rounded[0] - count))
+        width = width_of(columns)
+        rows = rows_of(count, width, self.room)
         trains = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in trunk.parameters())
+        if _pays(trunk, rows * width):
+            tokens_RC = nn.functional.pad(tokens_bS, (0, width - columns, 0, rows - count))
+            hidden_RCE = self._run(trunk, tokens_RC, trains)
+        else:
+            width, hidden_RCE = columns, read_rows(trunk, tokens_bS)
+        return hidden_RCE.flatten(0, 1).index_select(0, wanted_N // columns * width + wanted_N % columns)
+
+    def _run(self, trunk: Any, tokens_RC: Tensor, trains: bool) -> Tensor:
+        if not self.failed and can_capture(self.device):
+            why = self._capture_due(trunk, tokens_RC, trains)
+            if why is None:
+                return self.by_type[self.newest].run(trunk, tokens_RC, trains)
+            self.failed = True  # and what was captured is gone with the frames that it failed in
+            self.by_type.clear()
+            warning = f"a pass could not be captured ({why}); training goes on without CUDA graphs, slower"
+            print(f"alignkit: warning: {warning}", file=sys.stderr, flush=True)
+        return read_rows(trunk, tokens_RC)
+
+    def _capture_due(self, trunk: Any, tokens_RC: Tensor, trains: bool) -> str | None:
+        """Why something cannot be captured, if so."""
         try:
-            hidden_RCE = captured.run(trunk, tokens_RC, trains)
+            self._for_type(trunk, product_dtype(trunk.norm.weight)).capture_due(trunk, tokens_RC, trains)
         except RuntimeError as error:
-            self._give_up(str(error).strip().splitlines()[0])
-            return states_at(trunk, tokens_bS, wanted_N)
-        place_N = wanted_N // columns * rounded[1] + wanted_N % columns
-        return hidden_RCE.flatten(0, 1).index_select(0, place_N)
+            return _reason(error)
+        return None
 
-    def _give_up(self, why: str) -> None:
-        self.make_recorder = lambda: None
-        self.by_type.clear()
-        warning = f"a pass could not be captured ({why}); training goes on without CUDA graphs, slower"
-        print(f"alignkit: warning: {warning}", file=sys.stderr, flush=True)
-
-    def _captured(self, trunk: Any, dtype: torch.dtype) -> Captured | None:
+    def _for_type(self, trunk: Any, dtype: torch.dtype) -> Captured:
         self.streak = self.streak + 1 if dtype == self.newest else 1
         self.newest = dtype
         for other in [other for other in self.by_type if other != dtype and self.streak > FORGET_AFTER]:
             del self.by_type[other]
-        if dtype in self.by_type and self.by_type[dtype].has_moved:
-            del self.by_type[dtype]
-        if dtype not in self.by_type:
-            recorder = self.make_recorder()
-            if recorder is None:
-                return None
+        if dtype not in self.by_type or self.by_type[dtype].has_moved:
+            recorder = recorder_for(self.device)
+            assert recorder is not None
             self.by_type[dtype] = Captured(trunk, dtype, recorder)
         return self.by_type[dtype]
 
 
-_captured: weakref.WeakKeyDictionary[nn.Module, TrunkGraphs] = weakref.WeakKeyDictionary()
+def _reason(error: BaseException) -> str:
+    """The first line of what ended a capture; an error of the capture's own end follows it."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return str(error).strip().partition("\n")[0]
 
 
-def _places_like(tokens_RC: Tensor) -> Tensor:
-    return torch.arange(tokens_RC.numel(), device=tokens_RC.device).view(tokens_RC.shape)
+_graphs: weakref.WeakKeyDictionary[nn.Module, TrunkGraphs] = weakref.WeakKeyDictionary()

@@ -36,11 +36,11 @@ class Learner:
         room: int,
         ptx: PTXData | None = None,
     ) -> None:
-        """`room`: tokens of the longest episode."""
         self.config, self.runtime, self.pad_id, self.ptx = config, runtime, pad_id, ptx
-        self.longest = room
+        self.room = config.micro_batch_size * room
+        """Padded tokens of a micro-batch."""
         self.width_of: Callable[[int], int] = lambda length: length
-        """Of a row of so many tokens: what it takes of a micro-batch's room."""
+        """Of a row of so many tokens: what it takes of that room."""
         self.rate_factor = 1.0
         """Of the learning rates, besides their schedule."""
         self.tell: Callable[[str], Any] = lambda text: None
@@ -48,11 +48,6 @@ class Learner:
         # fused: one pass over weights, gradients and moments in place of a dozen, an eighth of the time on a CPU
         optimizer = torch.optim.AdamW(list(groups), eps=config.adam_eps, weight_decay=0.0, fused=True)
         self.engine = Engine(runtime, module, optimizer, config.max_grad_norm, config.micro_batch_size)
-
-    @property
-    def room(self) -> int:
-        """Padded tokens of a micro-batch."""
-        return self.config.micro_batch_size * self.width_of(self.longest)
 
     def plan(self, rows: Sequence[int], lengths: Sequence[int], room: int, world: int) -> list[list[list[int]]]:
         """`plan_parts` by the widths of rows."""
@@ -201,9 +196,10 @@ class Learner:
     def trial_step(self) -> None:
         """One forward and backward pass on made-up tokens, without effect: the precision is chosen by its time."""
         config, rows = self.config, self.config.micro_batch_size
-        length = min(config.max_new_tokens, self.longest - 1)
+        room = self.room // rows
+        length = min(config.max_new_tokens, room - 1)
         rollout = Rollout(
-            [{"prompt_ids": [3] * (self.longest - length)}] * rows,
+            [{"prompt_ids": [3] * (room - length)}] * rows,
             [[3] * length] * rows,
             list(range(rows)),
             torch.ones(rows, length, device=self.runtime.device),

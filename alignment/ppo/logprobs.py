@@ -24,10 +24,9 @@ from alignment.scratch import Scratch
 from evaluation.batches import equal_slices
 from evaluation.trunk import fill_by, product_dtype
 
-LOGITS_PER_BLOCK = 2**21
-"""Logits that are held at once: 8 MB in fp32. A dozen passes over them then stay in a CPU's caches."""
-LOGITS_PER_BLOCK_ON_GPU = 2**24
-"""There a dozen launches for each block would take longer than 8 MB do."""
+LOGITS_PER_BLOCK = {"cpu": 2**21, "gpu": 2**24}
+"""Logits that are held at once: 8 MB in fp32, so that a dozen passes over them stay in a CPU's caches. On a GPU a dozen launches
+for each block would take longer than 8 MB do."""
 TOKENS_PER_CHUNK = 2048
 
 
@@ -45,8 +44,7 @@ class LogprobHead(nn.Linear):
         """Logits of `hidden` (any shape, D) without targets; with them `linear_logprobs` of hidden (N, D)."""
         if targets_N is None:
             return super().forward(hidden)
-        budget = LOGITS_PER_BLOCK if hidden.device.type == "cpu" else LOGITS_PER_BLOCK_ON_GPU
-        return linear_logprobs(hidden, self.weight, self.bias, targets_N, temperature, budget)
+        return linear_logprobs(hidden, self.weight, self.bias, targets_N, temperature, logits_per_block(hidden.device))
 
 
 def give_logprob_head(model: PreTrainedModel) -> bool:
@@ -93,6 +91,11 @@ def linear_logprobs(
     with torch.autocast(device, enabled=False):
         logprobs_N, entropy_N = _LinearLogprobs.apply(hidden_ND, weight_VD, bias_V, targets_N, temperature, cuts, dtype)
     return logprobs_N[:count], entropy_N[:count]
+
+
+def logits_per_block(device: torch.device) -> int:
+    """LOGITS_PER_BLOCK of a device."""
+    return LOGITS_PER_BLOCK["cpu" if device.type == "cpu" else "gpu"]
 
 
 Cuts = list[tuple[slice, list[slice]]]

@@ -40,7 +40,7 @@ class Roles:
         return ActorCritic(self.policy, self.critic)
 
     def trunks(self) -> list[nn.Module]:
-        """Of the models that read episodes, each of which is itself wherever it is used."""
+        """Of the models that read episodes."""
         models = [model for model in (self.policy, self.critic, self.reference) if model is not None]
         return [getattr(model, model.base_model_prefix) for model in models]
 

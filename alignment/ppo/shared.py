@@ -114,8 +114,9 @@ class SharedRoles:
         return self.trained.model
 
     def trunks(self) -> list[nn.Module]:
-        """None: the base acts in several roles, by what adapter is switched on."""
-        return []
+        """Of the bases, each of which acts in several roles."""
+        models = [adapted.model for adapted in (self.trained, self.local)]
+        return [getattr(model, model.base_model_prefix) for model in models]
 
     def module(self) -> nn.Module:
         return SharedActorCritic(self.trained, self.score)

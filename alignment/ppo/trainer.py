@@ -26,7 +26,7 @@ from alignment.ppo.controllers import KLController, RewardNormaliser
 from alignment.ppo.dump import RolloutDump
 from alignment.ppo.estimators import EstimatorSettings, estimate_advantages
 from alignment.ppo.evaluation import PURPOSE, Evaluation, HeldOut, History
-from alignment.ppo.graphs import capture_passes, width_of
+from alignment.ppo.graphs import capture_passes, release_passes, width_of
 from alignment.ppo.learner import Learner
 from alignment.ppo.measure import Metrics, evaluation_metrics, make_samples, rollout_metrics, sequence_kl
 from alignment.ppo.monitors import Alarm, Monitors
@@ -105,10 +105,7 @@ class PPOTrainer:
         self.engine = self.learner.engine
         self.reference = None if self.replay else roles.place_reference(self.engine)
         self.served = served
-        if self.engine.wrapped is self.engine.module and not (config.rollouts_ahead or config.overlap_scoring):
-            room = config.micro_batch_size * width_of(self.room)
-            if any([capture_passes(trunk, runtime.device, room) for trunk in roles.trunks()]):
-                self.learner.width_of = width_of
+        self._capture_passes()
         self.graphs = DecodeGraphs(recorder_for(runtime.device))
         self.ahead: Ahead | None = None
         self.sampler: Any = None if self.replay else self._make_sampler()
@@ -131,6 +128,15 @@ class PPOTrainer:
             self.monitors.load_state_dict(started["monitors"])
         self._can_save = False
         """Whether it would while something is sampled: not during an evaluation, nor of rollouts ahead, which it waits for."""
+
+    def _capture_passes(self) -> None:
+        """On a GPU, where no gradients are exchanged and no other thread uses it while this one trains."""
+        config = self.config
+        alone = self.engine.wrapped is self.engine.module and not (config.rollouts_ahead or config.overlap_scoring)
+        for trunk in self.roles.trunks():
+            release_passes(trunk)  # those of another trainer
+            if alone and capture_passes(trunk, self.runtime.device, config.micro_batch_size, self.room):
+                self.learner.width_of = width_of
 
     def _longest_episode(self, source: RewardSource | None) -> int:
         """Tokens of the longest prompt with its response; refused where a role or a judge cannot read so many."""
@@ -297,7 +303,7 @@ class PPOTrainer:
         config, runtime = self.config, self.runtime
         rounds = runtime.precision == "bf16" or runtime.device.type == "cpu"
         alike = rounds and config.minibatches == runtime.world == 1
-        return (config.micro_batch_size if alike else config.forward_batch_size) * self.learner.width_of(self.room)
+        return (config.micro_batch_size if alike else config.forward_batch_size) * self.room
 
     def _score_episodes(self, rollout: Rollout) -> None:
         """Rewards of this rank's episodes from the source, by component. It may be away for long, see `while_waiting`."""

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 
 import torch
 
-from alignment import cuda_graphs as module
 from alignment.cuda_graphs import CudaRecorder, recorder_for
 
 
@@ -77,6 +76,16 @@ def test_the_order_of_a_capture_is_that_of_the_documentation(monkeypatch):
     assert replay() is replay() and cuda.did[-2:] == ["replay", "replay"]
 
 
+def test_steps_that_go_on_with_one_another_warm_up_in_turn_and_share_a_pool(monkeypatch):
+    cuda = PretendedCuda(monkeypatch)
+    steps = [lambda name=name: cuda.did.append(name) or torch.ones(2) for name in ("forward", "backward")]
+    replays = CudaRecorder(torch.device("cuda")).capture_all(steps)
+    assert cuda.did[2:6] == ["forward", "backward"] * 2
+    captures = [["capture on side", name, "captured"] for name in ("forward", "backward")]
+    assert cuda.did[8:] == [*captures[0], *captures[1]]
+    assert cuda.pools == [None, cuda.graphs[0]().pool()] and len(replays) == 2
+
+
 def test_graphs_share_the_pool_of_one_that_is_still_there(monkeypatch):
     cuda = PretendedCuda(monkeypatch)
     recorder = CudaRecorder(torch.device("cuda"))
@@ -95,4 +104,3 @@ def test_nothing_is_captured_beside_the_main_thread(monkeypatch):
     thread.start()
     thread.join()
     assert found == [None] and recorder_for(torch.device("cpu")) is None
-    assert module.recorder_for(torch.device("cuda")) is not None

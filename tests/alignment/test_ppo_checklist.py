@@ -128,7 +128,7 @@ def test_item_03_content_of_padding_does_not_change_a_pass(shared, filler):
 def test_item_03_amount_of_padding_does_not_change_an_update(make, base):
     """Alone in its pass no episode is padded at all; in the base case two to eight share one."""
     trainer = make(micro_batch_size=1, forward_batch_size=1)
-    trainer.room = trainer.learner.longest = 1
+    trainer.room = trainer.learner.room = 1
     assert_same_update(trainer, scored_rollout(trainer), base)
 
 

@@ -47,7 +47,10 @@ def main(words: list[str]) -> None:
     folder, head = words
     with running(start_runtime("fp32")) as runtime:
         policy = load_causal(folder, load_tokenizer(folder), partitioned=True)
-        logprobs.LOGITS_PER_BLOCK = 4 * 23  # a few at a time, so that logits are computed again
+        logprobs.LOGITS_PER_BLOCK = {
+            "cpu": 4 * 23,
+            "gpu": 4 * 23,
+        }  # a few at a time, so that logits are computed again
         scorer = Scorer(policy, response_logprobs if head == "chunked" else logprobs_of_whole_logits)
         engine = Engine(runtime, scorer, torch.optim.AdamW(scorer.parameters(), lr=1e-2), 1.0, 2)
         generator = torch.Generator().manual_seed(0)
