@@ -18,7 +18,8 @@ python -m benchmarks.ppo --trl_python ENV/bin/python --model 0.5B --settings "li
 (half a billion parameters; writes ppo-gpu-0.5B.json).
 
 A ratio above 1 says that alignkit is faster or smaller. Phases: `generate`, `score` (forward passes without gradient and
-rewards), `update` (the rest); they sum to the step.
+rewards), `update` (the rest); they sum to the step. `over_bare_passes`: the step over the sum of its sampling and of the
+passes that it is made of, as transformers makes them in the same process.
 """
 
 from __future__ import annotations
@@ -89,7 +90,16 @@ def describe(run: dict[str, Any], case: Case) -> dict[str, Any]:
         "peak_mib": run["peak_mib"],
         "peak_above_imports_mib": run["peak_mib"] - run["imports_mib"],
         "precision": run.get("precision", "bf16" if run.get("bf16") else "fp32"),
+        **({"over_bare_passes": seconds / sum_of_passes(run, case)} if "bare_passes" in run else {}),
     }
+
+
+def sum_of_passes(run: dict[str, Any], case: Case) -> float:
+    """Seconds of what a step cannot do without, by transformers' own passes: sampling, four models that read the episodes, and
+    the forward and backward passes of two of them in each epoch."""
+    bare, generate = run["bare_passes"], statistics.median(u["generate"] for u in run["updates"])
+    both = {kind: bare[f"policy, {kind}"] + bare[f"critic, {kind}"] for kind in ("forward", "training")}
+    return generate + 2 * both["forward"] + case.epochs * both["training"]
 
 
 def compare(case: Case, trl_python: str, rounds: int) -> dict[str, Any]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
+import math
 import sys
 import time
 from dataclasses import asdict
@@ -13,9 +15,10 @@ import torch
 
 from alignment.ppo.config import PPOConfig
 from alignment.ppo.models import load_roles
+from alignment.ppo.rollout import make_batch
 from alignment.ppo.trainer import PPOTrainer
 from alignment.reward.sources.build import build_source
-from benchmarks.ppo_case import Case, peak_mib, read_case, wait_for_device
+from benchmarks.ppo_case import PAD, Case, peak_mib, read_case, wait_for_device
 from launch.entry import guarded, leave
 from launch.runtime import Runtime, choose_precision, start_runtime
 
@@ -76,12 +79,43 @@ def run_updates(trainer: PPOTrainer, seconds: float | None) -> list[dict[str, fl
     return updates
 
 
+def time_bare_passes(trainer: PPOTrainer, case: Case) -> dict[str, float]:
+    """Seconds of transformers' own passes over a rollout, in micro-batches: forward, and forward and backward of a training step.
+
+    The smaller of two. Of the head that each model has, at all positions: a policy's with its loss, a critic's values.
+    """
+    rollout, roles = trainer.rollout(trainer.next_prompts()), trainer.roles
+    starts = range(0, case.batch, case.micro_batch)
+    batches = [make_batch(rollout, range(i, i + case.micro_batch), PAD).tokens_bS for i in starts]
+    runs = {
+        "policy": lambda tokens: roles.policy(tokens, labels=tokens, use_cache=False).loss,
+        "critic": lambda tokens: roles.critic.score(roles.critic.model(tokens, use_cache=False)[0]).square().mean(),
+    }
+    seconds: dict[str, float] = {}
+    for _ in range(2):
+        for (name, run), trains in itertools.product(runs.items(), (False, True)):
+            wait_for_device()
+            start = time.perf_counter()
+            with torch.set_grad_enabled(trains):
+                for tokens in batches:
+                    with trainer.runtime.autocast():
+                        loss = run(tokens)
+                    if trains:
+                        loss.backward()
+            wait_for_device()
+            key = f"{name}, {'training' if trains else 'forward'}"
+            seconds[key] = min(time.perf_counter() - start, seconds.get(key, math.inf))
+            trainer.engine.module.zero_grad()
+    return seconds
+
+
 def main(folder: Path) -> None:
     """Run the case and print its figures."""
     case, prompts = read_case(folder)
     runtime = start_runtime(case.precision)
     imports = peak_mib()
-    updates = run_updates(make_trainer(folder, case, prompts, runtime), case.seconds)
+    trainer = make_trainer(folder, case, prompts, runtime)
+    updates = run_updates(trainer, case.seconds)
     figures = {
         "case": asdict(case),
         "threads": torch.get_num_threads(),
@@ -90,6 +124,8 @@ def main(folder: Path) -> None:
         "peak_mib": peak_mib(),
         "imports_mib": imports,
     }
+    if case.seconds is None:
+        figures["bare_passes"] = time_bare_passes(trainer, case)
     print(json.dumps(figures))
 
 
