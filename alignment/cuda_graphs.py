@@ -50,7 +50,7 @@ class CudaRecorder:
         """The graph that was captured last, if it is still there: the next one shares its pool of memory. They never run at
         the same time, and what one leaves in the pool for the next (a forward pass for its backward pass) is read before
         any other is replayed. A pool whose graphs are all gone must not be named again (an assertion of torch's allocator)."""
-        self.room = int(KEPT_SHARE * torch.cuda.get_device_properties(device).total_memory)
+        self.room = spare_bytes(device)
 
     def capture(self, step: Callable[[], Tensor]) -> Replay:
         return self.capture_all([step])[0]
@@ -79,6 +79,11 @@ class CudaRecorder:
             return result
 
         return replay
+
+
+def spare_bytes(device: torch.device) -> int:
+    """What one recorder may hold of a GPU's memory."""
+    return int(KEPT_SHARE * torch.cuda.get_device_properties(device).total_memory)
 
 
 def recorder_for(device: torch.device) -> Recorder | None:

@@ -95,8 +95,8 @@ def describe(run: dict[str, Any], case: Case) -> dict[str, Any]:
 
 
 def sum_of_passes(run: dict[str, Any], case: Case) -> float:
-    """Seconds of what a step cannot do without, by transformers' own passes: sampling, four models that read the episodes, and
-    the forward and backward passes of two of them in each epoch."""
+    """Seconds of a step's sampling and of transformers' own passes over its episodes: four models that read them, and the forward
+    and backward passes of two in each epoch. At natural lengths these have padding that no trainer needs."""
     bare, generate = run["bare_passes"], statistics.median(u["generate"] for u in run["updates"])
     both = {kind: bare[f"policy, {kind}"] + bare[f"critic, {kind}"] for kind in ("forward", "training")}
     return generate + 2 * both["forward"] + case.epochs * both["training"]

@@ -19,6 +19,7 @@ from alignment.ppo.rollout import make_batch
 from alignment.ppo.trainer import PPOTrainer
 from alignment.reward.sources.build import build_source
 from benchmarks.ppo_case import PAD, Case, peak_mib, read_case, wait_for_device
+from evaluation.batches import equal_slices
 from launch.entry import guarded, leave
 from launch.runtime import Runtime, choose_precision, start_runtime
 
@@ -82,11 +83,14 @@ def run_updates(trainer: PPOTrainer, seconds: float | None) -> list[dict[str, fl
 def time_bare_passes(trainer: PPOTrainer, case: Case) -> dict[str, float]:
     """Seconds of transformers' own passes over a rollout, in micro-batches: forward, and forward and backward of a training step.
 
-    The smaller of two. Of the head that each model has, at all positions: a policy's with its loss, a critic's values.
+    The smaller of two. Episodes in the order of the rollout, padded to the longest of each micro-batch, each model's head at all
+    positions: a policy's with its loss, a critic's values.
     """
     rollout, roles = trainer.rollout(trainer.next_prompts()), trainer.roles
-    starts = range(0, case.batch, case.micro_batch)
-    batches = [make_batch(rollout, range(i, i + case.micro_batch), PAD).tokens_bS for i in starts]
+    batches = [
+        make_batch(rollout, range(part.start, part.stop), PAD).tokens_bS
+        for part in equal_slices(case.batch, case.micro_batch)
+    ]
     runs = {
         "policy": lambda tokens: roles.policy(tokens, labels=tokens, use_cache=False).loss,
         "critic": lambda tokens: roles.critic.score(roles.critic.model(tokens, use_cache=False)[0]).square().mean(),

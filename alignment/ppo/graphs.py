@@ -15,13 +15,14 @@ import functools
 import sys
 import weakref
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from alignment.cuda_graphs import Recorder, Replay, agree, can_capture, recorder_for
+from alignment.cuda_graphs import Recorder, Replay, agree, can_capture, recorder_for, spare_bytes
 from evaluation.trunk import is_hooked, is_written_out, product_dtype, read_rows, round_up, states_at
 
 COLUMNS_BY, STEPS = 32, 8  # what C is a multiple of, and how many of it there are at most while it doubles
@@ -35,16 +36,25 @@ Shape = tuple[int, int, bool]
 """R, C, and whether there is a backward pass."""
 
 
-def capture_passes(trunk: nn.Module, device: torch.device, rows: int, longest: int) -> bool:
-    """From now on `states_of` captures this trunk's passes, if that can be done and pays; its modules must stay as they are.
+def capture_passes(trunks: Sequence[nn.Module], device: torch.device, rows: int, longest: int) -> bool:
+    """From now on `states_of` captures the passes of those trunks that can be captured, where it pays for all of them and there is
+    room: else of none, for policy and reference are to round alike. Their modules must stay as they are.
 
     `rows` of `longest` tokens are the room of a micro-batch, which is filled with rows that take `width_of` their length.
     """
-    release_passes(trunk)
-    if not can_capture(device) or not _is_plain(trunk) or not _pays(trunk, rows * width_of(longest)):
-        return False
-    _graphs[trunk] = TrunkGraphs(trunk, device, rows * longest)
-    return True
+    for trunk in trunks:
+        release_passes(trunk)
+    plain = [trunk for trunk in trunks if can_capture(device) and _is_plain(trunk)]
+    width = width_of(longest)
+    whole = rows_of(rows, width, rows * longest), width
+    for trunk in plain:
+        trains = any(parameter.requires_grad for parameter in trunk.parameters())
+        held = held_bytes(trunk, torch.bfloat16, [(*whole, trains)])
+        if not _pays(trunk, rows * width) or held > spare_bytes(device):
+            return False
+    for trunk in plain:
+        _graphs[trunk] = TrunkGraphs(trunk, device, rows * longest)
+    return bool(plain)
 
 
 def release_passes(trunk: nn.Module) -> None:
@@ -85,6 +95,30 @@ def _is_plain(trunk: Any) -> bool:
 def _pays(trunk: Any, tokens: int) -> bool:
     """Whether launches are what a pass over so many tokens waits for."""
     return tokens * sum(parameter.numel() for parameter in trunk.layers[0].parameters()) <= MOST_WORK
+
+
+def held_bytes(trunk: Any, dtype: torch.dtype, shapes: Sequence[Shape]) -> int:
+    """What is held with passes of these shapes, whose products are in `dtype`, by estimate.
+
+    Results of each; what a layer makes on the way in the largest; and of training the activations of all layers, cast weights
+    and gradients.
+    """
+    config = trunk.config
+    # float32 residuals and norms, the rest in bf16 or float32; PyTorch has no kernel for grouped heads in float32, and keeps all scores
+    grouped = dtype == torch.float32 and config.num_key_value_heads < config.num_attention_heads
+    of_token, of_pair = (
+        40 * config.hidden_size + 16 * config.intermediate_size,
+        8 * config.num_attention_heads * grouped,
+    )
+    of_layer = [(rows * columns * (of_token + columns * of_pair), trains) for rows, columns, trains in shapes]
+    held = (
+        max(size for size, _ in of_layer) + sum(rows * columns for rows, columns, _ in shapes) * 8 * config.hidden_size
+    )
+    training = [size for size, trains in of_layer if trains]
+    if training:
+        held += config.num_hidden_layers * max(training)
+        held += sum(2 * p.numel() + p.nbytes * p.requires_grad for p in trunk.parameters())
+    return held
 
 
 class Rows(nn.Module):
@@ -178,7 +212,9 @@ class Captured:
         if any(parameter.grad is not None for parameter in self.trained):
             return
         for shape, runs in self.runs.items():
-            if runs > RUNS_BEFORE and shape not in self.passes and self._has_room(trunk.config, shape):
+            if runs <= RUNS_BEFORE or shape in self.passes:
+                continue
+            if held_bytes(trunk, self.dtype, [*self.passes, shape]) <= self.recorder.room:
                 self._capture(trunk, shape, tokens_RC)
 
     def run(self, trunk: Any, tokens_RC: Tensor, trains: bool) -> Tensor:
@@ -223,18 +259,6 @@ class Captured:
             parameter.grad = grad
         if fresh:
             torch._foreach_zero_(fresh)
-
-    def _has_room(self, config: Any, shape: Shape) -> bool:
-        """Whether what is held with this shape leaves room, by estimate: results of each, activations of the largest, gradients."""
-        shapes = [*self.passes, shape]
-        tokens = [rows * columns for rows, columns, _ in shapes]
-        ends = sum(tokens) * 8 * config.hidden_size  # hidden states and their gradient, float32
-        if not any(trains for *_, trains in shapes):
-            return ends <= self.recorder.room
-        # of a token: float32 residuals and norms, the rest in bf16 or float32; and cast weights
-        activations = config.num_hidden_layers * max(tokens) * (40 * config.hidden_size + 16 * config.intermediate_size)
-        weights = sum(parameter.nbytes + 2 * parameter.numel() for parameter in self.trained)
-        return ends + activations + weights <= self.recorder.room
 
     def _capture(self, trunk: Any, shape: Shape, tokens_RC: Tensor) -> None:
         """Capture a shape and keep it, if a first replay with other tokens than at the capture gives what the pass gives."""

@@ -133,10 +133,12 @@ class PPOTrainer:
         """On a GPU, where no gradients are exchanged and no other thread uses it while this one trains."""
         config = self.config
         alone = self.engine.wrapped is self.engine.module and not (config.rollouts_ahead or config.overlap_scoring)
-        for trunk in self.roles.trunks():
-            release_passes(trunk)  # those of another trainer
-            if alone and capture_passes(trunk, self.runtime.device, config.micro_batch_size, self.room):
-                self.learner.width_of = width_of
+        trunks = self.roles.trunks()
+        if not alone:
+            for trunk in trunks:
+                release_passes(trunk)  # those of another trainer
+        elif capture_passes(trunks, self.runtime.device, config.micro_batch_size, self.room):
+            self.learner.width_of = width_of
 
     def _longest_episode(self, source: RewardSource | None) -> int:
         """Tokens of the longest prompt with its response; refused where a role or a judge cannot read so many."""

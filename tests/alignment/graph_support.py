@@ -15,6 +15,7 @@ def recorders(monkeypatch):
         room = 2**40
 
     made = Made()
+    monkeypatch.setattr(module, "spare_bytes", lambda device: made.room)
     monkeypatch.setattr(module, "can_capture", lambda device: True)
     monkeypatch.setattr(module, "recorder_for", lambda device: made.append(OpRecorder(made.room)) or made[-1])
     return made

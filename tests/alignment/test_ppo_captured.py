@@ -70,10 +70,9 @@ def test_a_resumed_run_captures_anew_and_goes_on_as_the_other(make, recorders, t
         assert torch.equal(ours, theirs)
 
 
-def test_policy_and_reference_round_alike_when_one_is_given_up(make, monkeypatch, capsys):
+def test_policy_and_reference_round_alike_when_one_is_given_up(make, recorders, monkeypatch, capsys):
     """Else their difference would be a KL, and the ratio would not be 1."""
     made = []
-    monkeypatch.setattr(module, "can_capture", lambda device: True)
     monkeypatch.setattr(
         module, "recorder_for", lambda device: made.append(OpRecorder() if made else Refuses()) or made[-1]
     )
