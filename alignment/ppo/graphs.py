@@ -106,14 +106,11 @@ def held_bytes(trunk: Any, dtype: torch.dtype, shapes: Sequence[Shape]) -> int:
     config = trunk.config
     # float32 residuals and norms, the rest in bf16 or float32; PyTorch has no kernel for grouped heads in float32, and keeps all scores
     grouped = dtype == torch.float32 and config.num_key_value_heads < config.num_attention_heads
-    of_token, of_pair = (
-        40 * config.hidden_size + 16 * config.intermediate_size,
-        8 * config.num_attention_heads * grouped,
-    )
+    of_token = 40 * config.hidden_size + 16 * config.intermediate_size
+    of_pair = 8 * config.num_attention_heads * grouped
     of_layer = [(rows * columns * (of_token + columns * of_pair), trains) for rows, columns, trains in shapes]
-    held = (
-        max(size for size, _ in of_layer) + sum(rows * columns for rows, columns, _ in shapes) * 8 * config.hidden_size
-    )
+    results = 8 * config.hidden_size * sum(rows * columns for rows, columns, _ in shapes)
+    held = results + max(size for size, _ in of_layer)
     training = [size for size, trains in of_layer if trains]
     if training:
         held += config.num_hidden_layers * max(training)
