@@ -91,6 +91,7 @@ def measure(folder: str, case: str) -> dict[str, int]:
     from alignment.ppo.models import load_roles
     from alignment.ppo.rewards import build_rewards
     from alignment.ppo.trainer import PPOTrainer
+    from launch.provenance import peak_memory_mib
     from launch.runtime import start_runtime
 
     runtime = start_runtime("fp32")
@@ -121,7 +122,7 @@ def measure(folder: str, case: str) -> dict[str, int]:
         "trained": bytes_of([p for p in weights if p.requires_grad]),
         "gradients": max(gradients),
         "optimizer": bytes_of(optimizer),
-        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before,
+        "peak": int(peak_memory_mib() * 2**20) - before,
     }
 
 

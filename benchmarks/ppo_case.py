@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import resource
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -139,7 +138,9 @@ def peak_mib() -> float:
     """The peak so far of what this process takes of the GPU's memory; without a GPU, of its resident set."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_reserved() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    # not ru_maxrss, which counts the process that started this one; TRL's side cannot import launch.provenance
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
 def read_case(folder: Path) -> tuple[Case, list[list[int]]]:

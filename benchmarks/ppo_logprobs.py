@@ -8,7 +8,6 @@ The two take turns in one process. `peak_mb` is how much the largest resident si
 from __future__ import annotations
 
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from torch import Tensor
 from alignment.ppo.logprobs import LOGITS_PER_BLOCK, linear_logprobs
 from benchmarks.common import RESULTS, about
 from launch.files import write_json
+from launch.provenance import peak_memory_mib
 
 TOKENS, WIDTH, TEMPERATURE = 16 * 64, 256, 0.7
 ROUNDS = {1024: 40, 32768: 10}
@@ -90,9 +90,9 @@ def print_peak(method: str, what: str, vocabulary: int) -> None:
     run_once(
         method, what, (small[0], inputs[1], small[2], small[3])
     )  # the libraries' own buffers, and the weight's gradient
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_memory_mib()
     run_once(method, what, inputs)
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    print(peak_memory_mib() - before)
 
 
 def main() -> None:

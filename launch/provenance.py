@@ -7,7 +7,9 @@ import importlib.metadata
 import os
 import platform
 import re
+import resource
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +98,18 @@ def hardware() -> dict[str, Any]:
         "gpus": gpus,
         "system": platform.platform(),
     }
+
+
+def peak_memory_mib() -> float:
+    """The largest resident set of this process so far, MiB.
+
+    Not `ru_maxrss`, which counts that of the process that started this one, too: Linux keeps it over fork and exec.
+    """
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+    except (OSError, StopIteration):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)
 
 
 def _processor_name() -> str:

@@ -41,6 +41,7 @@ from launch.provenance import (
     fingerprint_input,
     hardware,
     package_versions,
+    peak_memory_mib,
     write_model_card,
 )
 from launch.ranges import AnyInt, Count, NotNegative, Range
@@ -435,16 +436,10 @@ def _finish(
         "versions": package_versions(),
         "code": code_version(),
         "hardware": hardware(),
-        "peak_memory_mib": _peak_memory_mib(),
+        "peak_memory_mib": round(peak_memory_mib(), 1),
     }
     write_model_card(folder, stage.name, summary, provenance, stage.library, stage.task)
     write_json(folder / "provenance.json", provenance)
     (folder / MOVED).unlink(missing_ok=True)
     job.watchdog.remove()
     return provenance
-
-
-def _peak_memory_mib() -> float:
-    import resource
-
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)

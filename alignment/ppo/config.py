@@ -174,6 +174,9 @@ class PPOConfig(StageConfig):
     rollouts_ahead: Literal[0, 1] = 0
     """1 samples the next rollout during the update, from the weights before it (off-policy by one update, corrected by
     truncated importance weights)."""
+    cuda_graphs: bool = operational(True)
+    """On one GPU launch sampling steps, and the layers' passes, as CUDA graphs where it pays. false: kernel by kernel, slower,
+    with less memory; the last bits may differ."""
     dump_rollouts: Literal["none", "jsonl", "parquet"] = operational("none")
     """Write each update's rollout, with all that the update is computed from, to `rollouts/update-000123.jsonl`."""
 

@@ -106,7 +106,7 @@ class PPOTrainer:
         self.reference = None if self.replay else roles.place_reference(self.engine)
         self.served = served
         self._capture_passes()
-        self.graphs = DecodeGraphs(recorder_for(runtime.device))
+        self.graphs = DecodeGraphs(recorder_for(runtime.device) if config.cuda_graphs else None)
         self.ahead: Ahead | None = None
         self.sampler: Any = None if self.replay else self._make_sampler()
         self.scorer = None if source is None else Scorer(source, tokenizer, runtime, config.overlap_scoring)
@@ -134,7 +134,7 @@ class PPOTrainer:
         config = self.config
         alone = self.engine.wrapped is self.engine.module and not (config.rollouts_ahead or config.overlap_scoring)
         trunks = self.roles.trunks()
-        if not alone:
+        if not (alone and config.cuda_graphs):
             for trunk in trunks:
                 release_passes(trunk)  # those of another trainer
         elif capture_passes(trunks, self.runtime.device, config.micro_batch_size, self.room):

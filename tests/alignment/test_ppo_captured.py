@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from alignment.ppo import graphs as module
+from alignment.ppo import trainer as trainer_module
 from alignment.ppo.config import SharedLora
 from alignment.ppo.modules import ActorCritic, TrunkActorCritic
 from alignment.ppo.trainer import PPOTrainer
@@ -92,7 +93,7 @@ def test_the_first_ratio_is_exactly_1_whichever_pass_is_replayed(make, recorders
     assert [(row["policy/ratio_max"], row["policy/approx_kl"]) for row in rows] == [(1, 0)] * 4
 
 
-@pytest.mark.parametrize("changes", [{"rollouts_ahead": 1}, {"overlap_scoring": True}])
+@pytest.mark.parametrize("changes", [{"rollouts_ahead": 1}, {"overlap_scoring": True}, {"cuda_graphs": False}])
 def test_ppo_captures_nothing_while_something_else_may_use_the_device(make, recorders, changes):
     """Nor what another trainer of these models had captured."""
     trainer = make()
@@ -101,6 +102,15 @@ def test_ppo_captures_nothing_while_something_else_may_use_the_device(make, reco
     trainer.config = dataclasses.replace(trainer.config, **changes)
     trainer._capture_passes()
     assert not any(trunk in module._graphs for trunk in trunks)
+
+
+def test_without_cuda_graphs_neither_passes_nor_sampling_are_captured(make, recorders, monkeypatch):
+    made = OpRecorder()
+    monkeypatch.setattr(trainer_module, "recorder_for", lambda device: made)
+    usual, trainer = make(), make(cuda_graphs=False)
+    assert usual.graphs.recorder is made and usual.learner.width_of(17) == 32
+    assert trainer.graphs.recorder is None and not any(trunk in module._graphs for trunk in trainer.roles.trunks())
+    assert trainer.learner.width_of(17) == 17
 
 
 def test_a_base_that_acts_in_several_roles_is_not_captured(make, recorders):

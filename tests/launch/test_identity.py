@@ -1,6 +1,9 @@
 """What belongs to a run: its identity, the content of its artefact, and what the model card says of it."""
 
 import math
+import subprocess
+import sys
+import textwrap
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -235,3 +238,18 @@ def test_model_card_names_library_and_task_of_the_model_in_the_folder(tmp_path, 
     write_model_card(tmp_path, "toy", {"loss": 1.0}, record, "other", "translation")  # what a Stage says wins
     header = yaml.safe_load((tmp_path / "README.md").read_text().split("---")[1])
     assert (header["library_name"], header["pipeline_tag"]) == ("other", "translation")
+
+
+def test_peak_memory_is_that_of_the_process_and_not_of_the_one_that_started_it():
+    """`ru_maxrss` of the child would be at least 400 MiB."""
+    held = b"x" * (400 << 20)
+    code = """
+        from launch.provenance import peak_memory_mib
+        before = peak_memory_mib()
+        held = b"x" * (96 << 20)
+        del held
+        print(before, peak_memory_mib())
+        """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
+    before, after = map(float, done.stdout.split())
+    assert before < 200 < len(held) >> 20 and 90 < after - before < 100
