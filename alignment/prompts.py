@@ -64,6 +64,6 @@ def fitting_prompts(
         shortest = min(map(len, ids), default=0)
         raise UserError(
             f"prompts: none of {len(ids)} has between 1 and {max_tokens} tokens (shortest: {shortest}); "
-            "raise max_prompt_tokens, lower max_new_tokens, or use a model with a longer context"
+            "raise max_prompt_tokens (up to the model's context less max_new_tokens), lower max_new_tokens, or use a model with a longer context"
         )
     return fitting, len(rows) - len(fitting)

@@ -35,12 +35,19 @@ from launch.zero import plain_weights
 REMEDY = "give a folder made by an alignkit stage or by save_pretrained, or hub:org/name"
 HEADS = {HEAD, "lm_head.weight"}
 """Weights that one kind of model has and another kind on the same body has not."""
+TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")
+"""One of these is in every folder that holds a tokenizer."""
 _ORG_AND_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 def read_tokenizer(field: str, source: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model's folder or hub name, as it is."""
+    """The tokenizer of a model's folder or hub name, as it is. UserError for a folder without one: transformers would make one up."""
     with named_errors(field, source, "a tokenizer") as name:
+        folder = Path(name)
+        if folder.is_dir() and not any(path for pattern in TOKENIZER_FILES for path in folder.glob(pattern)):
+            raise UserError(
+                f"{field}: {source}: this folder has no tokenizer; save the model's own into it, by save_pretrained"
+            )
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
 
 

@@ -108,7 +108,8 @@ def fsync_tree(folder: Path) -> None:
 def pack_tree(tree: Any) -> tuple[dict[str, torch.Tensor], Any]:
     """Split nested dicts, lists and tuples into tensors (name -> tensor) and a JSON skeleton that refers to them.
 
-    A tensor that occurs twice (tied weights) is stored once. Values other than tensors must be JSON values.
+    A tensor that occurs twice (tied weights) is stored once. Values other than tensors must be JSON values. ValueError for keys with
+    slashes by which two tensors would have the same name.
     """
     tensors: dict[str, torch.Tensor] = {}
     names: dict[tuple[int, tuple[int, ...], tuple[int, ...], torch.dtype], str] = {}
@@ -117,6 +118,8 @@ def pack_tree(tree: Any) -> tuple[dict[str, torch.Tensor], Any]:
         if isinstance(node, torch.Tensor):
             key = (node.data_ptr(), tuple(node.shape), tuple(node.stride()), node.dtype)
             if node.numel() == 0 or key not in names:
+                if path in tensors:
+                    raise ValueError(f"two tensors of a checkpoint would be called {path}; name them without slashes")
                 names[key] = path
                 tensors[path] = node.detach().to("cpu", copy=True).contiguous()
             return {"__tensor__": names[key]}

@@ -99,10 +99,12 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         loader = _StrictLoader(text)
         loader.name = str(path)
         content = loader.get_single_data()
+    except UserError:  # of `_construct_mapping`, which says where
+        raise
     except (yaml.YAMLError, *_UNREADABLE) as error:
         mark = getattr(error, "problem_mark", None)
-        where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else "somewhere"
-        raise UserError(f"{path}: {where}: not valid YAML ({_problem(error)}); mend that line") from None
+        where = f"{path}: line {mark.line + 1}, column {mark.column + 1}" if mark else path
+        raise UserError(f"{where}: not valid YAML ({_problem(error)}); mend that line") from None
     if content is None:
         raise UserError(f"{path}: the recipe is empty; write at least one `key: value` line")
     if not isinstance(content, dict):

@@ -126,8 +126,11 @@ class Watchdog:
             return (
                 f" (no sign of life from rank {', '.join(map(str, sorted(frozen)))}: stopped, or its machine is gone)"
             )
-        first = min((b["step"], round(b["time"])) for b in beats)
-        guilty = [b["rank"] for b in beats if (b["step"], round(b["time"])) == first]
+        step = min(b["step"] for b in beats)
+        behind = [b for b in beats if b["step"] == step]
+        # ranks that wait for one another beat within moments: a period or two apart says nothing
+        first = min(b["time"] for b in behind) + 5 * self._period
+        guilty = [b["rank"] for b in behind if b["time"] <= first]
         if len(guilty) == len(beats):
             return " (all ranks stopped at the same step)"
-        return f" (first to fall silent: rank {', '.join(map(str, sorted(guilty)))} at step {first[0]})"
+        return f" (first to fall silent: rank {', '.join(map(str, sorted(guilty)))} at step {step})"

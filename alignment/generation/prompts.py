@@ -27,10 +27,15 @@ def positions_of(mask: Tensor) -> Tensor:
     return (mask.cumsum(-1) - mask).clamp(min=0)
 
 
-def check_lengths(model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
-    """UserError for an empty prompt, or one that leaves no room for its completion in the model's context."""
+def check_lengths(
+    model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int, numbers: Sequence[int] | None = None
+) -> None:
+    """UserError for an empty prompt, or one that leaves no room for its completion in the model's context.
+
+    `numbers`: what the prompts are called, from 0; their order when not given.
+    """
     context = getattr(model.config, "max_position_embeddings", None)
-    for row, prompt in enumerate(prompts):
+    for row, prompt in zip(numbers or range(len(prompts)), prompts, strict=True):
         if not prompt:
             raise UserError(f"prompt {row + 1} is empty; remove it or give it at least one token")
         if context is not None and len(prompt) + max_new_tokens > context:

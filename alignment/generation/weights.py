@@ -58,6 +58,8 @@ def is_supported(model: PreTrainedModel) -> bool:
     """Whether the decoder computes what this model's forward pass does; if not, the forward pass itself is used."""
     if type(model) not in ARCHITECTURES or any(p.dtype not in PRECISIONS or p.numel() == 0 for p in model.parameters()):
         return False  # a parameter without elements is one that ZeRO-3 has spread over the ranks
+    if model.get_output_embeddings().bias is not None:
+        return False  # no configuration asks for one, but weights can be put in place in Python
     return is_plain(model.config) and all(_is_unchanged(module) for module in model.modules())
 
 

@@ -126,7 +126,7 @@ class PPOConfig(StageConfig):
     """Advantages are held within +- this, after whitening."""
 
     # ---------------------------------------------------------------- losses
-    clip: Positive = 0.2
+    clip: Annotated[float, Range(0, 1, above=True)] = 0.2
     """Clip range of the probability ratio: 1 - clip to 1 + clip."""
     clip_high: Positive | None = None
     """Upper end of the range is 1 + clip_high (DAPO's clip-higher); clip when not given."""

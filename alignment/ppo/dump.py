@@ -42,6 +42,7 @@ class RolloutDump:
 
     def __init__(self, config: PPOConfig, tokenizer: PreTrainedTokenizerBase, room: int, runtime: Runtime) -> None:
         self.kind, self.folder, self.room = config.dump_rollouts, Path(config.output_dir) / FOLDER, room
+        self._temperature, self._runtime = config.temperature, runtime
         self._tokenizer, self._active = tokenizer, runtime.is_main and config.dump_rollouts != "none"
 
     def write(
@@ -52,6 +53,9 @@ class RolloutDump:
             return
         common = {
             "update": done + 1,
+            "episodes": len(rollout),  # else a torn file could not be told from a whole one
+            "temperature": self._temperature,  # of all log-probabilities below
+            "precision": self._runtime.precision,  # which may be measured, so the config does not say it
             "room": self.room,
             "kl": kl.state_dict(),
             "normaliser": normaliser.state_dict(),

@@ -51,12 +51,18 @@ def give_logprob_head(model: PreTrainedModel) -> bool:
     """Make the model's output head a `LogprobHead`, in place. False, and nothing is changed, where that would be wrong.
 
     It is where logits are more than a linear function of the last hidden state: a head of another kind (an adapter, a
-    quantised one), or a model that scales or caps them (Gemma, Cohere, Granite, Falcon-H1), which its config shows.
+    quantised one), a model that scales or caps them (Gemma, Cohere, Granite, Falcon-H1), which its config shows, or one with
+    layers between (decoders made of BERT and its like), whose weights are neither the base model's nor the head's.
     """
     head = model.get_output_embeddings()
+    if type(head) is LogprobHead:
+        return True
     settings = model.config.get_text_config().to_dict()
     changed = [k for k, v in settings.items() if ("logit" in k or "lm_head" in k) and v not in (None, False, 0, 1)]
-    if type(head) not in (nn.Linear, LogprobHead) or changed:
+    if type(head) is not nn.Linear or changed:
+        return False
+    known = {id(parameter) for module in (model.base_model, head) for parameter in module.parameters()}
+    if any(id(parameter) not in known for parameter in model.parameters()):
         return False
     head.__class__ = LogprobHead
     return True

@@ -46,7 +46,8 @@ def rollout_metrics(rollout: Rollout) -> Metrics:
     }
     if rollout.values_BT is not None and rollout.returns_BT is not None:
         variance = ppo.explained_variance(rollout.values_BT, rollout.returns_BT, rollout.mask_BT)
-        metrics["critic/explained_variance"] = float(variance)
+        if not variance.isnan():
+            metrics["critic/explained_variance"] = float(variance)
     for phase, seconds in rollout.seconds.items():
         metrics[f"perf/{phase}_seconds"] = seconds
         metrics[f"perf/{phase}_tokens_per_second"] = tokens / seconds

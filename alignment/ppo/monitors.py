@@ -87,6 +87,7 @@ MONITORS: dict[str, Monitor] = {
     "length": Monitor("the factor between the length and that of the first updates", _length_drift),
     "explained_variance": Monitor("the explained variance", _metric("critic/explained_variance"), below=True),
     "clip_fraction": Monitor("the share of clipped tokens", _metric("policy/clip_fraction"), lag=0),
+    "gradient": Monitor("the norm of the gradient", _metric("train/grad_norm"), below=True),
     "missing_eos": Monitor("the share of responses without EOS", _metric("rollout/missing_eos_rate")),
     "reward_hacking": Monitor("the fall of the gold reward under a rising training reward", _gold_fall, lag=0),
     "disagreement": Monitor("the ensemble's disagreement over that of the first updates", _disagreement),

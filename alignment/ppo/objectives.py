@@ -233,8 +233,13 @@ def effective_sample_share(ratio_sum: float, square_sum: float, tokens: float) -
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
-    """1 - Var(R - V) / Var(R) over the masked tokens: 1 for a perfect critic, 0 for a constant one, negative for worse."""
+    """1 - Var(R - V) / Var(R) over the masked tokens: 1 for a perfect critic, 0 for a constant one, negative for worse.
+
+    NaN for returns that are all the same up to rounding: there is nothing to explain.
+    """
     residual = returns - values
     spread = masked_mean((returns - masked_mean(returns, mask)) ** 2, mask)
+    if float(spread) <= 1e-12 * float(masked_mean(returns**2, mask)):
+        return torch.full_like(spread, torch.nan)
     unexplained = masked_mean((residual - masked_mean(residual, mask)) ** 2, mask)
-    return 1 - unexplained / spread.clamp(min=1e-12)
+    return 1 - unexplained / spread

@@ -148,6 +148,14 @@ class ClipFractionOptions(MonitorOptions):
 
 
 @dataclass(kw_only=True)
+class GradientOptions(MonitorOptions):
+    """Nothing is learned any more: `train/grad_norm` below the threshold."""
+
+    threshold: AnyNumber = operational(1e-10)
+    patience: PositiveInt = operational(2)
+
+
+@dataclass(kw_only=True)
 class MissingEOSOptions(MonitorOptions):
     """Responses do not end: `rollout/missing_eos_rate` above the threshold."""
 
@@ -181,6 +189,7 @@ class MonitorsOptions:
     length: LengthOptions = field(default_factory=LengthOptions)
     explained_variance: ExplainedVarianceOptions = field(default_factory=ExplainedVarianceOptions)
     clip_fraction: ClipFractionOptions = field(default_factory=ClipFractionOptions)
+    gradient: GradientOptions = field(default_factory=GradientOptions)
     missing_eos: MissingEOSOptions = field(default_factory=MissingEOSOptions)
     reward_hacking: RewardHackingOptions = field(default_factory=RewardHackingOptions)
     disagreement: DisagreementOptions = field(default_factory=DisagreementOptions)

@@ -48,11 +48,11 @@ def load_ptx(config: Any, tokenizer: Any, context: int) -> PTXData | None:
     """
     if not config.ptx_data:
         return None
-    rows = (
-        _pairs(config.ptx_data, tokenizer)
-        if holds_pairs(config.ptx_data)
-        else _text(config.ptx_data, tokenizer, context)
-    )
+    try:
+        pairs = holds_pairs(config.ptx_data)
+        rows = _pairs(config.ptx_data, tokenizer) if pairs else _text(config.ptx_data, tokenizer, context)
+    except UserError as error:
+        raise UserError(f"ptx_data: {error}; give rows with a prompt and a completion, or with a text") from None
     fitting = [(read, learned) for read, learned in rows if learned and len(read) + len(learned) <= context]
     if not fitting:
         raise UserError(f"ptx_data: {config.ptx_data}: no row of at most {context} tokens; raise max_new_tokens")

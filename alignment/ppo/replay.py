@@ -3,14 +3,18 @@
 With the config and the start of the run that dumped them, the updates are the same to the bit: from update 1 that start is
 `policy`, from a later one the checkpoint of just before it (`replay_from`). With another loss,
 estimator or learning rate the rollouts are off-policy from the second update on: they are what the dumping run's policy
-did, not this one's, and the ratio's old log-probabilities stay those of the dump.
+did, not this one's, and the ratio's old log-probabilities stay those of the dump. From other weights they are so from the
+first step on, which is said; at another temperature all log-probabilities would be others, which is refused.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import sys
 from collections import Counter
+from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +25,21 @@ from alignment.ppo.config import PPOConfig
 from alignment.ppo.controllers import KLController, RewardNormaliser
 from alignment.ppo.dump import TOKEN_COLUMNS
 from alignment.ppo.estimators import ESTIMATORS
-from alignment.ppo.rollout import Rollout
+from alignment.ppo.rollout import Rollout, make_batch
 from launch.checkpoint import Checkpoint, verify_folder
 from launch.engine import Engine
 from launch.errors import UserError
 
 NEEDED = (
     *("update", "room", "kl", "normaliser", "rate_factor"),
-    *("group", "response", "score", "finished", "prompt_ids", "response_ids"),
+    *("episode", "group", "response", "score", "finished", "prompt_ids", "response_ids", "logprobs", "ref_logprobs"),
 )
+COMPARED = 16
+"""Episodes of the first rollout whose log-probabilities are computed anew: other weights show in each of them."""
+ROUNDING = {"fp32": 1e-3, "bf16": 0.1}
+"""Nats by which log-probabilities of the same weights may differ, in each precision."""
+NAMED = 5
+"""Episodes that a message names."""
 
 
 class Replay:
@@ -45,6 +55,10 @@ class Replay:
         self._state = rows[0]["kl"], rows[0]["normaliser"]
         self.rate_factor = 1.0
         """Of the learning rates in the update of the newest rollout: the dumping run may have been rolled back."""
+        self.say: Callable[[str], Any] = lambda line: print(line, file=sys.stderr, flush=True)
+        """Takes a line for the user, on the main rank."""
+        self._engine: Engine | None = None
+        """Whose policy the first rollout is compared with; None once it was."""
         self._check_tokenizer(rows[0])
 
     def begin(self, kl: KLController, normaliser: RewardNormaliser) -> tuple[int, int]:
@@ -83,8 +97,9 @@ class Replay:
     def load_start(self, engine: Engine) -> dict[str, Any] | None:
         """Load weights and optimizer of the checkpoint that a replay from the middle of a run starts from, if one is named.
 
-        Returns what else that checkpoint holds.
+        Returns what else that checkpoint holds. The first rollout will be compared with the engine's policy.
         """
+        self._engine = engine
         checkpoint = self.start()
         if checkpoint is None:
             return None
@@ -139,7 +154,41 @@ class Replay:
                 flat_N = self._column([value for row in rows for value in row[column]])
                 setattr(rollout, field, rollout.spread(flat_N, range(len(rows))))
         self._settle_values(rollout, path)
+        if done + 1 == self.first:
+            self._compare_weights(rollout, rows[0])
         return rollout
+
+    def _compare_weights(self, rollout: Rollout, row: dict[str, Any]) -> None:
+        """Say so when the first rollout's log-probabilities are not those of the weights that the replay starts from.
+
+        All ranks call this, and make the same passes.
+        """
+        engine, self._engine = self._engine, None
+        if engine is None or self.warning:  # of other weights: that was said
+            return
+        precisions = {engine.runtime.precision, row.get("precision", "fp32")}
+        difference = self._largest_difference(rollout, engine)
+        if difference <= max(ROUNDING[precision] for precision in precisions) or not engine.runtime.is_main:
+            return
+        unknown = "" if "temperature" in row else ", or at another temperature or in another precision,"
+        given = "replay_from" if self.config.replay_from else "policy"
+        self.say(
+            f"WARNING: the replayed rollouts were sampled by other weights{unknown} than those of `{given}` (largest difference of a "
+            f"log-probability {difference:.3g} nats); the first steps are off-policy, so the updates are NOT those of the run that dumped it"
+        )
+
+    @torch.no_grad()
+    def _largest_difference(self, rollout: Rollout, engine: Engine) -> float:
+        """Of the old log-probabilities of the first episodes to those of the engine's policy, in passes of a micro-batch."""
+        assert rollout.logprobs_BT is not None
+        config, largest = self.config, 0.0
+        for first in range(0, min(COMPARED, len(rollout)), config.micro_batch_size):
+            part = range(first, min(first + config.micro_batch_size, len(rollout)))
+            batch = make_batch(rollout, part, self.tokenizer.pad_token_id)
+            logprobs_N, _, _ = engine(batch.tokens_bS, batch.before_N, batch.targets_N, config.temperature)
+            apart_N = (logprobs_N.float() - rollout.flat(rollout.logprobs_BT, part)).abs().nan_to_num(torch.inf)
+            largest = max(largest, float(apart_N.max()))
+        return largest
 
     def _settle_values(self, rollout: Rollout, path: Path) -> None:
         if not self.config.needs_critic:
@@ -154,12 +203,41 @@ class Replay:
         return torch.tensor(values, dtype=torch.float32, device=self.device)
 
     def _rows(self, number: int) -> list[dict[str, Any]]:
+        """The rows of an update in the order of their episodes, which minibatches are cut by. UserError unless all is sound."""
         path = self.files[number]
         rows = read_rows(path)
         for place, row in enumerate(rows, 1):
             if fault := find_fault(row, number):
                 raise UserError(f"replay: {path}: row {place}: {fault}; dump the run again")
-        return rows
+        if fault := find_gap(rows) or self._find_other_size(rows, number):
+            raise UserError(f"replay: {path}: {fault}; restore the file, or dump the run again")
+        self._check_temperature(rows, path)
+        unread = () if self.config.needs_critic else ("values",)
+        columns = [column for column in TOKEN_COLUMNS if column not in unread]
+        for row in rows:
+            if fault := find_broken_number(row, columns):
+                raise UserError(
+                    f"replay: {path}: episode {row['episode']}: {fault}, so it is the dump that is broken; replay the updates before "
+                    "it, or dump the run again"
+                )
+        return sorted(rows, key=lambda row: row["episode"])
+
+    def _find_other_size(self, rows: list[dict[str, Any]], number: int) -> str | None:
+        """Old dumps do not say how many episodes an update has; but all updates of a run have as many."""
+        if number == self.first:
+            self._size = len(rows)
+        if "episodes" in rows[0] or len(rows) == self._size:
+            return None
+        return f"holds {len(rows)} episodes, but {self.files[self.first].name} holds {self._size}"
+
+    def _check_temperature(self, rows: list[dict[str, Any]], path: Path) -> None:
+        """UserError when the log-probabilities are of another temperature; old dumps do not say of which they are."""
+        others = {row["temperature"] for row in rows if row.get("temperature") is not None} - {self.config.temperature}
+        if others:
+            raise UserError(
+                f"replay: {path}: was sampled at temperature {min(others)}, and its log-probabilities are of that, but temperature is "
+                f"{self.config.temperature}; give --temperature {min(others)}"
+            )
 
     def _check_tokenizer(self, row: dict[str, Any]) -> None:
         """UserError when the policy reads the token ids as another text."""
@@ -218,9 +296,51 @@ def find_fault(row: Any, number: int) -> str | None:
         return f"{missing[0]} is missing"
     if row["update"] != number:
         return f"is of update {row['update']}"
+    for name in ("episode", "episodes"):
+        if type(row.get(name, 0)) is not int:
+            return f"{name} is {row[name]!r}"
     for column in TOKEN_COLUMNS:
         if row.get(column) is not None and len(row[column]) != len(row["response_ids"]):
             return f"{len(row[column])} {column} for {len(row['response_ids'])} response tokens"
+    return None
+
+
+def find_gap(rows: list[dict[str, Any]]) -> str | None:
+    """What is wrong with the episodes of a dump: it must hold those from 0 to n - 1, each once.
+
+    Each row says n; in dumps of before it did, the largest number does, so that a missing end is not seen.
+    """
+    counts = {row.get("episodes") for row in rows}
+    if len(counts) > 1:
+        return f"its rows are of updates of {', '.join(sorted(map(str, counts)))} episodes"
+    seen = Counter(row["episode"] for row in rows)
+    n = counts.pop() or max(seen) + 1
+    doubled = sorted(episode for episode, times in seen.items() if times > 1)
+    other = sorted(episode for episode in seen if not 0 <= episode < n)
+    missing = list(islice((episode for episode in range(n) if episode not in seen), NAMED))  # n may be absurd
+    faults = {
+        "missing": _name(missing, n - len(seen) + len(other)),
+        "more than once": _name(doubled, len(doubled)),
+        "unknown": _name(other, len(other)),
+    }
+    told = "; ".join(f"{what}: {which}" for what, which in faults.items() if which)
+    return f"does not hold its {n} episodes, from 0 on, once each ({told})" if told else None
+
+
+def _name(episodes: Sequence[int], count: int) -> str:
+    """The first few of `count` episodes."""
+    named = ", ".join(map(str, episodes[:NAMED]))
+    return f"{named} and {count - NAMED} more" if count > NAMED else named
+
+
+def find_broken_number(row: dict[str, Any], columns: Sequence[str]) -> str | None:
+    """The first number of a row, score or in one of the columns of its tokens, that is no finite float32."""
+    numbers = [("score", row["score"])]
+    for column in columns:
+        numbers += [(f"{column} of token {i}", value) for i, value in enumerate(row.get(column) or [], 1)]
+    for name, value in numbers:
+        if not (isinstance(value, (int, float)) and abs(value) <= torch.finfo(torch.float32).max):
+            return f"{name} is {value}"
     return None
 
 

@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from alignment.ppo.background import raise_everywhere
+from alignment.reward.sources.protocol import check_rewards
 from evaluation.batches import cut_rows
 from launch.errors import UserError
 from launch.runtime import Runtime
@@ -140,27 +142,65 @@ def make_rollout(
 
     UserError, on all ranks, when one has no response or an empty one: its score would have no token to stand on.
     """
+    outline = outline_of(responses, eos_id, runtime)
+    rollout = Rollout(list(prompts), [list(r) for r in responses], list(groups), *outline)
+    if engine_logprobs is not None:
+        flat_N = torch.tensor([value for row in engine_logprobs for value in row], device=runtime.device)
+        rollout.engine_logprobs_BT = rollout.spread(flat_N, range(len(rollout)))
+    return rollout
+
+
+def outline_of(responses: Sequence[Sequence[int]], eos_id: int, runtime: Runtime) -> tuple[Tensor, Tensor]:
+    """`mask_BT` and `finished_B` of this rank's responses; as `make_rollout` says."""
     lengths = runtime.gather_objects([len(response) for response in responses])
     for rank, mine in enumerate(lengths):
         if not mine:
             raise UserError(f"rollout: there is no response on rank {rank}; give each process at least one")
         if 0 in mine:
             raise UserError(
-                f"rollout: response {mine.index(0)} is empty; give it at least its EOS, or leave the episode out"
+                f"rollout: response {mine.index(0) + 1} is empty; give it at least its EOS, or leave the episode out"
             )
-    longest = max(map(max, lengths))
-    mask_BT = torch.zeros(len(responses), longest)
+    mask_BT = torch.zeros(len(responses), max(map(max, lengths)))
     for row, response in enumerate(responses):
         mask_BT[row, : len(response)] = 1
-    finished_B = torch.tensor([float(bool(r) and r[-1] == eos_id) for r in responses])
-    device = runtime.device
-    rollout = Rollout(
-        list(prompts), [list(r) for r in responses], list(groups), mask_BT.to(device), finished_B.to(device)
-    )
-    if engine_logprobs is not None:
-        flat_N = torch.tensor([value for row in engine_logprobs for value in row], device=device)
-        rollout.engine_logprobs_BT = rollout.spread(flat_N, range(len(rollout)))
-    return rollout
+    finished_B = torch.tensor([float(r[-1] == eos_id) for r in responses])
+    return mask_BT.to(runtime.device), finished_B.to(runtime.device)
+
+
+def follow_changes(rollout: Rollout, eos_id: int, runtime: Runtime) -> None:
+    """Before it is scored: what follows from responses and scores that the user may have changed. UserError, on all ranks, where it cannot."""
+    fault: UserError | None = None
+    mask_BT, finished_B = outline_of(rollout.responses, eos_id, runtime)
+    try:
+        if rollout.engine_logprobs_BT is not None and not torch.equal(mask_BT, rollout.mask_BT):
+            raise UserError(
+                "score: responses have other lengths than when they were sampled, and what sampled them gave log-probabilities of "
+                "their tokens; leave the lengths, or set the rollout's engine_logprobs_BT to None"
+            )
+        check_scores(rollout, "score")
+    except UserError as error:
+        fault = error
+    if any(runtime.gather_objects(fault is not None)):
+        raise_everywhere(fault, runtime)
+    rollout.mask_BT, rollout.finished_B = mask_BT, finished_B
+
+
+def check_scored(rollout: Rollout, phase: str) -> None:
+    """UserError where responses, or the scores, of a rollout are no longer those that its numbers are of."""
+    lengths = rollout.mask_BT.sum(1).long().tolist()
+    if [len(response) for response in rollout.responses] != lengths:
+        raise UserError(
+            f"{phase}: responses have other lengths than when they were scored; change them before score, or set logprobs_BT to None and "
+            "score again"
+        )
+    check_scores(rollout, phase)
+
+
+def check_scores(rollout: Rollout, phase: str) -> None:
+    """Make `scores_B`, which the user may have set, a float32 tensor (B,) of finite numbers, or UserError."""
+    if rollout.scores_B is not None:
+        scores_B = check_rewards(rollout.scores_B, len(rollout), f"{phase}: the rollout's scores_B")
+        rollout.scores_B = scores_B.to(rollout.mask_BT.device)
 
 
 # ---------------------------------------------------------------------------------------------- batches

@@ -9,6 +9,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from alignment.generation import Completion, DecodeGraphs, LocalEngine, RolloutEngine, Sampling, VLLMEngine
+from alignment.generation.prompts import check_lengths
 from alignment.ppo.config import PPOConfig
 from alignment.ppo.rollout import Prompt
 from alignment.ppo.scoring import EarlyScores
@@ -74,6 +75,9 @@ def draw(
     if isinstance(policy, VLLMEngine):
         engine = policy
     else:
+        # here, since the engine is given them in another order
+        of_prompts = [number // config.samples_per_prompt for number in share.numbers]
+        check_lengths(policy, ids, sampling.max_new_tokens, of_prompts)
         engine = LocalEngine(policy, config.forward_batch_size, advance, graphs)
     done: dict[int, Completion] = {}
     try:

@@ -68,6 +68,11 @@ class Scorer:
         single = {name: part for name, (_, part) in self._parts.items() if getattr(part, "row_by_row", False)}
         self._early = single if overlap else {}
 
+    @property
+    def overlaps(self) -> bool:
+        """Whether any source is asked while responses are sampled."""
+        return bool(self._early)
+
     def begin_early(self) -> EarlyScores | None:
         """Where the chunks of a rollout go that is about to be sampled; None when no source is asked early."""
         return EarlyScores(self._early, self.tokenizer, self.runtime) if self._early else None

@@ -26,6 +26,8 @@ def shape_rewards(rollout: Rollout, config: PPOConfig, normaliser: RewardNormali
         {
             "reward": scores_B,
             "reward of a single token": tokens_BT,
+            "log-probability under the policy": rollout.logprobs_BT,
+            "log-probability under the reference": rollout.ref_logprobs_BT,
             "KL penalty of a token": ppo.on_mask(kl_coef * penalty_BT, rollout.mask_BT),
             "value (of the critic)": rollout.values_BT,
         }
@@ -80,6 +82,15 @@ def kl_penalty(rollout: Rollout, config: PPOConfig) -> Tensor:
     return ppo.kl_estimate(rollout.logprobs_BT, rollout.ref_logprobs_BT, config.kl_kind)
 
 
+REMEDIES = {
+    "reward": "mend the source of the rewards, or bound them by score_clip",
+    "log-probability": "the weights of that model are damaged, or diverged: give a sound model, or start in another folder with a lower "
+    "learning_rate",
+    "": "start in another folder with a lower learning_rate or a higher kl_coef",
+}
+"""By how the names of what is at fault begin."""
+
+
 def check_sizes(parts: dict[str, Tensor | None]) -> None:
     """UserError that names the first of them with a number that is not finite, or beyond `LARGEST`.
 
@@ -89,11 +100,7 @@ def check_sizes(parts: dict[str, Tensor | None]) -> None:
         if values is None or bool((values.abs() <= LARGEST).all()):
             continue
         worst = values.flatten()[values.abs().nan_to_num(torch.inf, torch.inf).argmax()]
-        remedy = (
-            "mend the source of the rewards, or bound them by score_clip"
-            if name.startswith("reward")
-            else "start in another folder with a lower learning_rate or a higher kl_coef"
-        )
+        remedy = next(remedy for start, remedy in REMEDIES.items() if name.startswith(start))
         raise UserError(
             f"advantages: a {name} is {float(worst):.4g}, and beyond {LARGEST:g} nothing can be learned from a batch; "
             f"{remedy} (no weights were changed)"

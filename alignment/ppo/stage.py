@@ -29,7 +29,8 @@ def run(config: PPOConfig, job: Job) -> dict[str, Any]:
     if ptx := trainer.learner.ptx:
         job.say(f"ptx_data: {len(ptx.rows)} rows, {ptx.left_out} longer than {trainer.room} tokens (or empty) left out")
     job.settle_precision(trainer.learner.trial_step)
-    job.say(f"precision {job.runtime.precision}")
+    world = job.runtime.world
+    job.say(f"precision {job.runtime.precision}, {world} process{'es' if world > 1 else ''}")
     guard = Guard(trainer, job.checkpoints, job.say)
     budget = config.evaluation.kl_budget
     best = BestPolicy(job.output_dir / "best", budget, job.runtime, lambda folder: save_artefact(trainer, folder))
@@ -112,7 +113,9 @@ def make_trainer(config: PPOConfig, job: Job) -> tuple[PPOTrainer, dict[str, int
     if config.replay:
         trainer = PPOTrainer(config, roles, None, [], job.runtime)
         job.say(f"updates {trainer.update_number + 1} to {trainer.updates} from the rollouts of {config.replay}")
-        if trainer.replay and trainer.replay.warning:
+        assert trainer.replay is not None
+        trainer.replay.say = job.say
+        if trainer.replay.warning:
             job.say(trainer.replay.warning)
         return trainer, {}
     limit = prompt_limit(roles.policy.config, config.max_prompt_tokens, config.max_new_tokens)

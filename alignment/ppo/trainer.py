@@ -33,7 +33,7 @@ from alignment.ppo.monitors import Alarm, Monitors
 from alignment.ppo.ptx import load_ptx
 from alignment.ppo.replay import Replay
 from alignment.ppo.roles import Roles
-from alignment.ppo.rollout import Prompt, Rollout, make_batch, make_rollout
+from alignment.ppo.rollout import Prompt, Rollout, check_scored, follow_changes, make_batch, make_rollout
 from alignment.ppo.samplers import Sampler, ServedPolicy
 from alignment.ppo.sampling import Sampled, Share, draw, share_of
 from alignment.ppo.scoring import Scorer
@@ -57,7 +57,7 @@ def _check(config: PPOConfig, source: RewardSource | None) -> None:
         check_config(dataclasses.replace(config, **given))
     except UserError:
         raise
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise UserError(f"PPOConfig: {error}") from None
 
 
@@ -86,6 +86,8 @@ class PPOTrainer:
                 f"batch_size: {config.batch_size} is not a multiple of {runtime.world} processes; choose one that is"
             )
         tokenizer = roles.tokenizer
+        if not prompts and not config.replay:
+            raise UserError("PPOTrainer: there are no prompts; give at least one")
         self.prompts = self.as_rows(prompts)
         self.update_number, self.updates = 0, config.updates
         self.kl = KLController(config.kl_coef, config.kl_target, config.kl_horizon)
@@ -105,11 +107,11 @@ class PPOTrainer:
         self.engine = self.learner.engine
         self.reference = None if self.replay else roles.place_reference(self.engine)
         self.served = served
+        self.scorer = None if source is None else Scorer(source, tokenizer, runtime, config.overlap_scoring)
         self._capture_passes()
         self.graphs = DecodeGraphs(recorder_for(runtime.device) if config.cuda_graphs else None)
         self.ahead: Ahead | None = None
         self.sampler: Any = None if self.replay else self._make_sampler()
-        self.scorer = None if source is None else Scorer(source, tokenizer, runtime, config.overlap_scoring)
         self.dump = RolloutDump(config, tokenizer, self.room, runtime)
         self.evaluation: Evaluation | None = None
         """The newest one that `log` asked for."""
@@ -132,7 +134,8 @@ class PPOTrainer:
     def _capture_passes(self) -> None:
         """On a GPU, where no gradients are exchanged and no other thread uses it while this one trains."""
         config = self.config
-        alone = self.engine.wrapped is self.engine.module and not (config.rollouts_ahead or config.overlap_scoring)
+        beside = config.rollouts_ahead or (self.scorer is not None and self.scorer.overlaps)
+        alone = self.engine.wrapped is self.engine.module and not beside
         trunks = self.roles.trunks()
         if not (alone and config.cuda_graphs):
             for trunk in trunks:
@@ -265,6 +268,7 @@ class PPOTrainer:
                 "score: the trainer has no source of reward; give PPOTrainer a source, or set the rollout's scores_B"
             )
         with self._timed() as clock:
+            follow_changes(rollout, self.sampling.eos_id, self.runtime)
             self._score_tokens(rollout)
             if rollout.scores_B is None:
                 self._score_episodes(rollout)
@@ -322,6 +326,7 @@ class PPOTrainer:
         config, mask_BT = self.config, rollout.mask_BT
         if rollout.scores_B is None or rollout.logprobs_BT is None:
             raise UserError("advantages: the rollout has no scores and log-probabilities; call score(rollout) before")
+        check_scored(rollout, "advantages")
         rollout.rewards_BT = shape_rewards(rollout, config, self.normaliser, self.kl.coef)
         settings = EstimatorSettings(
             config.gamma, config.gae_lambda, config.value_lambda, config.length_alpha, config.group_std
@@ -338,6 +343,7 @@ class PPOTrainer:
         """The optimizer steps on a rollout with advantages, and the step of the KL controller."""
         if rollout.advantages_BT is None:
             raise UserError("update: the rollout has no advantages; call advantages(rollout) before")
+        check_scored(rollout, "update")
         if len(rollout) % self.config.minibatches:
             raise UserError(
                 f"update: {len(rollout)} episodes cannot be cut into {self.config.minibatches} minibatches; give a rollout of "
@@ -349,7 +355,10 @@ class PPOTrainer:
             seconds = clock()
         self._check_finite(metrics)
         metrics["kl/coef"] = self.kl.coef
-        self.kl.update(sequence_kl(rollout), len(rollout))
+        if (
+            self.update_number >= self.config.critic_warmup
+        ):  # before, the policy stands still, and no weight could change the KL
+            self.kl.update(sequence_kl(rollout), len(rollout))
         self.update_number += 1
         rollout.seconds["update"] = seconds
         return metrics
@@ -444,7 +453,22 @@ class PPOTrainer:
     # ------------------------------------------------------------------------------------ helpers
 
     def as_rows(self, prompts: Sequence[Prompt | str]) -> list[Prompt]:
-        """Rows with `prompt_ids`: as they are, or of texts."""
+        """Rows with `prompt_ids`: as they are, or of texts. UserError for what is neither."""
+        size = self.roles.policy.get_input_embeddings().num_embeddings
+        for number, prompt in enumerate([prompts] if isinstance(prompts, str) else prompts):
+            ids = prompt.get("prompt_ids") if isinstance(prompt, dict) else None
+            if (
+                isinstance(prompts, str)
+                or not isinstance(prompt, (str, dict))
+                or (isinstance(prompt, dict) and ids is None)
+            ):
+                raise UserError(
+                    f"prompt {number + 1}: {prompt!r:.60} is neither a text nor a row with prompt_ids; give a list of those"
+                )
+            if ids and not 0 <= min(ids) <= max(ids) < size:
+                raise UserError(
+                    f"prompt {number + 1}: prompt_ids hold a token that is none of the policy's {size}; encode it with its tokenizer"
+                )
         texts = [prompt for prompt in prompts if isinstance(prompt, str)]
         encoded = iter(encode_prompts(self.roles.tokenizer, texts) if texts else [])
         return [{"prompt": p, "prompt_ids": next(encoded)} if isinstance(p, str) else p for p in prompts]

@@ -1,5 +1,8 @@
 """Sampling: equal to plain greedy generation, and independent of the batch layout."""
 
+import itertools
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -96,6 +99,35 @@ def test_pick_tokens_has_the_right_distribution():
 def test_pick_tokens_at_the_ends_never_takes_an_impossible_token():
     logits = torch.tensor([[-float("inf"), 0.0, -float("inf")]]).expand(2, 3)
     assert pick_tokens(logits.t(), 1.0, torch.tensor([0.0, 1.0 - 2**-24]))[0].tolist() == [1, 1]
+
+
+def test_pick_tokens_of_two_equal_ones_in_any_blocks_at_any_uniform():
+    """Blocks of 4 tokens; a uniform number below a half is the first token's, one half and more the second's."""
+    pairs = list(itertools.combinations(range(16), 2))
+    logits = torch.full((16, len(pairs)), -float("inf"))
+    for column, pair in enumerate(pairs):
+        logits[list(pair), column] = 3.0
+    for uniform, which in ((0.0, 0), (0.5 - 2**-25, 0), (0.5, 1), (1 - 2**-24, 1)):
+        tokens, logprobs = pick_tokens(logits, 1.0, torch.full((len(pairs),), uniform))
+        assert tokens.tolist() == [pair[which] for pair in pairs], uniform
+        assert torch.allclose(logprobs, torch.full((len(pairs),), math.log(0.5)))
+
+
+def test_pick_tokens_at_the_very_end_of_a_block_stays_in_it():
+    """Two blocks have the same weights in another order, so one half of all is the end of the first, but for rounding.
+
+    What comes after its last token, the first of the second block, has probability 0.
+    """
+    columns, width = 2000, 32
+    weights = -30 * torch.rand(width, columns, generator=torch.Generator().manual_seed(0))
+    nothing = torch.full((1, columns), -float("inf"))
+    logits = torch.cat([weights, nothing, weights[1:], nothing, weights[:1], nothing.expand(width**2 - 66, -1)])
+    one_by_one = weights.exp().double().cumsum(0)[-1]
+    assert (weights.exp().sum(0, dtype=torch.float64) != one_by_one).any()  # there is rounding to go wrong
+    tokens, logprobs = pick_tokens(logits, 1.0, torch.full((columns,), 0.5))
+    assert logprobs.isfinite().all()
+    assert set((tokens // width).tolist()) <= {0, 1}
+    torch.testing.assert_close(logprobs, logits.log_softmax(0).gather(0, tokens[None])[0])
 
 
 def test_positions_of_left_padded_rows():

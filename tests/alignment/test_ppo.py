@@ -211,6 +211,25 @@ def test_minibatches_lose_and_repeat_no_row(rows, world, micro):
     assert max(work) - min(work) <= max(lengths)
 
 
+def test_each_epoch_of_each_update_cuts_the_rollout_into_other_minibatches(make):
+    trainer, epochs = make(epochs=3, minibatches=4, updates=2), []
+    plain = trainer.learner.plan
+
+    def plan(rows, lengths, room, world):
+        steps.append(frozenset(rows))
+        return plain(rows, lengths, room, world)
+
+    for _ in range(2):
+        rollout, steps = scored(trainer), []
+        trainer.learner.plan = plan
+        trainer.update(rollout)
+        trainer.learner.plan = plain
+        epochs += [steps[first : first + 4] for first in (0, 4, 8)]
+    for minibatches in epochs:
+        assert sorted(row for minibatch in minibatches for row in minibatch) == list(range(8))
+    assert len({frozenset(minibatches) for minibatches in epochs}) == 6
+
+
 def test_critic_warm_up_holds_the_policy(make):
     trainer = make(critic_warmup=1, updates=2)
     policy = [p.detach().clone() for p in trainer.roles.policy.parameters()]

@@ -14,6 +14,7 @@ from transformers import (
 
 from alignment.ppo.modules import TrunkActorCritic, hidden_states, response_logprobs
 from alignment.ppo.rollout import make_batch, make_rollout
+from alignment.reward.sources.protocol import single
 from launch.errors import UserError
 from tests.alignment.ppo_support import TokenReward, folders, make, run_updates, runtime, scored  # noqa: F401
 from tests.support import save_policy, save_reward
@@ -197,3 +198,22 @@ def test_models_that_read_the_policys_ids_have_its_tokenizer(make, tmp_path):
     ):
         make(reward=str(reward))
     run_updates(make(reward=str(reward), critic_from="policy", updates=1))
+
+
+def test_the_adaptive_kl_weight_waits_for_the_policy(make):
+    """While the critic learns alone the KL is 0, which says nothing of the weight."""
+    trainer = make(TokenReward(), critic_warmup=2, updates=4, kl_target=1.0, kl_horizon=16)
+    weights = [metrics["kl/coef"] for metrics in run_updates(trainer)]
+    assert weights[:3] == [0.05] * 3 and weights[3] == pytest.approx(0.05 * (1 - 0.2 * 8 / 16))
+
+
+def test_without_a_spread_of_returns_there_is_no_explained_variance(make):
+    class Same(TokenReward):
+        def score(self, episodes):
+            return single(self.name, torch.ones(len(episodes)))
+
+    settings = dict(kl_coef=0.0, missing_eos="none", updates=1)
+    (metrics,) = run_updates(make(Same(), **settings, value_lambda=1.0))
+    assert "critic/explained_variance" not in metrics
+    (metrics,) = run_updates(make(TokenReward(), **settings))
+    assert metrics["critic/explained_variance"] < 1

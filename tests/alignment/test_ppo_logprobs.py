@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     CohereConfig,
     CohereForCausalLM,
@@ -311,6 +312,54 @@ def test_models_whose_logits_are_more_than_the_head_are_left_alone(model, linear
     with torch.no_grad():
         for a, b in zip(in_full(built, 0.7), response_logprobs(built, ROWS, BEFORE, TARGETS, 0.7), strict=True):
             torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
+
+
+TINY = dict(
+    vocab_size=23,
+    hidden_size=16,
+    intermediate_size=16,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    max_position_embeddings=32,
+    pad_token_id=0,
+    bos_token_id=1,
+    eos_token_id=2,
+)
+DECODER = dict(is_decoder=True, embedding_size=16)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "linear"),
+    [
+        # a dense layer, an activation and a norm stand between the last hidden state and the head
+        *((kind, DECODER, False) for kind in ("bert", "roberta", "electra", "roformer", "megatron-bert", "camembert")),
+        ("modernbert-decoder", dict(cls_token_id=1, sep_token_id=2, local_attention=16), False),
+        ("gpt_neox", {}, True),
+        ("opt", dict(ffn_dim=16, word_embed_proj_dim=8), True),
+        ("bloom", dict(n_layer=1, n_head=2), True),
+        ("phi", {}, True),
+    ],
+)
+def test_what_stands_between_the_base_model_and_the_head_is_not_left_out(kind, options, linear):
+    torch.manual_seed(0)
+    built = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **TINY | options)).eval()
+    for parameter in built.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.3)
+    assert give_logprob_head(built) is linear
+    with torch.no_grad():
+        for a, b in zip(in_full(built, 0.7), response_logprobs(built, ROWS, BEFORE, TARGETS, 0.7), strict=True):
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
+
+
+def test_a_head_with_a_bias_is_none_that_the_generation_engine_knows():
+    torch.manual_seed(0)
+    model = Qwen3ForCausalLM(tiny_config(initializer_range=0.3)).eval()
+    assert is_supported(model)
+    model.lm_head.bias = torch.nn.Parameter(torch.linspace(-50, 50, len(model.lm_head.weight)))
+    assert not is_supported(model)
+    (drawn,) = LocalEngine(model, 4).generate([[5, 6]], Sampling(1, 0.0, -1, 0), 0, "test", 0, [0])
+    assert drawn.token_ids == [len(model.lm_head.weight) - 1]
 
 
 def test_the_generation_engine_reads_the_head_as_before():

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from alignment.ppo import STAGE
 from alignment.ppo.config import PPOConfig
 from alignment.ppo.evaluation import HeldOut
-from alignment.ppo.monitors import MONITORS, Monitors
+from alignment.ppo.guard import Guard
+from alignment.ppo.monitors import MONITORS, Alarm, Monitors
 from alignment.ppo.options import EvaluationOptions, MonitorsOptions
 from alignment.ppo.trainer import PPOTrainer
 from alignment.reward.sources.protocol import single
@@ -20,7 +21,7 @@ from launch.checkpoint import CheckpointStore
 from launch.config import build, identity_dict
 from launch.errors import UserError
 from launch.stage import Job, run_stage
-from tests.alignment.ppo_support import TokenReward, prompt_rows
+from tests.alignment.ppo_support import TokenReward, prompt_rows, run_updates
 from tests.support import read_metrics, save_policy, save_prompts
 
 
@@ -228,6 +229,23 @@ def test_steps_that_are_far_too_large(make):
     assert set(found) == set(each) and found["clip_fraction"].update == 1
 
 
+def test_a_policy_that_learns_nothing_any_more(make):
+    settings = {
+        **LEARNS,
+        "estimator": "rloo",
+        "samples_per_prompt": 2,
+        "kl_coef": 0.0,
+        "missing_eos": "none",
+        "updates": 3,
+    }
+    settings = {k: v for k, v in settings.items() if "critic" not in k and "value" not in k}
+    found, history = alarms_of(make(TokenReward(token=-1), **settings, monitors=options(gradient={})))
+    assert [row["train/grad_norm"] for row in history] == [0, 0, 0]
+    assert found["gradient"].update == 2
+    found, history = alarms_of(make(TokenReward(), **settings, monitors=options(gradient={})))
+    assert found == {} and min(row["train/grad_norm"] for row in history) > 0
+
+
 def test_a_critic_that_runs_away(make):
     each = {"explained_variance": {"threshold": 0.0, "patience": 3}}
     settings = {**LEARNS, "critic_learning_rate": 0.5, "learning_rate": 1e-5, "updates": 8, "value_clip": None}
@@ -394,6 +412,26 @@ def test_rollback_returns_to_before_the_fault_with_a_lower_rate(run, tmp_path, c
         assert capsys.readouterr().err.count("rolled back to") == len(back) - done, name
         assert read_metrics(tmp_path / folder) == rows, name
         assert (tmp_path / folder / "alarms.jsonl").read_text() == (tmp_path / "whole" / "alarms.jsonl").read_text()
+
+
+def test_a_kill_right_after_a_rollback_resumes_with_the_lower_rate(make, runtime, tmp_path):
+    """What it returned to is saved anew with the roll-back in it, before a word is said."""
+
+    def say(text):
+        raise Killed
+
+    settings = dict(monitors=options(kl={"action": "rollback"}, rollback_every=2), updates=4)
+    trainer, store = make(**settings), CheckpointStore(tmp_path, runtime, keep=4)
+    trainer.sink = lambda number, metrics: trainer.save(store)
+    trainer.train()
+    trainer.alarms = [Alarm("kl", "rollback", update=4, since=4, sound=3, value=99.0, threshold=1.0)]
+    with pytest.raises(Killed):
+        Guard(trainer, store, say).act()
+    resumed = make(**settings)
+    resumed.load(store.latest())
+    assert (resumed.update_number, resumed.monitors.rollbacks, resumed.monitors.rate_factor) == (2, 1, 0.5)
+    assert [(row["done"], row["to"]) for row in resumed.monitors.told] == [("rolled back", 2)]
+    assert run_updates(resumed)[0]["train/lr"] == pytest.approx(1e-3 * 0.5 * (1 - 2 / 4))
 
 
 def test_dumps_of_what_a_rollback_undid_are_gone(run, tmp_path, monkeypatch):

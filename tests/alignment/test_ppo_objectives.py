@@ -118,6 +118,8 @@ def test_explained_variance():
     assert float(ppo.explained_variance(returns, returns, mask)) == pytest.approx(1.0)
     assert float(ppo.explained_variance(torch.full_like(returns, 5.0), returns, mask)) == pytest.approx(0.0, abs=1e-6)
     assert float(ppo.explained_variance(-returns, returns, mask)) == pytest.approx(-3.0, abs=1e-5)
+    for same in (0.0, 0.1, -7e5):  # nothing to explain, whatever rounding leaves
+        assert ppo.explained_variance(returns, torch.full_like(returns, same), mask).isnan()
 
 
 def test_kl_controller_follows_ziegler():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.alignment.checklist_support import FixedReward
-from tests.alignment.ppo_support import scored
+from tests.alignment.ppo_support import scored, weights
 
 PAYS = FixedReward(lambda ids: sum(ids) % 7 - 3)
 NO_KL = {"kl_coef": 0.0, "missing_eos": "none"}
@@ -52,10 +52,20 @@ KL = {
 }
 
 
-def loss_by_hand(trainer, rollout, low=0.2, high=0.2, dual=math.inf, entropy=0.0, kl=0.0, kind="k1", value=0.1):
-    """Mean over all tokens of: surrogate - entropy bonus + KL penalty + clipped value loss."""
-    terms = []
+MEANS = {
+    "token_mean": lambda episodes: sum(map(sum, episodes)) / sum(map(len, episodes)),
+    "sequence_mean": lambda episodes: sum(sum(terms) / len(terms) for terms in episodes) / len(episodes),
+    "constant_length": lambda episodes: sum(map(sum, episodes)) / (len(episodes) * 6),  # max_new_tokens
+}
+
+
+def loss_by_hand(
+    trainer, rollout, low=0.2, high=0.2, dual=math.inf, entropy=0.0, kl=0.0, kind="k1", value=0.1, mean="token_mean"
+):
+    """A mean over the tokens of: surrogate - entropy bonus + KL penalty + clipped value loss."""
+    episodes = []
     for row, (prompt, response) in enumerate(zip(rollout.prompt_ids, rollout.responses, strict=True)):
+        terms = []
         for t, (logprob, spread, v) in enumerate(now(trainer, prompt, response)):
             old, reference, advantage, v_old, target = (
                 float(x[row, t])
@@ -74,7 +84,8 @@ def loss_by_hand(trainer, rollout, low=0.2, high=0.2, dual=math.inf, entropy=0.0
                 + kl * KL[kind](logprob - reference)
                 + value * 0.5 * max((v - target) ** 2, (near - target) ** 2)
             )
-    return sum(terms) / len(terms)
+        episodes.append(terms)
+    return MEANS[mean](episodes)
 
 
 def step_loss(trainer, rollout):
@@ -100,8 +111,13 @@ def step_loss(trainer, rollout):
         ({"dual_clip": 1.5}, {"dual": 1.5}),
         ({"value_coef": 0.7}, {"value": 0.7}),
         *[({"kl_in": "loss", "kl_coef": 0.4, "kl_kind": kind}, {"kl": 0.4, "kind": kind}) for kind in KL],
+        ({"loss_mean": "sequence_mean"}, {"mean": "sequence_mean"}),
+        ({"loss_mean": "constant_length"}, {"mean": "constant_length"}),
     ],
-    ids=["plain", "entropy_coef", "clip_high", "dual_clip", "value_coef", "kl_k1", "kl_k2", "kl_k3"],
+    ids=[
+        *("plain", "entropy_coef", "clip_high", "dual_clip", "value_coef", "kl_k1", "kl_k2", "kl_k3"),
+        *("sequence_mean", "constant_length"),
+    ],
 )
 def test_the_loss_of_a_step_is_the_formula(make, changes, by_hand):
     trainer = make(PAYS, epochs=1, minibatches=1, **{**NO_KL, **changes})
@@ -111,17 +127,48 @@ def test_the_loss_of_a_step_is_the_formula(make, changes, by_hand):
     assert step_loss(trainer, rollout) == pytest.approx(expected, abs=1e-4)
 
 
+def gradients_of_a_step(trainer, rollout):
+    """The gradients that the one step of an update would be made with; no step is made."""
+    found = []
+
+    def keep():
+        found.append(torch.cat([p.grad.flatten() for p in trainer.engine.module.parameters()]))
+        return 0.0
+
+    trainer.engine.step = keep
+    trainer.update(rollout)
+    assert len(found) == 1
+    return found[0]
+
+
+@pytest.mark.parametrize("share", [0.25, 4.0])
+def test_max_grad_norm_scales_a_gradient_that_is_longer(make, share):
+    """Adam's first step is rate * g / (|g| + eps): with a large eps the length of the gradient g matters."""
+    rate, eps = 0.1, 10.0
+    settings = dict(epochs=1, minibatches=1, learning_rate=rate, adam_eps=eps, **NO_KL)
+    twin = make(PAYS, **settings)
+    rollout = shaken(twin)
+    gradient = gradients_of_a_step(twin, rollout)
+    norm = float(gradient.square().sum().sqrt())
+    trainer = make(PAYS, max_grad_norm=share * norm, **settings)
+    before = weights(trainer)
+    assert trainer.update(rollout)["train/grad_norm"] == pytest.approx(norm, rel=1e-5)  # of before it is cut
+    used = gradient * min(1.0, share)
+    torch.testing.assert_close(weights(trainer) - before, -rate * used / (used.abs() + eps), atol=1e-6, rtol=1e-3)
+    assert float((rate * gradient / (gradient.abs() + eps)).abs().max()) > 1e-4  # far more than that tolerance
+
+
 # ---------------------------------------------------------------------------------------------- advantages
 
 
-def gae_by_hand(trainer, rollout, lam):
-    """Advantage of each token of each episode: sum_k lam(length)^k (r + V_next - V), k tokens ahead; discount 1."""
+def gae_by_hand(trainer, rollout, lam, gamma=1.0):
+    """Advantage of each token of each episode: sum_k (gamma lam(length))^k (r + gamma V_next - V), k tokens ahead."""
     rows = []
     scores, values = rollout.scores_B.tolist(), rollout.values_BT.tolist()
     for score, v, n in zip(scores, values, map(len, rollout.responses), strict=True):
         v = [*v[:n], 0.0]
-        deltas = [(score if t == n - 1 else 0.0) + v[t + 1] - v[t] for t in range(n)]
-        rows.append([sum(lam(n) ** k * deltas[t + k] for k in range(n - t)) for t in range(n)])
+        deltas = [(score if t == n - 1 else 0.0) + gamma * v[t + 1] - v[t] for t in range(n)]
+        rows.append([sum((gamma * lam(n)) ** k * deltas[t + k] for k in range(n - t)) for t in range(n)])
     return rows
 
 
@@ -143,7 +190,19 @@ def compare(ours_BT, rows, other):
 def gae_rollout(make, **changes):
     trainer = make(PAYS, **NO_KL, **changes)
     rollout = scored(trainer)
-    return rollout, lambda lam: gae_by_hand(trainer, rollout, lam)
+    return rollout, lambda lam, gamma=1.0: gae_by_hand(trainer, rollout, lam, gamma)
+
+
+def test_gamma_discounts_advantages_and_returns(make):
+    rollout, gae = gae_rollout(make, gamma=0.7)
+    discounted, plain = (gae(lambda n: 0.95, gamma) for gamma in (0.7, 1.0))
+    compare(rollout.advantages_BT, whitened(discounted), whitened(plain))
+    values = rollout.values_BT.tolist()
+    returns = [
+        [[a + v for a, v in zip(row, line, strict=False)] for row, line in zip(rows, values, strict=True)]
+        for rows in (discounted, plain)
+    ]
+    compare(rollout.returns_BT, *returns)
 
 
 def test_length_alpha_sets_the_lambda_of_each_episode(make):

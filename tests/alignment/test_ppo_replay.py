@@ -2,70 +2,28 @@
 
 import dataclasses
 import json
-import shutil
 
 import pytest
 import torch
 
 from alignment.ppo.dump import episode_rows, jsonl_text, parquet_bytes
 from alignment.ppo.replay import find_dumps, read_rows
-from alignment.reward.sources.protocol import Scores
 from launch.checkpoint import CheckpointStore
 from launch.errors import UserError
 from tests.alignment.ppo_support import run_updates, weights
+from tests.alignment.replay_support import TokenRewards, listen, replay
 from tests.forked import run_whole
 from tests.support import word_tokenizer
-
-
-class TokenRewards:
-    """A source that pays for single tokens too."""
-
-    name = "tokens"
-
-    def score(self, episodes):
-        tokens = [torch.tensor([(token % 5) / 7 for token in ids]) for ids in episodes.completion_ids]
-        total_B = torch.stack([t.sum() + len(t) / 3 for t in tokens])
-        return Scores(total_B, {"tokens": total_B}, tokens, {"tokens/extra": total_B / 9})
-
-
-@pytest.fixture
-def dumped(make, tmp_path, request):
-    """(history, weights, folder of rollouts) of a run that has everything that a dump must hold."""
-
-    def run(kind="jsonl", source=None, prepare=lambda trainer: None, **changes):
-        settings = dict(normalise_scores=True, kl_target=1.0, kl_horizon=50, minibatches=2, updates=3)
-        trainer = make(source=source, dump_rollouts=kind, output_dir=str(tmp_path / "run"), **{**settings, **changes})
-        prepare(trainer)
-        return run_updates(trainer), weights(trainer), tmp_path / "run" / "rollouts"
-
-    return run
-
-
-COMMON = []
-
-
-@pytest.fixture
-def common_dump(make, tmp_path_factory, tmp_path):
-    """A copy of one dump that is made once."""
-    if not COMMON:
-        out = tmp_path_factory.mktemp("dump")
-        run_updates(make(dump_rollouts="jsonl", output_dir=str(out)))
-        COMMON.append(out / "rollouts")
-    return shutil.copytree(COMMON[0], tmp_path / "rollouts")
-
-
-def replay(make, folder, **changes):
-    settings = dict(normalise_scores=True, kl_target=1.0, kl_horizon=50, minibatches=2, updates=3)
-    return make(replay=str(folder), **{**settings, **changes})
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
 def test_replay_makes_the_same_updates_to_the_bit(make, dumped, kind):
     history, end, folder = dumped(kind)
     trainer = replay(make, folder)
+    said = listen(trainer)
     assert trainer.source is None and trainer.reference is None and trainer.prompts == []
     assert run_updates(trainer) == history
-    assert torch.equal(weights(trainer), end)
+    assert torch.equal(weights(trainer), end) and said == []
 
 
 @pytest.mark.parametrize(
@@ -81,8 +39,9 @@ def test_replay_of_what_not_every_run_has(make, dumped, changes):
     history, end, folder = dumped(**changes)
     kept = {name: value for name, value in changes.items() if name != "source"}
     trainer = replay(make, folder, **kept)
+    said = listen(trainer)
     assert run_updates(trainer) == history
-    assert torch.equal(weights(trainer), end)
+    assert torch.equal(weights(trainer), end) and said == []
 
 
 def test_replay_of_one_update_from_the_middle_of_a_run(make, dumped, runtime, tmp_path):
@@ -97,14 +56,16 @@ def test_replay_of_one_update_from_the_middle_of_a_run(make, dumped, runtime, tm
     file = folder / "update-000003.jsonl"
     start = str(store.folder / "step-00000002")
     trainer = replay(make, file, replay_from=start)
+    said = listen(trainer)
     assert (trainer.update_number, trainer.updates, trainer.replay.warning) == (2, 3, None)
     assert run_updates(trainer) == history[2:]
-    assert torch.equal(weights(trainer), end)
+    assert torch.equal(weights(trainer), end) and said == []
 
     alone = replay(make, file)
+    said = listen(alone)
     assert "NOT those of the run" in alone.replay.warning and "--replay_from" in alone.replay.warning
     run_updates(alone)
-    assert not torch.equal(weights(alone), end)
+    assert not torch.equal(weights(alone), end) and said == []  # the one warning says all
 
     with pytest.raises(UserError, match="is of update 2, but the first rollout is that of update 2"):
         replay(make, folder / "update-000002.jsonl", replay_from=start)
@@ -118,7 +79,7 @@ def test_replay_of_one_update_from_the_middle_of_a_run(make, dumped, runtime, tm
 
 def test_the_stage_says_that_a_replay_from_the_middle_is_another_update(folders, common_dump, tmp_path):
     words = {"policy": folders[0], "reward": folders[1], "replay": common_dump / "update-000003.jsonl", "updates": 3}
-    words |= {"output_dir": tmp_path / "out", "batch_size": 8, "precision": "fp32"}
+    words |= {"output_dir": tmp_path / "out", "batch_size": 8, "precision": "fp32", "temperature": 0.9}
     done = run_whole([w for key, value in words.items() for w in (f"--{key}", value)], tmp_path / "logs")
     assert "the replay begins at update 3" in done.say()
 
@@ -245,7 +206,12 @@ def edit(path, change):
             "not of the policy's tok",
         ),
         (lambda f: None, {"minibatches": 8, "batch_size": 64, "kl_horizon": 64}, None),
-        (lambda f: edit(f / "update-000001.jsonl", lambda r: r.pop()), {}, "7 episodes; minibatches must divide that"),
+        (lambda f: None, {"minibatches": 3, "batch_size": 9}, "8 episodes; minibatches must divide that"),
+        (
+            lambda f: edit(f / "update-000001.jsonl", lambda r: [x.update(logprobs=None) for x in r]),
+            {},
+            "row 1: logprobs is missing",
+        ),
         (
             lambda f: [edit(p, lambda r: [x.update(values=None) for x in r]) for p in f.iterdir()],
             {},

@@ -1,6 +1,9 @@
 """Reward sources against values computed by hand, and every way in which one can give nonsense."""
 
 import math
+import sys
+import threading
+import time
 
 import pytest
 import torch
@@ -9,6 +12,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForSequenceClassification, Qwen3ForSequenceClassification
 
 from alignment.reward.model import RewardModel
+from alignment.reward.sources import function as function_module
 from alignment.reward.sources.build import build_source
 from alignment.reward.sources.combined import CombinedSource, combine
 from alignment.reward.sources.config import SourceConfig, named_rewards
@@ -192,6 +196,60 @@ def test_an_ensemble_of_models_logs_its_members_and_their_disagreement(folders, 
 
 def source_of(function, tmp_path):
     return FunctionSource("mine", function, "reward.py:f", tmp_path / "reward.py")
+
+
+def test_a_function_that_works_is_alive_until_its_time_is_over(tmp_path, monkeypatch):
+    """Else a watchdog would end each attempt of a run whose function takes longer than it."""
+    monkeypatch.setattr(function_module, "BEAT_S", 0.01)
+    told, beats = [], []
+
+    def slow(completions):
+        for end in (lambda: len(beats) >= 3, lambda: told):
+            while not end():
+                time.sleep(0.01)
+        return [0.0] * len(completions)
+
+    def beat():
+        assert not told  # after that the function counts as stuck
+        beats.append(threading.current_thread())
+
+    source = FunctionSource("slow", slow, "r.py:slow", tmp_path / "r.py", timeout_s=0.5, beat=beat, say=told.append)
+    source.score(episodes())
+    assert told == [
+        "reward slow (r.py:slow): has not returned for 0.5 s; mend the function, or give it a larger timeout_s if it needs longer"
+    ]
+    assert not any(thread.is_alive() for thread in set(beats))
+
+
+def test_a_stop_while_a_function_works_leaves_its_rewards_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(function_module, "BEAT_S", 0.01)
+    stopped = threading.Event()
+
+    def beat():
+        stopped.set()
+        raise KeyboardInterrupt
+
+    def waits(completions):
+        assert stopped.wait(10)
+        return [1.0] * len(completions)
+
+    source = FunctionSource("f", waits, "r.py:waits", tmp_path / "r.py", beat=beat)
+    assert source.score(episodes()).total_B.tolist() == [1.0] * len(episodes())
+
+
+def test_timeouts_are_of_functions_and_services():
+    function = {"function": "r.py:f", "timeout_s": 7200}
+    assert config_of(**function).options() == {"timeout_s": 7200}
+    with pytest.raises(
+        UserError, match=r"timeout_s: belongs to a reward with `(function|url)`, not to one with `model`"
+    ):
+        config_of(model="m", timeout_s=1.0)
+
+
+def test_a_function_that_exits_is_a_fault_of_the_function(tmp_path):
+    """`sys.exit(0)` would end the run as if it were done."""
+    with pytest.raises(UserError, match=r"reward mine \(reward.py:f\): raised SystemExit: 0; mend the function"):
+        source_of(lambda completions: sys.exit(0), tmp_path).score(episodes())
 
 
 def test_a_function_gets_the_columns_as_keywords(tmp_path):

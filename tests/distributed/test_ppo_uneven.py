@@ -1,11 +1,13 @@
-"""Sources of reward that give one rank other things than the other: what is common is kept, and nobody waits for ever."""
+"""Ranks that are given other things than one another: what is common is kept, and nobody waits for ever."""
+
+import json
 
 import pytest
 
 from tests.distributed.test_ppo_distributed import words
-from tests.forked import run_whole
+from tests.forked import ForkedJob, run_whole
 from tests.services import FakeService
-from tests.support import read_metrics
+from tests.support import WORDS, read_metrics
 
 pytestmark = pytest.mark.distributed
 
@@ -45,3 +47,41 @@ def test_ranks_that_are_given_other_columns_and_kinds_of_reward_go_on_together(i
     assert together[0]["reward/sevens"] > 0
     for name in ("reward/sevens", "reward/judge", "reward/score", "reward/total"):
         assert together[0][name] == pytest.approx(alone[0][name], abs=1e-5), name
+
+
+def note_scoring_passes(marks):
+    """In a rank: a line for each rollout of how many passes score this rank's episodes."""
+    from alignment.ppo.learner import Learner
+
+    plain = Learner.plan
+
+    def plan(learner, rows, lengths, room, world):
+        parts = plain(learner, rows, lengths, room, world)
+        if world == 1:  # a plan for this rank alone; optimizer steps are planned for all
+            with open(marks, "a") as stream:
+                stream.write(f"{len(parts[0])}\n")
+        return parts
+
+    Learner.plan = plan
+
+
+def test_ranks_that_need_other_numbers_of_scoring_passes_go_on_together_under_zero3(inputs, tmp_path):
+    """One rank has the four samples of a prompt of 30 words, the other those of one word: they fit into one pass."""
+    prompts = tmp_path / "prompts.jsonl"
+    texts = [" ".join((WORDS * 2)[:30]), WORDS[0]]
+    prompts.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
+    settings = {
+        "updates": 2,
+        "batch_size": 8,
+        "samples_per_prompt": 4,
+        "forward_batch_size": 1,
+        "max_new_tokens": 4,
+        "watchdog_minutes": 0.5,
+    }
+    call = words((*inputs[:2], prompts), tmp_path / "two", **settings)
+    job = ForkedJob(call, tmp_path / "logs", 2, 3, note_scoring_passes)
+    assert job.wait(120) == [0, 0], [job.say(rank)[-3000:] for rank in (0, 1)]
+    assert [set(passes) for passes in zip(job.marks(0), job.marks(1), strict=True)] == [{"1", "4"}] * 2
+    run_whole(words((*inputs[:2], prompts), tmp_path / "one", **settings), tmp_path / "logs")
+    for ours, theirs in zip(read_metrics(tmp_path / "two"), read_metrics(tmp_path / "one"), strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-4, rel=1e-4)

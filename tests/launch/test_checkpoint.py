@@ -47,6 +47,11 @@ def equal(a, b):
     return a == b and type(a) is type(b)
 
 
+def test_no_tensor_takes_the_name_of_another():
+    with pytest.raises(ValueError, match="two tensors of a checkpoint would be called /a/b"):
+        pack_tree({"a/b": torch.ones(1), "a": {"b": torch.zeros(1)}})
+
+
 def test_trees_come_back_with_their_types():
     tensors, skeleton = pack_tree(tree())
     assert equal(unpack_tree(tensors, skeleton), tree())

@@ -44,6 +44,45 @@ def test_heartbeats_of_a_larger_world_before_are_cleared_and_stacks_kept(tmp_pat
     assert first._suspects() == " (all ranks stopped at the same step)"
 
 
+def suspects(folder, *beats, written=None):
+    """What a rank says that fires, with a heartbeat period of 1 s, of heartbeats (step, time of the last beat) by rank."""
+    for rank, (step, when) in enumerate(beats):
+        path = folder / f"heartbeat-{rank}.json"
+        path.write_text(json.dumps({"rank": rank, "step": step, "time": when, "pid": 1}))
+        stamp = 5000.0 if written is None else written[rank]
+        os.utime(path, (stamp, stamp))
+    return Watchdog(folder, 1, 60)._suspects()
+
+
+def test_of_ranks_at_one_step_the_one_that_fell_silent_long_before_the_others_is_named(tmp_path):
+    assert suspects(tmp_path, (5, 1030.0), (5, 1031.0), (5, 1000.0)) == " (first to fall silent: rank 2 at step 5)"
+
+
+def test_a_rank_that_is_a_step_behind_is_named_though_it_fell_silent_last(tmp_path):
+    assert suspects(tmp_path, (5, 1000.0), (4, 1030.0), (5, 1001.0)) == " (first to fall silent: rank 1 at step 4)"
+
+
+def test_two_ranks_that_are_behind_are_both_named(tmp_path):
+    assert suspects(tmp_path, (4, 1000.0), (5, 1000.0), (4, 1000.0)) == " (first to fall silent: rank 0, 2 at step 4)"
+
+
+def test_ranks_that_fell_silent_within_a_few_heartbeats_of_one_another_stopped_together(tmp_path):
+    for first, later in ((1000.0, 0.0), (1000.4, 0.3), (1000.9, 0.3), (1000.0, 3.0)):  # whatever a time is rounded to
+        assert suspects(tmp_path, (5, first), (5, first + later)) == " (all ranks stopped at the same step)"
+
+
+def test_a_rank_that_no_longer_writes_is_named_before_one_that_is_behind(tmp_path):
+    beats, written = [(4, 1000.0), (5, 1030.0), (5, 1030.0)], [5000.0, 5000.0, 4980.0]
+    expected = " (no sign of life from rank 2: stopped, or its machine is gone)"
+    assert suspects(tmp_path, *beats, written=written) == expected
+
+
+def test_a_torn_heartbeat_and_a_single_one_name_nobody(tmp_path):
+    assert suspects(tmp_path, (5, 1000.0)) == ""
+    (tmp_path / "heartbeat-1.json").write_text('{"rank": 1, "st')
+    assert Watchdog(tmp_path, 1, 60)._suspects() == ""
+
+
 def test_no_heartbeat_comes_after_the_end(tmp_path, monkeypatch):
     """A late one would bring the folder back, and a run that was forgotten would look like one that began."""
     folder = tmp_path / ".watchdog"

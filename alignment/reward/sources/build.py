@@ -54,8 +54,8 @@ def build_source(
     """The weighted sum of the named sources (see `named_rewards`), loaded onto `device`; models are whole on each rank.
 
     `policy_tokenizer`: what made the token ids of the episodes; without it reward models read their text, and services
-    cannot be asked. `seed`: of the back-off's jitter, no reward depends on it. `beat`: called between batches, and while a service is
-    waited for, so that a watchdog sees that this process lives; it may raise. `say`: takes a line for the user.
+    cannot be asked. `seed`: of the back-off's jitter, no reward depends on it. `beat`: called between batches, and while a service or a
+    function is waited for (of the latter in another thread), so that a watchdog sees that this process lives; it may raise. `say`: takes a line for the user.
     `batch_tokens`: padded size of a reward model's batch. UserError names the source that cannot be had.
     """
     place = _Place(device, policy_tokenizer, seed, beat, say, batch_tokens)
@@ -72,7 +72,7 @@ def _build_one(name: str, config: SourceConfig, place: _Place) -> RewardSource:
     if config.function:
         field = f"rewards.{name}.function"
         function, file = load_function(field, config.function), find_file(field, config.function)
-        return FunctionSource(name, function, config.function, file)
+        return FunctionSource(name, function, config.function, file, **config.options(), beat=place.beat, say=place.say)
     if config.rule:
         return RuleSource(name, RULES[config.rule](**config.options()))
     return _build_service(name, config, place)

@@ -20,7 +20,7 @@ KINDS = ("model", "ensemble", "function", "rule", "url")
 OPTIONS: dict[str, tuple[str, ...]] = {
     "model": (),
     "ensemble": ("aggregate", "std_weight"),
-    "function": (),
+    "function": ("timeout_s",),
     "rule: length": ("soft", "hard"),
     "rule: repetition": ("ngram",),
     "rule: format": ("pattern",),
@@ -75,7 +75,8 @@ class SourceConfig:
     concurrency: PositiveInt | None = operational(None)
     """Requests at a time, on each process; 4 when not given."""
     timeout_s: Positive | None = operational(None)
-    """Seconds to wait for an answer before the request is sent again; 60 when not given."""
+    """url: seconds to wait for an answer before the request is sent again (60). function: seconds that it may take, after which the
+    watchdog takes the run for stuck (3600)."""
 
     @property
     def kind(self) -> str:
@@ -108,7 +109,7 @@ class SourceConfig:
         """ValueError for an option that this kind of source does not read."""
         for owner, names in OPTIONS.items():
             for name in names:
-                if owner != self.kind and getattr(self, name) is not None:
+                if name not in OPTIONS[self.kind] and getattr(self, name) is not None:
                     raise ValueError(
                         f"{name}: belongs to a reward with `{owner}`, not to one with `{self.kind}`; take it out"
                     )

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,10 @@ from torch import Tensor
 
 from alignment.reward.sources.protocol import Episodes, Scores, check_rewards, list_of, single, sum_tokens
 from launch.errors import UserError, nearest
+from launch.exchange import Beat, Say
 from launch.functions import describe_fault
+
+BEAT_S = 1.0
 
 
 class FunctionSource:
@@ -23,8 +29,20 @@ class FunctionSource:
     `reference` and `file` say in errors what the function is called and where it stands.
     """
 
-    def __init__(self, name: str, function: Callable[..., Any], reference: str, file: Path) -> None:
+    def __init__(
+        self,
+        name: str,
+        function: Callable[..., Any],
+        reference: str,
+        file: Path,
+        timeout_s: float = 3600.0,
+        beat: Beat = lambda: None,
+        say: Say = lambda line: None,
+    ) -> None:
+        """`beat` is called about once a second, in another thread, while the function works, for at most `timeout_s`; then `say`
+        is told, and a watchdog that listens to `beat` takes the process for stuck."""
         self.name, self.function, self.file = name, function, file
+        self.timeout_s, self.beat, self.say = timeout_s, beat, say
         self.source = f"reward {name} ({reference})"
 
     def score(self, episodes: Episodes) -> Scores:
@@ -59,11 +77,39 @@ class FunctionSource:
 
     def _call(self, arguments: dict[str, Any]) -> Any:
         try:
-            return self.function(**arguments)
+            with self._beating():
+                return self.function(**arguments)
         except UserError:
             raise
-        except Exception as error:  # whatever the user's code raises
+        except (
+            Exception,
+            SystemExit,
+        ) as error:  # whatever the user's code raises; `sys.exit()` there would end the run as done
             raise UserError(f"{self.source}: raised {describe_fault(error, self.file)}; mend the function") from error
+
+    @contextlib.contextmanager
+    def _beating(self) -> Iterator[None]:
+        done, end = threading.Event(), time.monotonic() + self.timeout_s
+
+        def work() -> None:
+            while not done.wait(BEAT_S):
+                if time.monotonic() > end:
+                    advice = "mend the function, or give it a larger timeout_s if it needs longer"
+                    self.say(f"{self.source}: has not returned for {self.timeout_s:g} s; {advice}")
+                    return
+                self.beat()
+
+        def until_stopped() -> None:
+            with contextlib.suppress(BaseException):  # the job is ending, which whoever waits for the rewards sees, too
+                work()
+
+        thread = threading.Thread(target=until_stopped, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
 
     def _check_tokens(self, row: int, value: Any, episodes: Episodes) -> Tensor:
         """The token rewards (T_i,) of a row."""
