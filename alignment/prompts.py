@@ -67,3 +67,26 @@ def fitting_prompts(
             "raise max_prompt_tokens (up to the model's context less max_new_tokens), lower max_new_tokens, or use a model with a longer context"
         )
     return fitting, len(rows) - len(fitting)
+
+
+def prompt_rows(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[dict[str, Any] | str], vocabulary: int
+) -> list[dict[str, Any]]:
+    """Rows with `prompt_ids`, as they are, or of texts. UserError for what is neither, and for ids outside of the vocabulary."""
+    if isinstance(prompts, str):
+        raise UserError(f"prompts: {prompts!r:.60} is one text; give a list of texts, or of rows with prompt_ids")
+    for number, prompt in enumerate(prompts, 1):
+        if isinstance(prompt, str):
+            continue
+        ids = prompt.get("prompt_ids") if isinstance(prompt, dict) else None
+        if ids is None:
+            raise UserError(
+                f"prompt {number}: {prompt!r:.60} is neither a text nor a row with prompt_ids; give one of them"
+            )
+        if ids and not 0 <= min(ids) <= max(ids) < vocabulary:
+            raise UserError(
+                f"prompt {number}: prompt_ids hold a token that is none of the policy's {vocabulary}; encode it with its tokenizer"
+            )
+    texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+    encoded = iter(encode_prompts(tokenizer, texts) if texts else [])
+    return [{"prompt": p, "prompt_ids": next(encoded)} if isinstance(p, str) else p for p in prompts]

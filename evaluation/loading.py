@@ -41,10 +41,11 @@ _ORG_AND_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 def read_tokenizer(field: str, source: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model's folder or hub name, as it is. UserError for a folder without one: transformers would make one up."""
+    """The tokenizer of a model's folder or hub name, as it is. UserError for a model without one: transformers would make one up."""
     with named_errors(field, source, "a tokenizer") as name:
         folder = Path(name)
-        if folder.is_dir() and not any(path for pattern in TOKENIZER_FILES for path in folder.glob(pattern)):
+        is_model = (folder / "config.json").is_file()
+        if is_model and not any(path for pattern in TOKENIZER_FILES for path in folder.glob(pattern)):
             raise UserError(
                 f"{field}: {source}: this folder has no tokenizer; save the model's own into it, by save_pretrained"
             )

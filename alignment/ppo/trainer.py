@@ -39,8 +39,8 @@ from alignment.ppo.sampling import Sampled, Share, draw, share_of
 from alignment.ppo.scoring import Scorer
 from alignment.ppo.shaping import correct_importance, shape_rewards
 from alignment.ppo.shared import SharedRoles
+from alignment.prompts import prompt_rows
 from alignment.reward.sources.protocol import Episodes, RewardSource
-from data.encoding import encode_prompts
 from launch.checkpoint import Checkpoint, CheckpointStore
 from launch.config import check_config
 from launch.errors import UserError
@@ -453,25 +453,8 @@ class PPOTrainer:
     # ------------------------------------------------------------------------------------ helpers
 
     def as_rows(self, prompts: Sequence[Prompt | str]) -> list[Prompt]:
-        """Rows with `prompt_ids`: as they are, or of texts. UserError for what is neither."""
-        size = self.roles.policy.get_input_embeddings().num_embeddings
-        for number, prompt in enumerate([prompts] if isinstance(prompts, str) else prompts):
-            ids = prompt.get("prompt_ids") if isinstance(prompt, dict) else None
-            if (
-                isinstance(prompts, str)
-                or not isinstance(prompt, (str, dict))
-                or (isinstance(prompt, dict) and ids is None)
-            ):
-                raise UserError(
-                    f"prompt {number + 1}: {prompt!r:.60} is neither a text nor a row with prompt_ids; give a list of those"
-                )
-            if ids and not 0 <= min(ids) <= max(ids) < size:
-                raise UserError(
-                    f"prompt {number + 1}: prompt_ids hold a token that is none of the policy's {size}; encode it with its tokenizer"
-                )
-        texts = [prompt for prompt in prompts if isinstance(prompt, str)]
-        encoded = iter(encode_prompts(self.roles.tokenizer, texts) if texts else [])
-        return [{"prompt": p, "prompt_ids": next(encoded)} if isinstance(p, str) else p for p in prompts]
+        """Rows with `prompt_ids`: as they are, or of texts."""
+        return prompt_rows(self.roles.tokenizer, prompts, self.roles.policy.get_input_embeddings().num_embeddings)
 
     @contextmanager
     def _timed(self) -> Iterator[Callable[[], float]]:
