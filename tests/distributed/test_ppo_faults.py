@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -13,7 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from launch.checkpoint import verify_folder
+from launch.checkpoint import CheckpointStore, verify_folder
+from launch.runtime import start_runtime
 from tests.distributed.test_ppo_distributed import words
 from tests.forked import ForkedJob, run_forked, run_whole
 from tests.kills import Kill, finish, newest_intact, result_of, strike, watch_phases
@@ -103,6 +105,32 @@ def test_a_torn_checkpoint_is_named_and_the_one_before_used(inputs, whole, tmp_p
     said = (logs / "0001-rank0.log").read_text()
     assert "checkpoint passed over" in said and "step-00000004: state.safetensors has 1000 bytes instead of" in said
     assert result_of(out) == result_of(whole)
+
+
+@pytest.mark.parametrize("zero_stage", [2, 3])
+def test_flipped_bits_in_the_shards_of_two_ranks_are_found(inputs, tmp_path, capsys, zero_stage):
+    out = tmp_path / "out"
+    finish(command(inputs, out), out, tmp_path / "logs", 2, zero_stage)
+    rng, newest = random.Random(0), out / "checkpoints" / f"step-{UPDATES:08d}"
+    files = sorted(path for path in newest.rglob("*") if path.is_file())
+    assert sum("rank" in path.name or path.suffix == ".pt" for path in files) >= 2
+    runtime, hit = start_runtime("fp32"), set()
+    for _ in range(300):
+        path = rng.choice(files)
+        position, bit = rng.randrange(path.stat().st_size), 1 << rng.randrange(8)
+        with open(path, "r+b", buffering=0) as stream:
+            stream.seek(position)
+            good = stream.read(1)
+            stream.seek(position)
+            stream.write(bytes([good[0] ^ bit]))
+            found = CheckpointStore(newest.parent, runtime).latest()
+            stream.seek(position)
+            stream.write(good)
+        assert found.step == UPDATES - 1, (path.name, position, bit)
+        assert newest.name in capsys.readouterr().err
+        hit.add(path)
+    assert hit == set(files)
+    assert CheckpointStore(newest.parent, runtime).latest().step == UPDATES
 
 
 # ------------------------------------------------------------------------------------------ a full disk
