@@ -24,6 +24,7 @@ from alignment.reward.sources.rules import RuleSource, format_rule, length_penal
 from data import train_tokenizer
 from launch.config import build
 from launch.errors import UserError
+from launch.stopping import Stopped
 from tests.alignment.reward_support import COMPLETIONS, FINISHED, PROMPTS, episodes
 from tests.support import save_reward, tiny_config, word_tokenizer
 
@@ -227,7 +228,7 @@ def test_a_stop_while_a_function_works_leaves_its_rewards_alone(tmp_path, monkey
 
     def beat():
         stopped.set()
-        raise KeyboardInterrupt
+        raise Stopped
 
     def waits(completions):
         assert stopped.wait(10)

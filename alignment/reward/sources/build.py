@@ -55,7 +55,8 @@ def build_source(
 
     `policy_tokenizer`: what made the token ids of the episodes; without it reward models read their text, and services
     cannot be asked. `seed`: of the back-off's jitter, no reward depends on it. `beat`: called between batches, and while a service or a
-    function is waited for (of the latter in another thread), so that a watchdog sees that this process lives; it may raise. `say`: takes a line for the user.
+    function is waited for (of the latter in another thread), so that a watchdog sees that this process lives; it may raise. `say`: takes
+    a line for the user.
     `batch_tokens`: padded size of a reward model's batch. UserError names the source that cannot be had.
     """
     place = _Place(device, policy_tokenizer, seed, beat, say, batch_tokens)

@@ -17,6 +17,7 @@ from alignment.reward.sources.protocol import Episodes, Scores, check_rewards, l
 from launch.errors import UserError, nearest
 from launch.exchange import Beat, Say
 from launch.functions import describe_fault
+from launch.stopping import Stopped
 
 BEAT_S = 1.0
 
@@ -81,10 +82,7 @@ class FunctionSource:
                 return self.function(**arguments)
         except UserError:
             raise
-        except (
-            Exception,
-            SystemExit,
-        ) as error:  # whatever the user's code raises; `sys.exit()` there would end the run as done
+        except (Exception, SystemExit) as error:  # whatever it raises; `sys.exit()` would end the run as if done
             raise UserError(f"{self.source}: raised {describe_fault(error, self.file)}; mend the function") from error
 
     @contextlib.contextmanager
@@ -100,7 +98,7 @@ class FunctionSource:
                 self.beat()
 
         def until_stopped() -> None:
-            with contextlib.suppress(BaseException):  # the job is ending, which whoever waits for the rewards sees, too
+            with contextlib.suppress(Stopped):  # whoever waits for the rewards sees that the job ends, too
                 work()
 
         thread = threading.Thread(target=until_stopped, daemon=True)
