@@ -21,7 +21,7 @@ from transformers import LlamaModel, Qwen2Model, Qwen3Model
 from transformers.activations import ACT2FN
 
 from evaluation.batches import equal_slices
-from evaluation.trunk_ops import Layout, attend, rms_norm
+from evaluation.trunk_ops import Layout, add_norm, attend, gated, rms_norm
 
 TRUNKS = (LlamaModel, Qwen2Model, Qwen3Model)
 SILU = type(ACT2FN["silu"])
@@ -142,15 +142,16 @@ def _run_layers(trunk: Any, tokens_C: Tensor, layout: Layout, dtype: torch.dtype
     positions_1S = torch.arange(layout.columns, device=x_CE.device).unsqueeze(0)
     tables = trunk.rotary_emb(torch.empty(0, device=x_CE.device), positions_1S)
     cos_SD, sin_SD = (table[0, :, : table.shape[-1] // 2].contiguous() for table in tables)
-    layers = _layers(trunk)
+    layers, delta_CE = _layers(trunk), None
     for number, layer in enumerate(layers):
-        mixed_CX = _attention(layer.self_attn, _normalise(layer.input_layernorm, x_CE, dtype), cos_SD, sin_SD, layout)
+        x_CE, normal_CE = _normalise_sum(layer.input_layernorm, x_CE, delta_CE, dtype)
+        mixed_CX = _attention(layer.self_attn, normal_CE, cos_SD, sin_SD, layout)
         if place_K is not None and number == len(layers) - 1:
             mixed_CX, x_CE = mixed_CX.index_select(0, place_K), x_CE.index_select(0, place_K)
-        x_CE = x_CE + layer.self_attn.o_proj(mixed_CX)
-        normal_CE, mlp = _normalise(layer.post_attention_layernorm, x_CE, dtype), layer.mlp
-        x_CE = x_CE + mlp.down_proj(F.silu(mlp.gate_proj(normal_CE)) * mlp.up_proj(normal_CE))
-    return _normalise(trunk.norm, x_CE, torch.promote_types(x_CE.dtype, trunk.norm.weight.dtype))
+        delta_CE, mlp = layer.self_attn.o_proj(mixed_CX), layer.mlp
+        x_CE, normal_CE = _normalise_sum(layer.post_attention_layernorm, x_CE, delta_CE, dtype)
+        delta_CE = mlp.down_proj(gated(mlp.gate_proj(normal_CE), mlp.up_proj(normal_CE)))
+    return _normalise_sum(trunk.norm, x_CE, delta_CE, torch.promote_types(x_CE.dtype, trunk.norm.weight.dtype))[1]
 
 
 def _cut_columns(tokens_bS: Tensor, wanted_N: Tensor) -> tuple[Tensor, Tensor]:
@@ -197,15 +198,17 @@ def _attention(attention: Any, normal_CE: Tensor, cos_SD: Tensor, sin_SD: Tensor
     norms = _head_norms(attention)
     if norms:
         q_CX, k_CX = (
-            _normalise(norm, x_CX.unflatten(1, (-1, attention.head_dim)), torch.float32).flatten(1)
+            rms_norm(
+                x_CX.unflatten(1, (-1, attention.head_dim)), norm.weight, norm.variance_epsilon, v_CX.dtype
+            ).flatten(1)
             for norm, x_CX in zip(norms, (q_CX, k_CX), strict=True)
         )
     with torch.autocast(normal_CE.device.type, enabled=False):
         return attend(q_CX, k_CX, v_CX, cos_SD, sin_SD, attention.scaling, layout)
 
 
-def _normalise(norm: Any, x: Tensor, dtype: torch.dtype) -> Tensor:
-    return rms_norm(x, norm.weight, norm.variance_epsilon, dtype)
+def _normalise_sum(norm: Any, x_CE: Tensor, delta_CE: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    return add_norm(x_CE, delta_CE, norm.weight, norm.variance_epsilon, dtype)
 
 
 def product_dtype(weight: Tensor) -> torch.dtype:

@@ -1,8 +1,9 @@
 """Operations of a Llama-like layer with backward passes of their own: fewer passes over memory than autograd's.
 
 On two cores (Xeon with AMX, width 256) matrix products are two thirds of a forward and backward pass in float32 and less than
-half of it in bf16; the rest goes over activations, again and again. Norms, rotary embeddings and, on a CPU, the attention of rows
-of up to `LONGEST` columns are in float32 whatever comes in; other rows take PyTorch's attention in the type that comes in.
+half of it in bf16; the rest goes over activations, again and again. Where there are kernels of our own (`launch/native`) they
+do it in one pass. Norms, rotary embeddings and, on a CPU, the attention of rows of up to `LONGEST` columns are in float32
+whatever comes in; other rows take PyTorch's attention in the type that comes in.
 
 Shapes: C tokens, E width; b rows of S columns, H query heads, J key-value heads, G = H / J, D head size.
 """
@@ -19,6 +20,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from launch.attention import LONGEST
+from launch.native import ops as native
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,13 @@ class Layout:
     count: int
     columns: int
     index_C: Tensor | None
-    """Places in the flattened (b * S); None when every place is taken."""
+    """Places in the flattened (b * S), of each row the first ones; None when every place is taken."""
+
+    @functools.cached_property
+    def starts(self) -> Tensor:
+        """Where each row's tokens begin among the packed ones, and where the last one's end: (b + 1,)."""
+        begin = torch.arange(0, (self.count + 1) * self.columns, self.columns)
+        return begin if self.index_C is None else torch.searchsorted(self.index_C, begin)
 
     def spread(self, packed_CX: Tensor, heads: int, dtype: torch.dtype) -> Tensor:
         """(C, heads * D) -> (b, heads, S, D), contiguous, 0 where there is no token."""
@@ -45,6 +53,67 @@ class Layout:
         by_row = torch.empty(rows, columns, heads, size, dtype=dtype, device=by_head.device)
         padded_PX = by_row.copy_(by_head.transpose(1, 2)).view(rows * columns, heads * size)
         return padded_PX if self.index_C is None else padded_PX.index_select(0, self.index_C)
+
+
+def add_norm(
+    x_CE: Tensor, delta_CE: Tensor | None, weight_E: Tensor, eps: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """The residual stream x + delta (x itself without delta), and `rms_norm` of it."""
+    given = [x for x in (x_CE, weight_E, delta_CE) if x is not None]
+    if x_CE.dtype == weight_E.dtype == torch.float32 and dtype in native.SUFFIX and native.takes(*given):
+        return _AddNorm.apply(x_CE, delta_CE, weight_E, eps, dtype)
+    total_CE = x_CE if delta_CE is None else x_CE + delta_CE
+    return total_CE, rms_norm(total_CE, weight_E, eps, dtype)
+
+
+class _AddNorm(torch.autograd.Function):
+    """`_RMSNorm` of a sum; the sum's own gradient is added on the way."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x_CE: Tensor, delta_CE: Tensor | None, weight_E: Tensor, eps: float, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        total_CE, normal_CE, inverse_C = native.add_norm(x_CE, delta_CE, weight_E, eps, dtype)
+        ctx.save_for_backward(total_CE, weight_E, inverse_C)
+        ctx.delta_dtype = None if delta_CE is None else delta_CE.dtype
+        ctx.set_materialize_grads(False)
+        return total_CE, normal_CE
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_total_CE: Tensor | None, of_normal_CE: Tensor) -> tuple[Tensor | None, ...]:
+        total_CE, weight_E, inverse_C = ctx.saved_tensors
+        of_x_CE, of_delta_CE, of_weight_E = native.add_norm_backward(
+            of_normal_CE.contiguous(),
+            of_total_CE,
+            total_CE,
+            weight_E,
+            inverse_C,
+            ctx.delta_dtype or torch.float32,
+            ctx.needs_input_grad[2],
+        )
+        return of_x_CE, None if ctx.delta_dtype is None else of_delta_CE, of_weight_E, None, None
+
+
+def gated(gate_CX: Tensor, up_CX: Tensor) -> Tensor:
+    """SwiGLU's silu(gate) * up (Shazeer 2020, arXiv 2002.05202)."""
+    if gate_CX.dtype == up_CX.dtype and native.takes(gate_CX, up_CX):
+        return _Gate.apply(gate_CX, up_CX)
+    return F.silu(gate_CX) * up_CX
+
+
+class _Gate(torch.autograd.Function):
+    """With s = sigmoid(x): d/dx = up s (1 + x (1 - s)), d/dup = x s. The sigmoid is made again, which is less than to read it."""
+
+    @staticmethod
+    def forward(ctx: Any, gate_CX: Tensor, up_CX: Tensor) -> Tensor:
+        ctx.save_for_backward(gate_CX, up_CX)
+        return native.gate(gate_CX, up_CX)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope_CX: Tensor) -> tuple[Tensor, Tensor]:
+        return native.gate_backward(slope_CX.contiguous(), *ctx.saved_tensors)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
@@ -85,7 +154,10 @@ def attend(
 
     `cos_SD`, `sin_SD`: (S, D / 2), float32, of the columns' positions.
     """
-    if layout.columns <= LONGEST and v_CX.device.type == "cpu":
+    short = layout.columns <= LONGEST and v_CX.device.type == "cpu"
+    if short and q_CX.dtype == k_CX.dtype == v_CX.dtype and native.takes(q_CX, k_CX, v_CX):
+        return _NativeShortRows.apply(q_CX, k_CX, v_CX, cos_SD, sin_SD, scale, layout.starts)
+    if short:
         return _ShortRows.apply(q_CX, k_CX, v_CX, cos_SD, sin_SD, scale, layout)
     q, k = (_Rotate.apply(x_CX, cos_SD, sin_SD, v_CX.dtype, layout) for x_CX in (q_CX, k_CX))
     v = _Spread.apply(v_CX, q.shape[-1], layout)
@@ -132,6 +204,27 @@ class _ShortRows(torch.autograd.Function):
         of_k = rotate(of_k.view(by_head), cos_SD, -sin_SD)
         slopes = (of_q, of_k, of_v.view(by_head))
         return *(layout.join(x, dtype) for x, dtype in zip(slopes, ctx.dtypes, strict=True)), None, None, None, None
+
+
+class _NativeShortRows(torch.autograd.Function):
+    """The same, of tokens alone: nothing is padded, and what a query does not see is not multiplied. Shares are made again."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, q_CX: Tensor, k_CX: Tensor, v_CX: Tensor, cos_SD: Tensor, sin_SD: Tensor, scale: float, starts: Tensor
+    ) -> Tensor:
+        mixed_CX, softmax_CH2 = native.attend(q_CX, k_CX, v_CX, cos_SD, sin_SD, scale, starts)
+        ctx.save_for_backward(q_CX, k_CX, v_CX, cos_SD, sin_SD, starts, softmax_CH2)
+        ctx.scale = scale
+        return mixed_CX
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope_CX: Tensor) -> tuple[Tensor | None, ...]:
+        *packed, cos_SD, sin_SD, starts, softmax_CH2 = ctx.saved_tensors
+        slope_CX = slope_CX.contiguous()
+        grads = native.attend_backward(slope_CX, *packed, cos_SD, sin_SD, ctx.scale, starts, softmax_CH2)
+        return *grads, None, None, None, None
 
 
 @functools.lru_cache(maxsize=8)

@@ -40,7 +40,7 @@ class Decoder(Network):
         # oneDNN compiles a bf16 product anew for each shape (milliseconds): there, attend to whole blocks of columns
         self.block = 1 if weights.head.dtype == torch.float32 else BF16_BLOCK
         width = -(-(self.column + new_tokens) // self.block) * self.block
-        cache = cache or make_cache(weights, self.rows, width)
+        cache = cache or self._make_cache(width)
         self.keys, self.values = cache.keys[:, : self.rows], cache.values[:, : self.rows]
         self.cos, self.sin = cache.cos, cache.sin
         self.mask_N1S = _start_mask(self.starts_N, width, self.keys.dtype)
@@ -48,6 +48,9 @@ class Decoder(Network):
             self.mask_N1S = self.keys.new_zeros(self.rows, 1, width)
         if self.block > 1:
             self.mask_N1S[:, :, self.column :] = -torch.inf
+
+    def _make_cache(self, width: int) -> Cache:
+        return make_cache(self.weights, self.rows, width)
 
     # ------------------------------------------------------------------------------------ prompts
 

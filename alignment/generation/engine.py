@@ -17,6 +17,7 @@ from alignment.cuda_graphs import recorder_for
 from alignment.generation.decoder import Decoder
 from alignment.generation.forward_loop import generate_batch
 from alignment.generation.graphs import DecodeGraphs, GraphedDecoder
+from alignment.generation.native import NativeDecoder, decodes_natively
 from alignment.generation.prompts import check_lengths
 from alignment.generation.sampling import Completion, Sampling, padded_size, pick_tokens
 from alignment.generation.weights import Weights, is_supported
@@ -111,7 +112,8 @@ class LocalEngine:
         assert self.weights is not None
         if self.graphs.recorder is not None:
             return GraphedDecoder(self.graphs, prompts, new_tokens)
-        return Decoder(self.weights, prompts, new_tokens)
+        decoder = NativeDecoder if decodes_natively(self.weights) else Decoder
+        return decoder(self.weights, prompts, new_tokens)
 
 
 def product_dtype(model: Any) -> torch.dtype:

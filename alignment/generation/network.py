@@ -90,16 +90,16 @@ class Cache:
     sin: Tensor
 
 
-def make_cache(weights: Weights, rows: int, width: int) -> Cache:
-    """An empty cache (zeros) for so many rows and columns.
+def make_cache(weights: Weights, rows: int, width: int, by_token: bool = False) -> Cache:
+    """An empty cache (zeros) for so many rows and columns; with `by_token` the keys of a token are adjacent in memory.
 
-    In bf16 the keys of a feature are adjacent in memory: the product with the query is 3 times as fast as it is with
+    Else in bf16 the keys of a feature are adjacent in memory: the product with the query is 3 times as fast as it is with
     the keys of a token adjacent, which in float32 is the faster way (1.5 times).
     """
     shape = (len(weights.layers), rows, weights.kv_heads, width, weights.head_dim)
     kind: dict[str, Any] = {"dtype": weights.head.dtype, "device": weights.head.device}
     values = torch.zeros(shape, **kind)
-    if values.dtype == torch.float32:
+    if by_token or values.dtype == torch.float32:
         keys = torch.zeros(shape, **kind)
     else:
         keys = torch.zeros((*shape[:3], shape[4], shape[3]), **kind).transpose(3, 4)

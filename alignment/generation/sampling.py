@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from launch.native import ops as native
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -60,7 +62,10 @@ def pick_tokens(
     """
     rows = logits_VB.shape[1]
     greedy = temperature == 0 or uniform_B is None
-    weights_KWB = _exponentials(logits_VB, 1.0 if greedy else temperature, work)
+    temperature = 1.0 if greedy else temperature
+    if native.takes(logits_VB) and logits_VB.is_contiguous():
+        return native.pick(logits_VB, temperature, None if greedy else uniform_B, block_width(len(logits_VB)))
+    weights_KWB = _exponentials(logits_VB, temperature, work)
     sums_KB = weights_KWB.sum(1, dtype=torch.float64)
     if greedy:
         tokens_B, total_B = logits_VB.argmax(0), sums_KB.sum(0)

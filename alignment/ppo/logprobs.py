@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 from alignment.scratch import Scratch
 from evaluation.batches import equal_slices
 from evaluation.trunk import fill_by, product_dtype
+from launch.native import ops as native
 
 LOGITS_PER_BLOCK = {"cpu": 2**21, "gpu": 2**24}
 """Logits that are held at once: 8 MB in fp32, so that a dozen passes over them stay in a CPU's caches. On a GPU a dozen launches
@@ -95,7 +96,14 @@ def linear_logprobs(
     hidden_ND, targets_N = F.pad(hidden_ND, (0, 0, 0, filler)), F.pad(targets_N, (0, filler))
     cuts = cut_logits(len(hidden_ND), weight_VD.shape[0], logits_per_block)
     with torch.autocast(device, enabled=False):
-        logprobs_N, entropy_N = _LinearLogprobs.apply(hidden_ND, weight_VD, bias_V, targets_N, temperature, cuts, dtype)
+        if bias_V is None and dtype in native.SUFFIX and native.takes(hidden_ND, weight_VD):
+            logprobs_N, entropy_N = _NativeLinearLogprobs.apply(
+                hidden_ND, weight_VD, targets_N, temperature, cuts, dtype
+            )
+        else:
+            logprobs_N, entropy_N = _LinearLogprobs.apply(
+                hidden_ND, weight_VD, bias_V, targets_N, temperature, cuts, dtype
+            )
     return logprobs_N[:count], entropy_N[:count]
 
 
@@ -180,6 +188,57 @@ class _LinearLogprobs(torch.autograd.Function):
         return *typed, None, None, None, None
 
 
+class _NativeLinearLogprobs(torch.autograd.Function):
+    """`_LinearLogprobs` by the kernels: a block's logits are never written, but for the products that they are made of."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        targets_N: Tensor,
+        temperature: float,
+        cuts: Cuts,
+        dtype: torch.dtype,
+    ) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        ctx.temperature, ctx.cuts, ctx.dtype, products_Cv = temperature, cuts, dtype, None
+        logprobs_N, normaliser_N, entropy_N = (torch.empty(len(hidden_ND)) for _ in range(3))
+        scratch = Scratch(hidden_ND.device)
+        for rows, blocks in cuts:
+            hidden_CD, softmax = hidden_ND[rows].to(dtype), RunningSoftmax(targets_N[rows], torch.float32, scratch)
+            for block in blocks:
+                products_Cv = block_products(hidden_CD, weight_VD[block].to(dtype), scratch)
+                softmax.add_products(products_Cv, 1 / temperature, block)
+            logprobs_N[rows], normaliser_N[rows], entropy_N[rows] = softmax.results()
+        kept_CV = products_Cv if len(cuts) == 1 and len(cuts[0][1]) == 1 else None
+        ctx.save_for_backward(hidden_ND, weight_VD, targets_N, normaliser_N, entropy_N, kept_CV)
+        return logprobs_N, entropy_N
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope_N: Tensor | None, entropy_slope_N: Tensor | None) -> tuple[Tensor | None, ...]:
+        hidden_ND, weight_VD, targets_N, normaliser_N, entropy_N, kept_CV = ctx.saved_tensors
+        needed = zip((hidden_ND, weight_VD), ctx.needs_input_grad[:2], strict=True)
+        new = torch.empty_like if ctx.cuts else torch.zeros_like  # without tokens nothing is written
+        grads = [new(x, dtype=torch.float32) if wanted else None for x, wanted in needed] + [None]
+        scratch = Scratch(hidden_ND.device)
+        for rows, blocks in ctx.cuts:
+            hidden_CD = hidden_ND[rows].to(ctx.dtype)
+            slopes = [None if x is None else x[rows] / ctx.temperature for x in (slope_N, entropy_slope_N)]
+            for block in blocks:
+                weight_vD = weight_VD[block].to(ctx.dtype)
+                if kept_CV is None:
+                    products_Cv = out_Cv = block_products(hidden_CD, weight_vD, scratch)
+                else:
+                    products_Cv, out_Cv = kept_CV, scratch.take("slope", kept_CV.shape, kept_CV.dtype)
+                softmax = (targets_N[rows], block.start, normaliser_N[rows], entropy_N[rows])
+                native.block_slopes(products_Cv, out_Cv, 1 / ctx.temperature, *softmax, *slopes)
+                add_head_gradients(grads, rows, block, out_Cv, hidden_CD, weight_vD, scratch)
+        typed = (g if g is None else g.to(x.dtype) for g, x in zip(grads, (hidden_ND, weight_VD), strict=False))
+        return *typed, None, None, None, None
+
+
 def softmax_at_once(logits_CV: Tensor, targets_C: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """What `RunningSoftmax.results` gives, of logits in one block, which are spoilt; and the log-softmax."""
     log_p_CV, target_C1 = torch.log_softmax(logits_CV, -1), targets_C[:, None]
@@ -214,6 +273,11 @@ class RunningSoftmax:
         self.weighted_C = self.weighted_C * shrink_C + p_Cv.mul_(gaps_Cv).sum(-1)
         self.most_C = most_C
 
+    def add_products(self, products_Cv: Tensor, scale: float, block: slice) -> None:
+        """Take in a block of the logits scale * products, by a kernel."""
+        running = (self.target_C, self.most_C, self.sum_C, self.weighted_C)
+        native.add_block(products_Cv, scale, self.targets_C, block.start, *running)
+
     def results(self) -> tuple[Tensor, Tensor, Tensor]:
         """Log-probability of the targets, log of the sum of exp(logits), entropy: (C,) each."""
         log_sum_C = self.sum_C.log()
@@ -239,14 +303,18 @@ def block_logits(
 
     They are in `scratch`: the next call overwrites them.
     """
-    shape = (len(hidden_CD), len(weight_vD))
-    product_Cv = scratch.take("product", shape, hidden_CD.dtype)
-    rounded = product_Cv.dtype != wide(hidden_CD.dtype)  # the logit itself is, and it is divided afterwards
-    torch.addmm(product_Cv, hidden_CD, weight_vD.t(), beta=0, alpha=1 if rounded else 1 / temperature, out=product_Cv)
+    rounded = hidden_CD.dtype != wide(hidden_CD.dtype)  # the logit itself is, and it is divided afterwards
+    product_Cv = block_products(hidden_CD, weight_vD, scratch, 1 if rounded else 1 / temperature)
     logits_Cv = in_type(product_Cv, wide(hidden_CD.dtype), "logits", scratch)
     if rounded and temperature != 1:
         logits_Cv /= temperature
     return logits_Cv if bias_v is None else logits_Cv.add_(bias_v, alpha=1 / temperature)
+
+
+def block_products(hidden_CD: Tensor, weight_vD: Tensor, scratch: Scratch, factor: float = 1) -> Tensor:
+    """factor * hidden @ weight', (C, v) in the inputs' type, in `scratch`."""
+    product_Cv = scratch.take("product", (len(hidden_CD), len(weight_vD)), hidden_CD.dtype)
+    return torch.addmm(product_Cv, hidden_CD, weight_vD.t(), beta=0, alpha=factor, out=product_Cv)
 
 
 def in_type(x: Tensor, dtype: torch.dtype, name: str, scratch: Scratch) -> Tensor:
