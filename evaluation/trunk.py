@@ -198,13 +198,15 @@ def _attention(attention: Any, normal_CE: Tensor, cos_SD: Tensor, sin_SD: Tensor
     norms = _head_norms(attention)
     if norms:
         q_CX, k_CX = (
-            rms_norm(
-                x_CX.unflatten(1, (-1, attention.head_dim)), norm.weight, norm.variance_epsilon, v_CX.dtype
-            ).flatten(1)
+            _normalise(norm, x_CX.unflatten(1, (-1, attention.head_dim)), torch.float32).flatten(1)
             for norm, x_CX in zip(norms, (q_CX, k_CX), strict=True)
         )
     with torch.autocast(normal_CE.device.type, enabled=False):
         return attend(q_CX, k_CX, v_CX, cos_SD, sin_SD, attention.scaling, layout)
+
+
+def _normalise(norm: Any, x: Tensor, dtype: torch.dtype) -> Tensor:
+    return rms_norm(x, norm.weight, norm.variance_epsilon, dtype)
 
 
 def _normalise_sum(norm: Any, x_CE: Tensor, delta_CE: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

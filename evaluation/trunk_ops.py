@@ -76,16 +76,15 @@ class _AddNorm(torch.autograd.Function):
         total_CE, normal_CE, inverse_C = native.add_norm(x_CE, delta_CE, weight_E, eps, dtype)
         ctx.save_for_backward(total_CE, weight_E, inverse_C)
         ctx.delta_dtype = None if delta_CE is None else delta_CE.dtype
-        ctx.set_materialize_grads(False)
         return total_CE, normal_CE
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, of_total_CE: Tensor | None, of_normal_CE: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, of_total_CE: Tensor, of_normal_CE: Tensor) -> tuple[Tensor | None, ...]:
         total_CE, weight_E, inverse_C = ctx.saved_tensors
         of_x_CE, of_delta_CE, of_weight_E = native.add_norm_backward(
             of_normal_CE.contiguous(),
-            of_total_CE,
+            of_total_CE.contiguous(),
             total_CE,
             weight_E,
             inverse_C,
@@ -155,8 +154,10 @@ def attend(
     `cos_SD`, `sin_SD`: (S, D / 2), float32, of the columns' positions.
     """
     short = layout.columns <= LONGEST and v_CX.device.type == "cpu"
-    if short and q_CX.dtype == k_CX.dtype == v_CX.dtype and native.takes(q_CX, k_CX, v_CX):
-        return _NativeShortRows.apply(q_CX, k_CX, v_CX, cos_SD, sin_SD, scale, layout.starts)
+    if short and native.takes(q_CX, k_CX, v_CX):
+        wide = torch.promote_types(q_CX.dtype, v_CX.dtype)  # norms of queries and keys have widened them
+        packed = (x_CX.to(wide) for x_CX in (q_CX, k_CX, v_CX))
+        return _NativeShortRows.apply(*packed, cos_SD, sin_SD, scale, layout.starts).to(v_CX.dtype)
     if short:
         return _ShortRows.apply(q_CX, k_CX, v_CX, cos_SD, sin_SD, scale, layout)
     q, k = (_Rotate.apply(x_CX, cos_SD, sin_SD, v_CX.dtype, layout) for x_CX in (q_CX, k_CX))
@@ -221,9 +222,9 @@ class _NativeShortRows(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, slope_CX: Tensor) -> tuple[Tensor | None, ...]:
-        *packed, cos_SD, sin_SD, starts, softmax_CH2 = ctx.saved_tensors
-        slope_CX = slope_CX.contiguous()
-        grads = native.attend_backward(slope_CX, *packed, cos_SD, sin_SD, ctx.scale, starts, softmax_CH2)
+        q_CX, k_CX, v_CX, cos_SD, sin_SD, starts, softmax_CH2 = ctx.saved_tensors
+        place = (cos_SD, sin_SD, ctx.scale, starts, softmax_CH2)
+        grads = native.attend_backward(slope_CX.contiguous(), q_CX, k_CX, v_CX, *place)
         return *grads, None, None, None, None
 
 

@@ -22,6 +22,23 @@ LONGEST = (
 )
 
 
+@pytest.fixture(params=["native", "plain"], scope="module")
+def kernels(request):
+    """With the compiled kernels of a CPU, and by PyTorch's operations alone."""
+    if request.param == "plain":
+        request.getfixturevalue("without_kernels")
+    elif importlib.import_module("launch.native").library() is None:
+        pytest.skip("there is no C++ compiler")
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def without_kernels():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("launch.native.ops.library", lambda: None)
+        yield
+
+
 def pytest_collection_modifyitems(items):
     """The files that take longest come first, so that no worker is left alone with one of them at the end."""
     place = {name: number for number, name in enumerate(LONGEST)}

@@ -20,6 +20,8 @@ from alignment.ppo.trainer import Metrics, PPOTrainer
 from alignment.prompts import fitting_prompts, load_prompt_rows, prompt_limit
 from launch.addresses import read_secret
 from launch.files import read_jsonl_log, write_atomic
+from launch.native import library
+from launch.runtime import Runtime
 from launch.stage import Job, Stopped
 
 
@@ -29,8 +31,7 @@ def run(config: PPOConfig, job: Job) -> dict[str, Any]:
     if ptx := trainer.learner.ptx:
         job.say(f"ptx_data: {len(ptx.rows)} rows, {ptx.left_out} longer than {trainer.room} tokens (or empty) left out")
     job.settle_precision(trainer.learner.trial_step)
-    world = job.runtime.world
-    job.say(f"precision {job.runtime.precision}, {world} process{'es' if world > 1 else ''}")
+    job.say(describe_run(job.runtime))
     guard = Guard(trainer, job.checkpoints, job.say)
     budget = config.evaluation.kl_budget
     best = BestPolicy(job.output_dir / "best", budget, job.runtime, lambda folder: save_artefact(trainer, folder))
@@ -104,6 +105,14 @@ def write_records(trainer: PPOTrainer, job: Job) -> None:
         lines = [json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows]
         if lines or (job.output_dir / name).exists():
             write_atomic(job.output_dir / name, "".join(lines))
+
+
+def describe_run(runtime: Runtime) -> str:
+    """What decides about the last bits of a run's numbers."""
+    told = f"precision {runtime.precision}, {runtime.world} process{'es' if runtime.world > 1 else ''}"
+    if runtime.device.type != "cpu":
+        return told
+    return f"{told}, {'compiled kernels' if library() else 'no compiled kernels'}"
 
 
 def make_trainer(config: PPOConfig, job: Job) -> tuple[PPOTrainer, dict[str, int]]:

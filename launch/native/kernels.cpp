@@ -12,6 +12,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <initializer_list>
+#include <utility>
 
 namespace {
 
@@ -89,17 +90,22 @@ inline float largest(const float* x, int64_t count) {  // a whole number of vect
 
 constexpr int64_t round_up(int64_t n, int64_t by) { return (n + by - 1) / by * by; }
 
-// Memory of a thread that grows and stays.
+// Memory of a thread, which grows and stays until the thread ends.
+struct Memory {
+    float* held = nullptr;
+    size_t size = 0;
+    ~Memory() { free(held); }
+};
+
 float* scratch(size_t floats) {
-    static thread_local float* held = nullptr;
-    static thread_local size_t size = 0;
-    if (floats > size) {
-        free(held);
-        held = static_cast<float*>(aligned_alloc(64, round_up(floats * sizeof(float), 64)));
-        if (!held) abort();
-        size = floats;
+    static thread_local Memory memory;
+    if (floats > memory.size) {
+        free(memory.held);
+        memory.held = static_cast<float*>(aligned_alloc(64, round_up(floats * sizeof(float), 64)));
+        if (!memory.held) abort();
+        memory.size = floats;
     }
-    return held;
+    return memory.held;
 }
 
 // ------------------------------------------------------------------------------------ norms and gates
@@ -148,12 +154,9 @@ void add_norm_backward(const O* slope, const float* sum_slope, const float* sum,
             for (int64_t i = 0; i < width; i++) product += read(dy[i]) * weight[i] * value[i];
             float pull = product / width * scale * scale * scale;
             float* to = of_x + row * width;
-            const float* passing = sum_slope ? sum_slope + row * width : nullptr;
+            const float* passing = sum_slope + row * width;
 #pragma omp simd
-            for (int64_t i = 0; i < width; i++) to[i] = read(dy[i]) * weight[i] * scale - value[i] * pull;
-            if (passing)
-#pragma omp simd
-                for (int64_t i = 0; i < width; i++) to[i] += passing[i];
+            for (int64_t i = 0; i < width; i++) to[i] = passing[i] + read(dy[i]) * weight[i] * scale - value[i] * pull;
             if (partial)
 #pragma omp simd
                 for (int64_t i = 0; i < width; i++) partial[i] += read(dy[i]) * value[i] * scale;
@@ -197,7 +200,9 @@ inline void multiply_tile(float* to, int64_t to_step, const float* a, int64_t do
             for (int w = 0; w < W; w++) sums[m][w] += factor * line[w];
         }
     }
+#pragma GCC unroll 16  // else the sums go through memory
     for (int m = 0; m < R; m++)
+#pragma GCC unroll 16
         for (int w = 0; w < W; w++) reinterpret_cast<Vector*>(to + m * to_step)[w] = sums[m][w];
 }
 
@@ -242,9 +247,29 @@ void turn(float* x, const float* cos, const float* sin, float scale, float sign,
     }
 }
 
+// Lanes of two vectors in turn: of their first halves, or of their second ones.
+template <int FIRST, int... LANE>
+inline Vector interleave(Vector a, Vector b, std::integer_sequence<int, LANE...>) {
+    return __builtin_shufflevector(a, b, (FIRST + LANE / 2 + LANE % 2 * LANES)...);
+}
+
+// (tokens, features) to (features, tokens). A square of LANES vectors: as often as LANES is a power of two, line i and line
+// i + LANES / 2 are dealt out in turn.
 void transpose(float* to, const float* from, Sizes s) {
-    for (int64_t t = 0; t < s.tokens; t++)
-        for (int64_t d = 0; d < s.features; d++) to[d * s.tokens + t] = from[t * s.features + d];
+    constexpr std::make_integer_sequence<int, LANES> lanes;
+    for (int64_t t = 0; t < s.tokens; t += LANES)
+        for (int64_t d = 0; d < s.features; d += LANES) {
+            Vector lines[LANES], dealt[LANES];
+            for (int i = 0; i < LANES; i++) lines[i] = at(from + (t + i) * s.features + d);
+            for (int round = 1; round < LANES; round *= 2) {
+                for (int i = 0; i < LANES / 2; i++) {
+                    dealt[2 * i] = interleave<0>(lines[i], lines[i + LANES / 2], lanes);
+                    dealt[2 * i + 1] = interleave<LANES / 2>(lines[i], lines[i + LANES / 2], lanes);
+                }
+                for (int i = 0; i < LANES; i++) lines[i] = dealt[i];
+            }
+            for (int i = 0; i < LANES; i++) at(to + (d + i) * s.tokens + t) = lines[i];
+        }
 }
 
 template <class T>
@@ -254,11 +279,14 @@ void store_head(T* to, const float* from, int64_t step, int64_t count, Sizes s) 
         for (int64_t d = 0; d < 2 * s.half; d++) write(to[t * step + d], from[t * s.features + d]);
 }
 
+// Heads that one thread takes at a time: all of a row, whose numbers lie side by side, where there are rows enough.
+inline int64_t together(int64_t rows, int64_t kv_heads, int threads) { return rows >= 4 * threads ? kv_heads : 1; }
+
 template <class T>
 void attend(const T* q, const T* k, const T* v, const float* cos, const float* sin, float scale, const int64_t* starts, T* out,
             float* softmax, int64_t rows, int64_t heads, int64_t kv_heads, int64_t head_dim, int threads) {
     int64_t group = heads / kv_heads, q_step = heads * head_dim, kv_step = kv_heads * head_dim;
-#pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
+#pragma omp parallel for num_threads(threads) schedule(dynamic, together(rows, kv_heads, threads))
     for (int64_t job = 0; job < rows * kv_heads; job++) {
         int64_t row = job / kv_heads, kv = job % kv_heads, start = starts[row], count = starts[row + 1] - start;
         if (!count) continue;
@@ -302,7 +330,7 @@ void attend_backward(const T* slope, const T* q, const T* k, const T* v, const f
                      const int64_t* starts, const float* softmax, T* of_q, T* of_k, T* of_v, int64_t rows, int64_t heads,
                      int64_t kv_heads, int64_t head_dim, int threads) {
     int64_t group = heads / kv_heads, q_step = heads * head_dim, kv_step = kv_heads * head_dim;
-#pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
+#pragma omp parallel for num_threads(threads) schedule(dynamic, together(rows, kv_heads, threads))
     for (int64_t job = 0; job < rows * kv_heads; job++) {
         int64_t row = job / kv_heads, kv = job % kv_heads, start = starts[row], count = starts[row + 1] - start;
         if (!count) continue;

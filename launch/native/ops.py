@@ -17,13 +17,14 @@ SUFFIX = {torch.float32: "f32", torch.bfloat16: "bf16"}
 
 
 def takes(*tensors: Tensor) -> bool:
-    """Whether there are kernels, and these tensors are in the CPU's memory and of types that they know."""
-    return all(x.device.type == "cpu" and x.dtype in SUFFIX for x in tensors) and library() is not None
+    """Whether there are kernels, and these tensors are such as they read: contiguous in the CPU's memory, of known types."""
+    known = all(x.device.type == "cpu" and x.dtype in SUFFIX and x.is_contiguous() for x in tensors)
+    return known and library() is not None
 
 
 def _call(name: str, *arguments: Any) -> None:
     """Tensors are given by their memory (None by null), floats as float32, integers as int64; then the number of threads."""
-    converted = []
+    converted: list[Any] = []
     for x in arguments:
         if isinstance(x, Tensor):
             assert x.is_contiguous(), f"{name}: a tensor is not contiguous"
@@ -37,7 +38,7 @@ def _call(name: str, *arguments: Any) -> None:
 
 def add_norm(
     x_CE: Tensor, delta_CE: Tensor | None, weight_E: Tensor, eps: float, dtype: torch.dtype
-) -> tuple[Tensor, ...]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """x + delta (x itself without delta), float32; its RMS norm times the weight, in `dtype`; 1 / root mean square (C,)."""
     rows, width = x_CE.shape
     total_CE = x_CE if delta_CE is None else torch.empty_like(x_CE)
@@ -51,7 +52,7 @@ def add_norm(
 
 def add_norm_backward(
     of_normal_CE: Tensor,
-    of_total_CE: Tensor | None,
+    of_total_CE: Tensor,
     total_CE: Tensor,
     weight_E: Tensor,
     inverse_C: Tensor,
@@ -126,7 +127,7 @@ def attend_backward(
     grads, sizes = [torch.empty_like(x) for x in (q_CX, k_CX, v_CX)], _sizes(q_CX, k_CX, cos_SD, starts)
     given = (slope_CX, q_CX, k_CX, v_CX, cos_SD, sin_SD, scale, starts, softmax_CH2)
     _call(f"attend_backward_{SUFFIX[q_CX.dtype]}", *given, *grads, *sizes)
-    return tuple(grads)  # type: ignore[return-value]
+    return grads[0], grads[1], grads[2]
 
 
 def add_norm_columns(x_EN: Tensor, delta_EN: Tensor | None, weight_E: Tensor, eps: float, out_EN: Tensor) -> Tensor:

@@ -13,6 +13,8 @@ from alignment.generation.network import _normalise, _normalise_rows
 from launch.errors import UserError
 from tests.support import save_policy
 
+pytestmark = pytest.mark.usefixtures("kernels")
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):

@@ -25,6 +25,8 @@ from alignment.reward.sources.function import FunctionSource
 from tests.alignment.ppo_support import run_updates, weights
 from tests.op_recorder import Operations, OpRecorder
 
+pytestmark = pytest.mark.usefixtures("without_kernels")  # a recorder on a CPU records PyTorch's operations
+
 MODELS = {
     "llama": (LlamaForCausalLM, LlamaConfig, {"num_key_value_heads": 2}),
     "qwen2": (Qwen2ForCausalLM, Qwen2Config, {"num_key_value_heads": 1}),

@@ -52,13 +52,19 @@ def test_the_ratio_is_exactly_one_where_the_passes_are_cut_alike(make, runtime, 
 @pytest.mark.parametrize("coef", [0.0, 0.01])
 def test_the_entropy_has_a_gradient_only_where_the_loss_has_it(make, monkeypatch, coef):
     """One of zeros would cost as much as any other: passes over all logits."""
-    asked, plain = [], logprobs.logit_slopes
+    asked = []
 
-    def watched(log_p, targets, block, entropy, slope, entropy_slope, scratch):
-        asked.append(entropy_slope is not None)
-        return plain(log_p, targets, block, entropy, slope, entropy_slope, scratch)
+    def watch(module, name, place):
+        plain = getattr(module, name)
 
-    monkeypatch.setattr(logprobs, "logit_slopes", watched)
+        def watched(*arguments):
+            asked.append(arguments[place] is not None)
+            return plain(*arguments)
+
+        monkeypatch.setattr(module, name, watched)
+
+    watch(logprobs, "logit_slopes", 5)
+    watch(logprobs.native, "block_slopes", 8)
     trainer = make(entropy_coef=coef)
     trainer.update(scored(trainer))
     assert asked and set(asked) == {coef > 0}

@@ -17,6 +17,8 @@ from tests.alignment.graph_support import Refuses, passes_of
 from tests.alignment.ppo_support import stable
 from tests.op_recorder import OpRecorder
 
+pytestmark = pytest.mark.usefixtures("without_kernels")  # a recorder on a CPU records PyTorch's operations
+
 
 def run_updates(trainer: PPOTrainer):
     metrics = []

@@ -19,6 +19,8 @@ from tests.alignment.graph_support import Refuses, graphs_of, passes_of
 from tests.evaluation.test_trunk import KINDS, by_forward, gradients, make_rows, make_trunk
 from tests.op_recorder import OpRecorder
 
+pytestmark = pytest.mark.usefixtures("without_kernels")  # a recorder on a CPU records PyTorch's operations
+
 CPU = torch.device("cpu")
 ROWS, ROOM = ([30, 9, 17, 2, 24, 40], 40), (8, 64)
 """6 rows of 40 tokens are 8 of 64 where that is the room."""

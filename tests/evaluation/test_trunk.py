@@ -23,6 +23,8 @@ from evaluation.trunk import reads_packed, states_at
 from evaluation.trunk_ops import Layout, attend, rms_norm, rotate
 from launch.attention import take_float32_for_short_rows
 
+pytestmark = pytest.mark.usefixtures("kernels")
+
 KINDS = {"llama": (LlamaConfig, LlamaModel), "qwen2": (Qwen2Config, Qwen2Model), "qwen3": (Qwen3Config, Qwen3Model)}
 CPU = torch.device("cpu")
 
@@ -170,6 +172,7 @@ def test_products_are_of_few_shapes():
 
 
 def test_adapters_act():
+    """Drawn, not trained, they make large states: float32 is off by some 1e-5 whoever computes it, so float64 is the judge."""
     trunk, (tokens_bS, wanted_N) = make_trunk(), make_rows(*SHAPES["natural lengths"])
     plain = states_at(trunk, tokens_bS, wanted_N)
     inject_adapter_in_model(LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False), trunk)
@@ -178,7 +181,9 @@ def test_adapters_act():
     assert (found - plain).abs().max() > 0.1
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5)
     of_forward, own = gradients(trunk, expected), gradients(trunk, found)
-    assert (own - of_forward).norm() < 1e-5 * of_forward.norm()
+    exact = gradients(trunk.double(), by_forward(trunk, tokens_bS, wanted_N))
+    error = (of_forward - exact).norm()
+    assert (own - exact).norm() < 2 * error < 2e-5 * exact.norm()
 
 
 def hook(trunk):
