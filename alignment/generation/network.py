@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from alignment.generation.weights import LayerWeights, Weights
 from alignment.scratch import Scratch
+from launch.native import ops as native
 
 
 class Attention(Protocol):
@@ -59,8 +60,7 @@ class Network:
             x = x.view(x.shape[0], mixed.shape[1], -1)[:, :, -1].contiguous()
         x = _add_project(x, w.out, mixed, w.out_bias)
         gate_up = self._project("gate_up", w.gate_up, _normalise(x, w.mlp_norm, sizes.eps), w.gate_up_bias)
-        gate, up = gate_up.chunk(2)
-        return _add_project(x, w.down, F.silu(gate, inplace=True).mul_(up), w.down_bias)
+        return _add_project(x, w.down, _gated(*gate_up.chunk(2)), w.down_bias)
 
     def logits(self, x: Tensor) -> Tensor:
         """(V, C). They are overwritten by the next call."""
@@ -138,6 +138,8 @@ def _normalise(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """RMS norm of the columns: over the last dimension but one, in float32."""
     if x.is_cuda:
         return _normalise_rows(x, weight, eps)
+    if x.dim() == 2 and x.dtype == weight.dtype == torch.float32 and native.takes(x, weight):
+        return native.add_norm_columns(x, None, weight, eps, torch.empty_like(x))
     x = x.float()
     scale = x.square().mean(-2, keepdim=True).add_(eps).rsqrt_()
     return (x * scale).mul_(weight)
@@ -146,6 +148,11 @@ def _normalise(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 def _normalise_rows(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """The same as three kernels in place of six, and a sum over adjacent numbers: what a GPU waits for are launches."""
     return F.rms_norm(x.float().transpose(-2, -1), weight.shape[:1], weight.float().flatten(), eps).transpose(-2, -1)
+
+
+def _gated(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up; what they were is lost."""
+    return native.gate(gate, up) if native.takes(gate, up) else F.silu(gate, inplace=True).mul_(up)
 
 
 def _add_project(x: Tensor, matrix: Tensor, y: Tensor, bias: Tensor | None) -> Tensor:

@@ -1,6 +1,6 @@
 """Compiling and loading `kernels.cpp`: once for a machine, into the user's cache.
 
-What is compiled is known by its source, the compiler, its options and the processor, so that nodes which share a home folder
+What is compiled is known by its sources, the compiler, its options and the processor, so that nodes which share a home folder
 do not take each other's. Several processes may compile at once: each writes a file of its own, which is then renamed.
 """
 
@@ -22,6 +22,7 @@ import torch  # its libgomp must be in the process before the kernels ask for on
 log = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
+SOURCES = [SOURCE, *sorted(SOURCE.parent.glob("*.h"))]
 OPTIONS = ["-O3", "-std=c++17", "-fopenmp", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math"]
 # the widest registers, which compilers avoid by themselves on some processors
 WIDEST = "-mprefer-vector-width=512"
@@ -50,7 +51,7 @@ def _compiled() -> Path:
     """The shared library in the cache; compiled first if it is not there."""
     command = [_compiler(), *OPTIONS, *_for_this_processor()]
     version = subprocess.run([command[0], "--version"], capture_output=True, text=True, check=True, timeout=60).stdout
-    parts = [SOURCE.read_text(), *command, version, _processor(), torch.__version__]
+    parts = [*(path.read_text() for path in SOURCES), *command, version, _processor(), torch.__version__]
     target = _cache() / f"kernels-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:16]}.so"
     if not target.exists():
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:

@@ -2,6 +2,7 @@
 
 import math
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -338,6 +339,19 @@ def test_a_cache_that_cannot_be_written_to_is_not_needed(tmp_path):
     (tmp_path / "file").write_text("")
     assert told(load(tmp_path / "file", TMPDIR=str(tmp_path))) == (True, [])
     assert len(list(tmp_path.rglob("*.so"))) == 1
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="names processors of x86")
+@pytest.mark.parametrize("processor", ["x86-64", "x86-64-v3"])
+def test_the_numbers_are_right_with_narrower_registers(processor, tmp_path):
+    """Compiled for processors of 2003 and 2013, which this one can be."""
+    compiler = write_compiler(tmp_path / "compiler", f'exec c++ "$@" -march={processor}')
+    chosen = "norm or gates or attention or exponential or overflow or drawn or rounded"
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__, "-k", chosen]
+    environment = os.environ | {"CXX": compiler, "XDG_CACHE_HOME": str(tmp_path)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert list(tmp_path.rglob("*.so")) and int(done.stdout.split(" passed")[0].split()[-1]) > 100
 
 
 def test_tensors_that_the_kernels_do_not_know_are_left_to_pytorch():
