@@ -140,7 +140,7 @@ def _run_layers(trunk: Any, tokens_C: Tensor, layout: Layout, dtype: torch.dtype
     """Last hidden states of packed tokens, (C, E), or (K, E) of the asked places among them."""
     x_CE = trunk.embed_tokens(tokens_C)
     positions_1S = torch.arange(layout.columns, device=x_CE.device).unsqueeze(0)
-    tables = trunk.rotary_emb(torch.empty(0, device=x_CE.device), positions_1S)
+    tables = trunk.rotary_emb(torch.empty(0, dtype=torch.float32, device=x_CE.device), positions_1S)
     cos_SD, sin_SD = (table[0, :, : table.shape[-1] // 2].contiguous() for table in tables)
     layers, delta_CE = _layers(trunk), None
     for number, layer in enumerate(layers):

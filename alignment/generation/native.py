@@ -20,7 +20,9 @@ def decodes_natively(weights: Weights) -> bool:
         weights.norm,
         *(n for w in weights.layers for n in (w.norm, w.mlp_norm, w.q_norm, w.k_norm) if n is not None),
     ]
-    return all(norm.dtype == torch.float32 for norm in norms) and native.takes(weights.head, *norms)
+    products = [weights.head, *(m for w in weights.layers for m in (w.qkv, w.out, w.gate_up, w.down))]
+    alike = {matrix.dtype for matrix in products} == {weights.head.dtype}
+    return alike and all(norm.dtype == torch.float32 for norm in norms) and native.takes(weights.head, *norms)
 
 
 class NativeDecoder(Decoder):

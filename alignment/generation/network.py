@@ -110,7 +110,7 @@ def _rotation_table(weights: Weights, width: int) -> tuple[Tensor, Tensor]:
     """Cosines and sines of the model's own rotary embedding: (D / 2, width) each."""
     device = weights.embedding.device
     positions = torch.arange(width, device=device).unsqueeze(0)
-    tables = weights.rotary(torch.empty(0, device=device), positions)
+    tables = weights.rotary(torch.empty(0, dtype=torch.float32, device=device), positions)
     cos, sin = (t[0, :, : weights.head_dim // 2].t().contiguous() for t in tables)
     return cos, sin
 

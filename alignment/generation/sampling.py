@@ -63,7 +63,8 @@ def pick_tokens(
     rows = logits_VB.shape[1]
     greedy = temperature == 0 or uniform_B is None
     temperature = 1.0 if greedy else temperature
-    if native.takes(logits_VB) and logits_VB.is_contiguous():
+    logits_VB = logits_VB.contiguous()  # the model's own forward pass gives them the other way round
+    if native.takes(logits_VB):
         return native.pick(logits_VB, temperature, None if greedy else uniform_B, block_width(len(logits_VB)))
     weights_KWB = _exponentials(logits_VB, temperature, work)
     sums_KB = weights_KWB.sum(1, dtype=torch.float64)

@@ -96,7 +96,8 @@ def linear_logprobs(
     hidden_ND, targets_N = F.pad(hidden_ND, (0, 0, 0, filler)), F.pad(targets_N, (0, filler))
     cuts = cut_logits(len(hidden_ND), weight_VD.shape[0], logits_per_block)
     with torch.autocast(device, enabled=False):
-        if bias_V is None and dtype in native.SUFFIX and native.takes(hidden_ND, weight_VD):
+        known = dtype in native.SUFFIX and targets_N.dtype == torch.long
+        if bias_V is None and known and native.takes(hidden_ND, weight_VD):
             logprobs_N, entropy_N = _NativeLinearLogprobs.apply(
                 hidden_ND, weight_VD, targets_N, temperature, cuts, dtype
             )
@@ -203,7 +204,9 @@ class _NativeLinearLogprobs(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         ctx.temperature, ctx.cuts, ctx.dtype, products_Cv = temperature, cuts, dtype, None
-        logprobs_N, normaliser_N, entropy_N = (torch.empty(len(hidden_ND)) for _ in range(3))
+        logprobs_N, normaliser_N, entropy_N = (
+            hidden_ND.new_empty(len(hidden_ND), dtype=torch.float32) for _ in range(3)
+        )
         scratch = Scratch(hidden_ND.device)
         for rows, blocks in cuts:
             hidden_CD, softmax = hidden_ND[rows].to(dtype), RunningSoftmax(targets_N[rows], torch.float32, scratch)

@@ -74,7 +74,11 @@ void turn(float* x, const float* cos, const float* sin, float scale, float sign,
 // Lanes of two vectors in turn: of their first halves, or of their second ones.
 template <int FIRST, int... LANE>
 inline Vector interleave(Vector a, Vector b, std::integer_sequence<int, LANE...>) {
+#if defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 12
+    return __builtin_shuffle(a, b, IntegerVector{(FIRST + LANE / 2 + LANE % 2 * LANES)...});
+#else
     return __builtin_shufflevector(a, b, (FIRST + LANE / 2 + LANE % 2 * LANES)...);
+#endif
 }
 
 // (tokens, features) to (features, tokens). A square of LANES vectors: as often as LANES is a power of two, line i and

@@ -13,11 +13,12 @@ import logging
 import os
 import platform
 import shutil
+import stat
 import subprocess
 import tempfile
 from pathlib import Path
 
-import torch  # its libgomp must be in the process before the kernels ask for one: they share its threads
+import torch  # its libgomp must be in the process before those of g++ ask for one: they share its threads
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +37,8 @@ def library() -> ctypes.CDLL | None:
     if os.environ.get(SWITCH, "1") == "0":
         return None
     try:
-        return ctypes.CDLL(str(_compiled()))
-    except (OSError, subprocess.SubprocessError) as error:
+        return _load()
+    except Exception as error:  # without them everything works: nothing that goes wrong here may end a job
         log.warning(
             "kernels for the CPU could not be compiled, so PyTorch's operations are used, which are slower (%s). "
             "Install a C++ compiler (g++), or set %s=0 and this is not tried.",
@@ -47,26 +48,54 @@ def library() -> ctypes.CDLL | None:
         return None
 
 
-def _compiled() -> Path:
-    """The shared library in the cache; compiled first if it is not there."""
-    command = [_compiler(), *OPTIONS, *_for_this_processor()]
-    version = subprocess.run([command[0], "--version"], capture_output=True, text=True, check=True, timeout=60).stdout
-    parts = [*(path.read_text() for path in SOURCES), *command, version, _processor(), torch.__version__]
-    target = _cache() / f"kernels-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:16]}.so"
-    if not target.exists():
-        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-            built = Path(folder) / target.name
-            compiling = [*command, str(SOURCE), "-o", str(built)]
-            subprocess.run(compiling, capture_output=True, text=True, check=True, timeout=COMPILE_SECONDS)
-            os.replace(built, target)
-    return target
+def _load() -> ctypes.CDLL:
+    """By the first compiler and in the first folder that can do it; what the last one failed with is raised."""
+    failure: Exception = FileNotFoundError("there is no C++ compiler")
+    for compiler in _compilers():
+        command = [compiler, *OPTIONS, *_for_this_processor()]
+        for folder in _folders():
+            try:
+                target = _safe(folder) / f"kernels-{_identity(command)}.so"
+                if not target.exists():
+                    _compile(command, target)
+                return _open(command, target)
+            except (OSError, subprocess.SubprocessError) as error:
+                failure = error
+    raise failure
 
 
-def _compiler() -> str:
-    for name in (os.environ.get("CXX"), "c++", "g++", "clang++"):
-        if name and (found := shutil.which(name)):
-            return found
-    raise FileNotFoundError("there is no C++ compiler")
+def _open(command: list[str], target: Path) -> ctypes.CDLL:
+    """A file that is none (empty, say) is made anew, once."""
+    try:
+        return ctypes.CDLL(str(target))
+    except OSError:
+        _compile(command, target)
+        return ctypes.CDLL(str(target))
+
+
+def _compile(command: list[str], target: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        built = Path(folder) / target.name
+        compiling = [*command, str(SOURCE), "-o", str(built)]
+        subprocess.run(compiling, capture_output=True, text=True, errors="replace", check=True, timeout=COMPILE_SECONDS)
+        with built.open("rb") as written:
+            os.fsync(written.fileno())  # to load a file of which a part is missing would kill the process
+        os.replace(built, target)
+
+
+def _identity(command: list[str]) -> str:
+    version = subprocess.run(
+        [command[0], "--version"], capture_output=True, text=True, errors="replace", check=True, timeout=60
+    ).stdout
+    sources = [path.read_text(encoding="utf-8") for path in SOURCES]
+    parts = [*sources, *command, version, _processor(), torch.__version__]
+    return hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:16]
+
+
+def _compilers() -> list[str]:
+    """g++ before clang++, which brings another OpenMP, with threads of its own beside PyTorch's."""
+    found = [shutil.which(name) for name in (os.environ.get("CXX"), "c++", "g++", "clang++") if name]
+    return list(dict.fromkeys(path for path in found if path))
 
 
 def _for_this_processor() -> list[str]:
@@ -82,17 +111,22 @@ def _processor() -> str:
     return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
 
 
-def _cache() -> Path:
-    """A folder of the user's that can be written to."""
-    own = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "alignkit"
-    for folder in (own, Path(tempfile.gettempdir()) / f"alignkit-{os.getuid()}"):
-        try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError:
-            continue
-        if os.access(folder, os.W_OK) and folder.stat().st_uid == os.getuid():
-            return folder
-    raise PermissionError(f"no folder to keep them in can be written to, not {own} either")
+def _folders() -> list[Path]:
+    """Where they may be kept: in the user's cache, or else among temporary files."""
+    told, home = os.environ.get("XDG_CACHE_HOME", ""), os.path.expanduser("~")
+    caches = [told if os.path.isabs(told) else os.path.join(home, ".cache")]
+    return [Path(path) / "alignkit" for path in caches if os.path.isabs(path)] + [
+        Path(tempfile.gettempdir()) / f"alignkit-{os.getuid()}"
+    ]
+
+
+def _safe(folder: Path) -> Path:
+    """The folder, made if it is not there. PermissionError if others could put something there that is then loaded."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise PermissionError(f"{folder} is not this user's alone")
+    return folder
 
 
 def _reason(error: Exception) -> str:

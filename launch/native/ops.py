@@ -22,12 +22,21 @@ def takes(*tensors: Tensor) -> bool:
     return known and library() is not None
 
 
+def _new(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Memory of that type on the CPU, whatever PyTorch's defaults are."""
+    return torch.empty(shape, dtype=dtype, device="cpu")
+
+
 def _call(name: str, *arguments: Any) -> None:
-    """Tensors are given by their memory (None by null), floats as float32, integers as int64; then the number of threads."""
+    """Tensors are given by their memory (None by null), floats as float32, integers as int64; then the number of threads.
+
+    Types are the callers' care: what may be float32 or bf16 is in the name, all other numbers are float32, places int64.
+    """
     converted: list[Any] = []
     for x in arguments:
         if isinstance(x, Tensor):
-            assert x.is_contiguous(), f"{name}: a tensor is not contiguous"
+            if not (x.is_contiguous() and x.device.type == "cpu"):
+                raise ValueError(f"{name}: a tensor is not contiguous, or not in the memory of the CPU")
             converted.append(ctypes.c_void_p(x.data_ptr()))
         elif isinstance(x, float):
             converted.append(ctypes.c_float(x))
@@ -42,10 +51,19 @@ def add_norm(
     """x + delta (x itself without delta), float32; its RMS norm times the weight, in `dtype`; 1 / root mean square (C,)."""
     rows, width = x_CE.shape
     total_CE = x_CE if delta_CE is None else torch.empty_like(x_CE)
-    normal_CE, inverse_C = torch.empty(rows, width, dtype=dtype), torch.empty(rows)
+    normal_CE, inverse_C = _new(rows, width, dtype=dtype), _new(rows)
     kind = SUFFIX[dtype if delta_CE is None else delta_CE.dtype]
     _call(
-        f"add_norm_{kind}_{SUFFIX[dtype]}", x_CE, delta_CE, total_CE, weight_E, eps, normal_CE, inverse_C, rows, width
+        f"add_norm_{kind}_{SUFFIX[dtype]}",
+        x_CE,
+        delta_CE,
+        total_CE,
+        weight_E,
+        float(eps),
+        normal_CE,
+        inverse_C,
+        rows,
+        width,
     )
     return total_CE, normal_CE, inverse_C
 
@@ -62,8 +80,8 @@ def add_norm_backward(
     """Gradients of x, of delta in its type, and of the weight, from those of `add_norm`'s first two results."""
     rows, width = total_CE.shape
     of_x_CE = torch.empty_like(total_CE)
-    of_delta_CE = of_x_CE if delta_dtype == torch.float32 else torch.empty(rows, width, dtype=delta_dtype)
-    parts = torch.empty(torch.get_num_threads(), width) if with_weight else None
+    of_delta_CE = of_x_CE if delta_dtype == torch.float32 else _new(rows, width, dtype=delta_dtype)
+    parts = _new(torch.get_num_threads(), width) if with_weight else None
     _call(
         f"add_norm_backward_{SUFFIX[delta_dtype]}_{SUFFIX[of_normal_CE.dtype]}",
         of_normal_CE,
@@ -107,8 +125,20 @@ def attend(
         q_CX.shape[1] // (2 * cos_SD.shape[1]),
         _sizes(q_CX, k_CX, cos_SD, starts),
     )
-    softmax_CH2 = torch.empty(len(q_CX), heads, 2)
-    _call(f"attend_{SUFFIX[q_CX.dtype]}", q_CX, k_CX, v_CX, cos_SD, sin_SD, scale, starts, out_CX, softmax_CH2, *sizes)
+    softmax_CH2 = _new(len(q_CX), heads, 2)
+    _call(
+        f"attend_{SUFFIX[q_CX.dtype]}",
+        q_CX,
+        k_CX,
+        v_CX,
+        cos_SD,
+        sin_SD,
+        float(scale),
+        starts,
+        out_CX,
+        softmax_CH2,
+        *sizes,
+    )
     return out_CX, softmax_CH2
 
 
@@ -125,7 +155,7 @@ def attend_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v."""
     grads, sizes = [torch.empty_like(x) for x in (q_CX, k_CX, v_CX)], _sizes(q_CX, k_CX, cos_SD, starts)
-    given = (slope_CX, q_CX, k_CX, v_CX, cos_SD, sin_SD, scale, starts, softmax_CH2)
+    given = (slope_CX, q_CX, k_CX, v_CX, cos_SD, sin_SD, float(scale), starts, softmax_CH2)
     _call(f"attend_backward_{SUFFIX[q_CX.dtype]}", *given, *grads, *sizes)
     return grads[0], grads[1], grads[2]
 
@@ -133,7 +163,7 @@ def attend_backward(
 def add_norm_columns(x_EN: Tensor, delta_EN: Tensor | None, weight_E: Tensor, eps: float, out_EN: Tensor) -> Tensor:
     """x += delta, where there is one; then x's RMS norm over each column times the weight, into `out_EN`, which is returned."""
     kind = SUFFIX[out_EN.dtype if delta_EN is None else delta_EN.dtype]
-    _call(f"add_norm_columns_{kind}_{SUFFIX[out_EN.dtype]}", x_EN, delta_EN, weight_E, eps, out_EN, *x_EN.shape)
+    _call(f"add_norm_columns_{kind}_{SUFFIX[out_EN.dtype]}", x_EN, delta_EN, weight_E, float(eps), out_EN, *x_EN.shape)
     return out_EN
 
 
@@ -156,7 +186,7 @@ def attend_step(
     """
     keys, values = cache
     rows, (_, kv_heads, width, size) = qkv_XN.shape[1], keys.shape
-    given = (qkv_XN, *norms, eps, *rotation, scale, keys, values, starts_N, column, width, out_XN)
+    given = (qkv_XN, *norms, float(eps), *rotation, float(scale), keys, values, starts_N, column, width, out_XN)
     _call(f"attend_step_{SUFFIX[qkv_XN.dtype]}", *given, rows, len(out_XN) // size, kv_heads, size)
     return out_XN
 
@@ -164,8 +194,8 @@ def attend_step(
 def pick(logits_VB: Tensor, temperature: float, uniform_B: Tensor | None, width: int) -> tuple[Tensor, Tensor]:
     """Tokens and their log-probabilities, (B,) both: `alignment.generation.sampling.pick_tokens`, by blocks of `width` tokens."""
     size, columns = logits_VB.shape
-    tokens_B, logprobs_B = torch.empty(columns, dtype=torch.long), torch.empty(columns)
-    sums_KB = torch.empty(-(-size // width), columns, dtype=torch.float64)
+    tokens_B, logprobs_B = _new(columns, dtype=torch.long), _new(columns)
+    sums_KB = _new(-(-size // width), columns, dtype=torch.float64)
     uniform_B = None if uniform_B is None else uniform_B.double().contiguous()
     results = (tokens_B, logprobs_B, sums_KB)
     _call(f"pick_{SUFFIX[logits_VB.dtype]}", logits_VB, 1 / temperature, uniform_B, *results, size, columns, width)
@@ -187,7 +217,15 @@ def add_block(
     In place, float32: the target's logit when it comes; the largest logit so far; relative to it the sums of exp(l) and exp(l) l.
     """
     running = (target_C, most_C, sum_C, weighted_C)
-    _call(f"add_block_{SUFFIX[products_Cv.dtype]}", products_Cv, scale, targets_C, first, *running, *products_Cv.shape)
+    _call(
+        f"add_block_{SUFFIX[products_Cv.dtype]}",
+        products_Cv,
+        float(scale),
+        targets_C,
+        first,
+        *running,
+        *products_Cv.shape,
+    )
 
 
 def block_slopes(
@@ -203,7 +241,7 @@ def block_slopes(
 ) -> None:
     """The gradient in the logits, into `out_Cv` (which may be the products), given those in log-probabilities and entropies."""
     given = (targets_C, first, normaliser_C, entropy_C, slope_C, entropy_slope_C)
-    _call(f"block_slopes_{SUFFIX[products_Cv.dtype]}", products_Cv, out_Cv, scale, *given, *products_Cv.shape)
+    _call(f"block_slopes_{SUFFIX[products_Cv.dtype]}", products_Cv, out_Cv, float(scale), *given, *products_Cv.shape)
 
 
 def _sizes(q_CX: Tensor, k_CX: Tensor, cos_SD: Tensor, starts: Tensor) -> tuple[int, int, int, int]:

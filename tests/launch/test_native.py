@@ -329,8 +329,9 @@ def test_without_a_compiler_one_line_says_so(tmp_path):
 
 
 def test_a_compiler_that_fails_is_quoted(tmp_path):
-    script = 'case "$1" in --version) echo 1;; *) echo "x.cpp:1: error: no room" >&2; exit 3;; esac'
-    there, lines = told(load(tmp_path, CXX=write_compiler(tmp_path / "broken", script)))
+    """When there is no other one."""
+    script = '[ "$1" = --version ] && echo 1 && exit; echo "x.cpp:1: error: no room" >&2; exit 3'
+    there, lines = told(load(tmp_path, CXX=write_compiler(tmp_path / "broken", script), PATH="/nowhere"))
     assert not there and len(lines) == 1 and "x.cpp:1: error: no room" in lines[0]
     assert not list(tmp_path.rglob("*.so"))
 
@@ -352,6 +353,46 @@ def test_the_numbers_are_right_with_narrower_registers(processor, tmp_path):
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout[-3000:]
     assert list(tmp_path.rglob("*.so")) and int(done.stdout.split(" passed")[0].split()[-1]) > 100
+
+
+def test_a_file_that_is_empty_is_made_anew(tmp_path):
+    assert told(load(tmp_path)) == (True, [])
+    (kept,) = tmp_path.rglob("*.so")
+    kept.write_bytes(b"")
+    assert told(load(tmp_path)) == (True, [])
+    assert kept.stat().st_size > 10_000
+
+
+def test_a_compiler_that_fails_is_followed_by_another(tmp_path):
+    assert told(load(tmp_path, CXX=write_compiler(tmp_path / "old", "exit 1"))) == (True, [])
+
+
+def test_a_folder_that_others_can_write_to_is_not_used(tmp_path):
+    (tmp_path / "alignkit").mkdir()
+    (tmp_path / "alignkit").chmod(0o777)
+    assert told(load(tmp_path)) == (True, [])
+    assert not list((tmp_path / "alignkit").iterdir())
+
+
+def test_results_do_not_hang_on_pytorchs_default_type():
+    x, weight = draw(4, 16), torch.ones(16, requires_grad=True)
+    expected = add_norm(x, None, weight, 1, torch.float32)[1]
+    tokens, logprobs = pick_tokens(draw(30, 4), 1.0, torch.rand(4, dtype=torch.float64))
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.float64)
+        found = add_norm(x, None, weight, 1, torch.float32)[1]
+        found.sum().backward()
+        assert pick_tokens(draw(30, 4).float(), 1.0, torch.rand(4))[1].dtype == torch.float32
+    finally:
+        torch.set_default_dtype(before)
+    assert torch.equal(found, expected) and weight.grad.dtype == tokens.new_empty(0).float().dtype == logprobs.dtype
+
+
+def test_a_token_is_drawn_alike_whichever_way_the_logits_lie():
+    logits, uniform = draw(40, 6), torch.rand(6, dtype=torch.float64)
+    for a, b in zip(pick_tokens(logits, 1.0, uniform), pick_tokens(logits.T.contiguous().T, 1.0, uniform), strict=True):
+        assert torch.equal(a, b)
 
 
 def test_tensors_that_the_kernels_do_not_know_are_left_to_pytorch():
