@@ -196,6 +196,14 @@ def test_bf16_is_rounded_as_pytorch_rounds(numbers):
     assert torch.equal(ops.add_norm_columns(ones, None, weight, 0.0, found), weight.bfloat16())
 
 
+def test_halves_are_rounded_to_the_even_one():
+    low = torch.tensor([0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF], dtype=torch.int32)
+    bits = (torch.arange(0x3F80, 0x3F90, dtype=torch.int32)[:, None] << 16 | low).flatten()
+    weight = bits.view(torch.float32)[:, None].contiguous()
+    found = ops.add_norm_columns(torch.ones_like(weight), None, weight, 0.0, torch.empty_like(weight).bfloat16())
+    assert torch.equal(found, weight.bfloat16())
+
+
 # ---------------------------------------------------------------------------------------------- decoding
 
 
