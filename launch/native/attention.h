@@ -110,13 +110,23 @@ void store_head(T* to, const float* from, int64_t step, int64_t count, Sizes s) 
 // Heads that one thread takes at a time: all of a row, whose numbers lie side by side, where there are rows enough.
 inline int64_t together(int64_t rows, int64_t kv_heads, int threads) { return rows >= 4 * threads ? kv_heads : 1; }
 
+// A row and one of its key-value heads: which head, the row's first token, and its tokens.
+struct Place {
+    int64_t kv, start, count;
+};
+
+inline Place place_of(int64_t job, const int64_t* starts, int64_t kv_heads) {
+    int64_t row = job / kv_heads;
+    return {job % kv_heads, starts[row], starts[row + 1] - starts[row]};
+}
+
 template <class T>
 void attend(const T* q, const T* k, const T* v, const float* cos, const float* sin, float scale, const int64_t* starts,
             T* out, float* softmax, int64_t rows, int64_t heads, int64_t kv_heads, int64_t head_dim, int threads) {
     int64_t group = heads / kv_heads, q_step = heads * head_dim, kv_step = kv_heads * head_dim;
 #pragma omp parallel for num_threads(threads) schedule(dynamic, together(rows, kv_heads, threads))
     for (int64_t job = 0; job < rows * kv_heads; job++) {
-        int64_t row = job / kv_heads, kv = job % kv_heads, start = starts[row], count = starts[row + 1] - start;
+        auto [kv, start, count] = place_of(job, starts, kv_heads);
         if (!count) continue;
         Sizes s(count, head_dim);
         float* keys = scratch(4 * s.by_token() + s.pairs());
@@ -161,7 +171,7 @@ void attend_backward(const T* slope, const T* q, const T* k, const T* v, const f
     int64_t group = heads / kv_heads, q_step = heads * head_dim, kv_step = kv_heads * head_dim;
 #pragma omp parallel for num_threads(threads) schedule(dynamic, together(rows, kv_heads, threads))
     for (int64_t job = 0; job < rows * kv_heads; job++) {
-        int64_t row = job / kv_heads, kv = job % kv_heads, start = starts[row], count = starts[row + 1] - start;
+        auto [kv, start, count] = place_of(job, starts, kv_heads);
         if (!count) continue;
         Sizes s(count, head_dim);
         int64_t size = s.by_token();
