@@ -338,6 +338,7 @@ def deepfake_results(root, areas):
         "protocol": protocol("embedded:digits", 1797),
         "versions": VERSIONS,
         "hardware": HARDWARE,
+        "created": "2026-11-21T06:00:00+00:00",  # by the clock, a second may end between two, which changes their order
     }
     for seed, (name, area) in enumerate(areas.items(), 21):
         folder = root / "evaluate-deepfake" / name
