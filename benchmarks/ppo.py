@@ -3,13 +3,15 @@
 python -m benchmarks.ppo --trl_python ENV/bin/python    (writes benchmarks/results/ppo.json)
 
 ENV is an environment of its own with `pip install trl==1.12.0` beside the versions of torch and transformers that alignkit
-has. Both sides read the same weights and prompts and use the same batch, lengths, epochs and micro-batches, each with
-policy, critic, reference and reward model as four models. Every run is a process; in each round the two take turns, the
-order changing, so that ratios are of runs side by side.
+has. Both sides read the same weights and prompts and use the same batch, lengths, epochs and micro-batches. Every run is a
+process; in each round the two take turns, the order changing, so that ratios are of runs side by side.
 
-- `like for like`: fp32 on both sides, no gradient checkpointing. `like for like, bf16`: under autocast, for a GPU.
-- `defaults`: TRL as it comes (bf16 autocast, gradient checkpointing); alignkit with `precision: auto`, which measures.
-- `reward`: both with a learning rate that learns, for the same wall-clock time.
+- `like for like`: policy, critic, reference and reward model are four models on both sides, fp32, no gradient
+  checkpointing. `like for like, bf16`: under autocast, for a GPU.
+- `defaults`: TRL as it comes (four models, bf16 autocast, gradient checkpointing); alignkit as it comes: its critic is a
+  head on the policy's trunk, and `precision: auto` measures.
+- `defaults, four models`: the same, but alignkit's critic is a model of its own, as TRL's is.
+- `reward`: both by their defaults with a learning rate that learns, for the same wall-clock time.
 
 A GPU is used where there is one; peak memory is then its own. There, run
 
@@ -45,7 +47,8 @@ from launch.files import read_json, write_json
 SETTINGS: dict[str, dict[str, Any]] = {
     "like for like": {"precision": "fp32"},
     "like for like, bf16": {"precision": "bf16"},
-    "defaults": {"precision": "auto", "trl_defaults": True},
+    "defaults": {"precision": "auto", "trl_defaults": True, "own_critic": False},
+    "defaults, four models": {"precision": "auto", "trl_defaults": True},
 }
 PHASES = ("generate", "score", "update")
 REWARD_WINDOW = 5
@@ -95,11 +98,14 @@ def describe(run: dict[str, Any], case: Case) -> dict[str, Any]:
 
 
 def sum_of_passes(run: dict[str, Any], case: Case) -> float:
-    """Seconds of a step's sampling and of transformers' own passes over its episodes: four models that read them, and the forward
-    and backward passes of two in each epoch. At natural lengths these have padding that no trainer needs."""
+    """Seconds of a step's sampling and of transformers' own passes over its episodes: each model that reads them, and the forward
+    and backward passes of those that train, in each epoch. At natural lengths these have padding that no trainer needs.
+
+    The reference is a policy, and the reward model is counted as a critic, which it is but for what it reads at its end."""
     bare, generate = run["bare_passes"], statistics.median(u["generate"] for u in run["updates"])
-    both = {kind: bare[f"policy, {kind}"] + bare[f"critic, {kind}"] for kind in ("forward", "training")}
-    return generate + 2 * both["forward"] + case.epochs * both["training"]
+    reading = 2 * bare["policy, forward"] + (1 + case.own_critic) * bare["critic, forward"]
+    training = bare["policy, training"] + case.own_critic * bare["critic, training"]
+    return generate + reading + case.epochs * training
 
 
 def compare(case: Case, trl_python: str, rounds: int) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from alignment.ppo.config import PPOConfig
-from alignment.ppo.models import load_roles
+from alignment.ppo.models import load_critic, load_roles
 from alignment.ppo.rollout import make_batch
 from alignment.ppo.trainer import PPOTrainer
 from alignment.reward.sources.build import build_source
@@ -47,6 +47,7 @@ def make_trainer(folder: Path, case: Case, prompts: list[list[int]], runtime: Ru
         max_prompt_tokens=case.prompt,
         missing_eos="none",
         learning_rate=case.learning_rate,
+        critic_from="reward" if case.own_critic else None,
     )
     roles = load_roles(config)
     rows = [{"prompt": roles.tokenizer.decode(ids), "prompt_ids": ids} for ids in prompts]
@@ -84,16 +85,17 @@ def time_bare_passes(trainer: PPOTrainer, case: Case) -> dict[str, float]:
     """Seconds of transformers' own passes over a rollout, in micro-batches: forward, and forward and backward of a training step.
 
     The smaller of two. Episodes in the order of the rollout, padded to the longest of each micro-batch, each model's head at all
-    positions: a policy's with its loss, a critic's values.
+    positions: a policy's with its loss, the values of a critic, which is a model of its own or a new one of the reward model's size.
     """
     rollout, roles = trainer.rollout(trainer.next_prompts()), trainer.roles
+    critic = roles.critic or load_critic(trainer.config, roles.tokenizer)
     batches = [
         make_batch(rollout, range(part.start, part.stop), PAD).tokens_bS
         for part in equal_slices(case.batch, case.micro_batch)
     ]
     runs = {
         "policy": lambda tokens: roles.policy(tokens, labels=tokens, use_cache=False).loss,
-        "critic": lambda tokens: roles.critic.score(roles.critic.model(tokens, use_cache=False)[0]).square().mean(),
+        "critic": lambda tokens: critic.score(critic.model(tokens, use_cache=False)[0]).square().mean(),
     }
     seconds: dict[str, float] = {}
     for _ in range(2):

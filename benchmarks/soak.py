@@ -29,7 +29,13 @@ from tests.support import save_policy, save_prompts, save_reward
 
 UPDATES = 8
 KILLS_OF_A_JOB = 4
-AHEAD = {"rollouts_ahead": 1, "dump_rollouts": "jsonl", "normalise_scores": True, "kl_target": 1.0}
+AHEAD = {
+    "rollouts_ahead": 1,
+    "dump_rollouts": "jsonl",
+    "normalise_scores": True,
+    "kl_target": 1.0,
+    "critic_from": "trunk",
+}
 MODES = {
     "1 process": (1, 0, 0.5),
     "2 processes, DDP": (2, 0, 0.2),

@@ -35,7 +35,8 @@ def empty_critic(policy: PreTrainedModel) -> PreTrainedModel:
     if empty is None or not isinstance(getattr(empty, "score", None), nn.Linear):
         raise UserError(
             f"critic_from: transformers has no sequence classifier with a head `score` for {config.model_type}, so a value "
-            "head on it could not be saved; choose a policy of another architecture, or an estimator without a critic"
+            "head on it could not be saved; choose a policy of another architecture, an estimator without a critic, or "
+            "--critic_from reward with a reward model that has such a head"
         )
     return empty
 

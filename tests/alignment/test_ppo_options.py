@@ -31,8 +31,9 @@ def now(trainer, prompt, response):
     ids, first = torch.tensor([[*prompt, *response]]), len(prompt) - 1
     with torch.no_grad():
         logits_TV = trainer.roles.policy(ids).logits[0, first:-1] / trainer.config.temperature
-        critic = trainer.roles.critic
-        values_T = critic.score(critic.base_model(ids).last_hidden_state)[0, first:-1, 0]
+        critic = trainer.roles.critic or trainer.roles.policy
+        head = (trainer.roles.critic or trainer.roles).score
+        values_T = head(critic.base_model(ids).last_hidden_state)[0, first:-1, 0]
     logprobs_TV = torch.log_softmax(logits_TV, -1)
     entropy_T = -(logprobs_TV.exp() * logprobs_TV).sum(-1)
     picked_T = [float(row[token]) for row, token in zip(logprobs_TV, response, strict=True)]
@@ -110,12 +111,13 @@ def step_loss(trainer, rollout):
         ({"clip": 0.1, "clip_high": 0.6}, {"low": 0.1, "high": 0.6}),
         ({"dual_clip": 1.5}, {"dual": 1.5}),
         ({"value_coef": 0.7}, {"value": 0.7}),
+        ({"value_coef": 0.7, "critic_from": "reward"}, {"value": 0.7}),
         *[({"kl_in": "loss", "kl_coef": 0.4, "kl_kind": kind}, {"kl": 0.4, "kind": kind}) for kind in KL],
         ({"loss_mean": "sequence_mean"}, {"mean": "sequence_mean"}),
         ({"loss_mean": "constant_length"}, {"mean": "constant_length"}),
     ],
     ids=[
-        *("plain", "entropy_coef", "clip_high", "dual_clip", "value_coef", "kl_k1", "kl_k2", "kl_k3"),
+        *("plain", "entropy_coef", "clip_high", "dual_clip", "value_coef", "own_critic", "kl_k1", "kl_k2", "kl_k3"),
         *("sequence_mean", "constant_length"),
     ],
 )

@@ -21,8 +21,10 @@ UPDATES = 10
 
 
 def words(inputs, out, **changes):
+    """The critic is a model of its own: that is two trained models in one engine, more than on the trunk."""
     policy, reward, prompts = inputs
     settings = dict(
+        critic_from="reward",
         policy=policy,
         reward=reward,
         prompts=prompts,
@@ -41,21 +43,16 @@ def words(inputs, out, **changes):
 
 
 @pytest.fixture(scope="module")
-def alone(inputs, tmp_path_factory):
-    out = tmp_path_factory.mktemp("alone") / "ppo"
-    run_whole(words(inputs, out), out.with_name("logs"))
-    return out
+def whole(inputs, tmp_path_factory):
+    """whole(critic, mode) -> the folder of the run on two processes, or on one without a mode."""
+    root = tmp_path_factory.mktemp("whole")
 
-
-@pytest.fixture(scope="module")
-def two(inputs, tmp_path_factory):
-    """two(mode) -> the folder of the same run on two processes."""
-    root = tmp_path_factory.mktemp("two")
-
-    def run(mode):
-        if not (root / mode).exists():
-            run_whole(words(inputs, root / mode), root / "logs", 2, ZERO_STAGES[mode])
-        return root / mode
+    def run(critic, mode=None):
+        out = root / critic / str(mode)
+        if not out.exists():
+            world, stage = (2, ZERO_STAGES[mode]) if mode else (1, 0)
+            run_whole(words(inputs, out, critic_from=critic), root / "logs", world, stage)
+        return out
 
     return run
 
@@ -73,9 +70,10 @@ def largest_difference(a, b):
 
 
 @pytest.mark.parametrize("mode", ZERO_STAGES)
-def test_two_processes_follow_the_trajectory_of_one(alone, two, mode):
+@pytest.mark.parametrize("critic", ["reward", "trunk"])
+def test_two_processes_follow_the_trajectory_of_one(whole, mode, critic):
     """Minibatches of 5 over 2 ranks: one rank passes an empty micro-batch, and nothing changes."""
-    out = two(mode)
+    alone, out = whole(critic), whole(critic, mode)
     assert largest_difference(alone, out) < 1e-5
     provenance = json.loads((out / "provenance.json").read_text())
     assert (provenance["world"], provenance["zero_stage"]) == (2, ZERO_STAGES[mode])
@@ -117,7 +115,7 @@ def test_the_policy_wakes_with_a_fresh_optimizer_under_every_stage(inputs, tmp_p
                 assert ours[key] == pytest.approx(theirs[key], abs=1e-5), (name, key)
 
 
-def test_the_launcher_killed_and_its_job_resumed_to_the_bit(inputs, two, tmp_path):
+def test_the_launcher_killed_and_its_job_resumed_to_the_bit(inputs, whole, tmp_path):
     """SIGKILL to `accelerate launch` itself: its ranks follow by themselves. (Ranks are killed in test_ppo_kills.py.)"""
     killed = tmp_path / "killed"
     flags = ["--use_deepspeed", "--zero_stage", "2"]
@@ -132,8 +130,8 @@ def test_the_launcher_killed_and_its_job_resumed_to_the_bit(inputs, two, tmp_pat
     again = run_whole(words(inputs, killed, checkpoint_steps=1), tmp_path / "logs", 2, 2)
     assert "resuming after step" in again.say()
     for name in ("model.safetensors", "critic/model.safetensors"):
-        assert sha256_file(killed / name) == sha256_file(two("zero2") / name), name
-    assert read_metrics(killed) == read_metrics(two("zero2"))
+        assert sha256_file(killed / name) == sha256_file(whole("reward", "zero2") / name), name
+    assert read_metrics(killed) == read_metrics(whole("reward", "zero2"))
 
 
 def test_zero_refuses_what_it_cannot_resume(inputs, tmp_path):

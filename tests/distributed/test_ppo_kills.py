@@ -14,6 +14,7 @@ from tests.kills import PHASES, Kill, finish, result_of, strike
 pytestmark = pytest.mark.distributed
 UPDATES = 6
 AHEAD = {"rollouts_ahead": 1, "dump_rollouts": "jsonl", "normalise_scores": True, "kl_target": 1.0, "kl_horizon": 100}
+AHEAD |= {"critic_from": "trunk"}
 
 
 def command(inputs, out, **changes):
