@@ -1,10 +1,11 @@
 """Where should PPO's critic live: on the policy's trunk, or in a model of its own? The demo's PPO with each, over seeds.
 
-    python -m benchmarks.critics --seeds 0 1 2    (half an hour on two cores; writes benchmarks/results/critics.json)
+    python -m benchmarks.critics --seeds 0 1 2    (20 minutes on two cores; writes benchmarks/results/critics.json)
 
 The lifecycle of `make demo` up to PPO is run once; then its PPO, samples on held-out prompts and the gold judge's verdict
-again for each critic and seed of PPO, all else the same. `objective` is the gold judge's reward less the recipe's weight of
-the KL divergence times that.
+again for each critic and seed of PPO, all else the same. `rewards times 10`: with the KL weight times 10, too, so that
+nothing but the scale of rewards, values and value loss is another. `objective` is the gold judge's reward less the recipe's
+weight of the KL divergence times that.
 """
 
 from __future__ import annotations
@@ -19,11 +20,21 @@ from typing import Any
 from benchmarks.common import RESULTS, about, alignkit
 from launch.files import read_json, write_json
 
+KL_COEF, SCALE = 0.1, 10
+"""The recipe's weight, and by what rewards are multiplied."""
+SCALED = {
+    "reward": "null",
+    "rewards.model.model": "@reward",
+    "rewards.model.weight": SCALE,
+    "kl_coef": SCALE * KL_COEF,
+}
 CRITICS: dict[str, dict[str, Any]] = {
-    "trunk": {"critic_from": "trunk"},
-    "trunk, value_coef 1": {"critic_from": "trunk", "value_coef": 1.0},
     "reward model": {"critic_from": "reward"},
     "copy of the policy": {"critic_from": "policy"},
+    "trunk": {"critic_from": "trunk"},
+    "trunk, value_coef 1": {"critic_from": "trunk", "value_coef": 1.0},
+    "reward model, rewards times 10": {"critic_from": "reward", **SCALED},
+    "trunk, rewards times 10": {"critic_from": "trunk", **SCALED},
 }
 NEEDED = (
     "base,sft,samples_a_plain,samples_a_wild,samples_b_plain,samples_b_wild,samples_eval_wild,completions_sft,preferences_a,"
@@ -37,15 +48,10 @@ def run(folder: Path, changes: dict[str, Any]) -> dict[str, float]:
     """One PPO run of the demo: its seconds, and its figures on the held-out prompts."""
     words = [word for key, value in changes.items() for word in (f"--ppo.{key}", value)]
     alignkit("run", "demo", "--output_dir", folder, "--stages", STAGES, *words)
-    made = read_json(folder / "ppo" / "provenance.json")
-    found = {
-        m["name"]: m["value"] for m in read_json(folder / "win_ppo" / "results.json")["metrics"] if m["name"] in FIGURES
-    }
-    return {
-        **found,
-        "objective": found["judge_reward"] - made["config"]["kl_coef"] * found["kl_k1"],
-        "seconds": made["seconds"],
-    }
+    metrics = read_json(folder / "win_ppo" / "results.json")["metrics"]
+    found = {metric["name"]: metric["value"] for metric in metrics if metric["name"] in FIGURES}
+    objective = found["judge_reward"] - KL_COEF * found["kl_k1"]
+    return {**found, "objective": objective, "seconds": read_json(folder / "ppo" / "provenance.json")["seconds"]}
 
 
 def main() -> None:
@@ -53,7 +59,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options = parser.parse_args()
-    seeds = " ".join(map(str, options.seeds))
+    measured = about("python -m benchmarks.critics --seeds " + " ".join(map(str, options.seeds)))
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in CRITICS}
     with tempfile.TemporaryDirectory() as name:
         alignkit("run", "demo", "--output_dir", Path(name) / "demo", "--stages", NEEDED)
@@ -62,8 +68,7 @@ def main() -> None:
             runs[critic].append({"seed": seed, **row})
             print(critic, seed, {key: round(value, 3) for key, value in row.items()}, flush=True)
             means = {c: {k: statistics.fmean(r[k] for r in rows) for k in rows[0]} for c, rows in runs.items() if rows}
-            result = {**about(f"python -m benchmarks.critics --seeds {seeds}"), "means": means, "runs": runs}
-            write_json(RESULTS / "critics.json", result)
+            write_json(RESULTS / "critics.json", {**measured, "means": means, "runs": runs})
 
 
 if __name__ == "__main__":

@@ -8,10 +8,11 @@ process; in each round the two take turns, the order changing, so that ratios ar
 
 - `like for like`: policy, critic, reference and reward model are four models on both sides, fp32, no gradient
   checkpointing. `like for like, bf16`: under autocast, for a GPU.
-- `defaults`: TRL as it comes (four models, bf16 autocast, gradient checkpointing); alignkit as it comes: its critic is a
-  head on the policy's trunk, and `precision: auto` measures.
-- `defaults, four models`: the same, but alignkit's critic is a model of its own, as TRL's is.
-- `reward`: both by their defaults with a learning rate that learns, for the same wall-clock time.
+- `defaults`: TRL as it comes (four models, bf16 autocast, gradient checkpointing); alignkit as it comes (four models,
+  `precision: auto`, which measures).
+- `defaults, critic on the trunk`: the same, but alignkit has `critic_from: trunk`, which is cheaper and may learn less.
+- `reward`: both by their defaults with a learning rate that learns, for the same wall-clock time; `reward, critic on the
+  trunk` with that.
 
 A GPU is used where there is one; peak memory is then its own. There, run
 
@@ -47,9 +48,11 @@ from launch.files import read_json, write_json
 SETTINGS: dict[str, dict[str, Any]] = {
     "like for like": {"precision": "fp32"},
     "like for like, bf16": {"precision": "bf16"},
-    "defaults": {"precision": "auto", "trl_defaults": True, "own_critic": False},
-    "defaults, four models": {"precision": "auto", "trl_defaults": True},
+    "defaults": {"precision": "auto", "trl_defaults": True},
+    "defaults, critic on the trunk": {"precision": "auto", "trl_defaults": True, "own_critic": False},
 }
+REWARDS = {"reward": "defaults", "reward, critic on the trunk": "defaults, critic on the trunk"}
+"""Name of a comparison of rewards -> the setting that it is of."""
 PHASES = ("generate", "score", "update")
 REWARD_WINDOW = 5
 """Updates over which the reward that was reached is averaged."""
@@ -206,9 +209,10 @@ def main() -> None:
                 write_json(path, result)
     if options.reward_seconds:
         case = Case(1024, False, updates=10_000, warmup=0, learning_rate=3e-4, seconds=options.reward_seconds)
-        case = replace(case, learnable=True, **SETTINGS["defaults"], **sizes)
-        result["reward"] = {**measured, **compare_rewards(case, options.trl_python)}
-        write_json(path, result)
+        for name, setting in REWARDS.items():
+            case = replace(case, learnable=True, **{**SETTINGS[setting], **sizes})
+            result[name] = {**measured, **compare_rewards(case, options.trl_python)}
+            write_json(path, result)
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ class Case:
     trl_defaults: bool = False
     """TRL with its own defaults: bf16 and gradient checkpointing."""
     own_critic: bool = True
-    """alignkit's critic is a model of its own, as TRL's is; if not, what it is by default, a head on the policy's trunk."""
+    """alignkit's critic is a model of its own, as TRL's is; if not, a head on the policy's trunk."""
     learnable: bool = False
     """A reward model that can be pleased (`_reads_every_token`), in place of random weights, whose scores hardly vary."""
     seconds: float | None = None

@@ -47,7 +47,7 @@ def make_trainer(folder: Path, case: Case, prompts: list[list[int]], runtime: Ru
         max_prompt_tokens=case.prompt,
         missing_eos="none",
         learning_rate=case.learning_rate,
-        critic_from="reward" if case.own_critic else None,
+        critic_from="reward" if case.own_critic else "trunk",
     )
     roles = load_roles(config)
     rows = [{"prompt": roles.tokenizer.decode(ids), "prompt_ids": ids} for ids in prompts]

@@ -43,11 +43,11 @@ class PPOConfig(StageConfig):
     rewards: dict[str, SourceConfig] = field(default_factory=dict)
     """Sources of reward by name, added up by their weights: models, ensembles, functions, services, rules."""
     critic: str | None = artefact(None)
-    """A saved critic or reward model that the critic starts from, a model of its own; with critic_from trunk its head
-    alone is taken."""
-    critic_from: Literal["trunk", "reward", "policy"] | None = None
-    """What the critic is: a head on the policy's trunk (what it is when neither this nor critic is given); or a model of
-    its own that starts from the (first) reward model, or from a copy of the policy with a new head."""
+    """A saved critic or reward model that the critic starts from, instead of what `critic_from` says; with trunk its
+    head is taken."""
+    critic_from: Literal["reward", "policy", "trunk"] = "reward"
+    """What the critic starts from: the (first) reward model; a copy of the policy with a new head; or it is no model of
+    its own but a head on the policy's trunk."""
     lora: SharedLora | None = None
     """Train adapters: policy, critic, reference and reward model on one base (lora.rank, lora.alpha, lora.targets,
     lora.merged_sampler); all weights when not given."""
@@ -195,11 +195,6 @@ class PPOConfig(StageConfig):
         if self.estimator not in ESTIMATORS:  # a config built in Python, which no command line has looked at
             raise UserError(f"estimator: {self.estimator!r} is not one of {', '.join(ESTIMATORS)}; give one of them")
         return ESTIMATORS[self.estimator].needs_critic
-
-    @property
-    def critic_on_trunk(self) -> bool:
-        """Whether the critic is a head on the policy's trunk, no model of its own."""
-        return self.needs_critic and (self.critic_from == "trunk" or not (self.critic_from or self.critic))
 
     def check(self) -> None:
         for name in ("policy",) if self.replay else ("policy", "prompts"):

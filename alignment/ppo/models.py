@@ -31,7 +31,7 @@ def load_roles(config: PPOConfig) -> Roles | SharedRoles:
         if config.reference:
             check_ids("reference", config.reference, tokenizer, "give a reference with the policy's tokenizer")
         frozen = load_causal(config.reference or config.policy, tokenizer, partitioned=True, field="reference")
-    on_trunk = config.critic_on_trunk
+    on_trunk = config.needs_critic and config.critic_from == "trunk"
     critic = load_critic(config, tokenizer) if config.needs_critic and not on_trunk else None
     models = {role: model for role, model in (("reference", frozen), ("critic", critic)) if model is not None}
     for role, model in models.items():
@@ -187,7 +187,7 @@ def _add_critic(
     tokenizer: PreTrainedTokenizerBase,
 ) -> nn.Linear:
     """The value head; and, unless it reads the policy's trunk, the critic's adapter."""
-    if config.critic_on_trunk:
+    if config.critic_from == "trunk":
         return make_trunk_head(config, trained.model, tokenizer)
     head = value_head(trained.model)
     if not config.critic and config.critic_from == "policy":

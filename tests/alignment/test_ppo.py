@@ -237,7 +237,7 @@ def test_each_epoch_of_each_update_cuts_the_rollout_into_other_minibatches(make)
 
 
 def test_critic_warm_up_holds_the_policy(make):
-    trainer = make(critic_from="reward", critic_warmup=1, updates=2)
+    trainer = make(critic_warmup=1, updates=2)
     policy = [p.detach().clone() for p in trainer.roles.policy.parameters()]
     critic = [p.detach().clone() for p in trainer.roles.critic.parameters()]
     trainer.update(scored(trainer))

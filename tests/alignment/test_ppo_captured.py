@@ -125,9 +125,9 @@ def test_a_base_that_acts_in_several_roles_is_not_captured(make, recorders):
 
 
 def test_the_modules_of_ppo_ask_for_replays(make, recorders):
-    trainer = make(critic_from="reward")
+    trainer = make()
     assert isinstance(trainer.engine.module, ActorCritic)
     policy, critic = trainer.roles.policy.model, trainer.roles.critic.model
     assert {policy, critic, trainer.roles.reference.model} <= set(module._graphs)
-    on_trunk = make()
+    on_trunk = make(critic_from="trunk")
     assert isinstance(on_trunk.engine.module, TrunkActorCritic) and on_trunk.roles.policy.model in module._graphs

@@ -86,7 +86,7 @@ def test_item_02_generation_pads_prompts_on_the_left_passes_pad_episodes_on_the_
 
 
 def test_item_02_all_roles_read_the_token_ids_themselves(make, monkeypatch):
-    trainer, seen = make(critic_from="reward"), {}
+    trainer, seen = make(), {}
     rollout = trainer.rollout(trainer.next_prompts())
     models = {**roles_of(trainer), "judge": find_judge(trainer).model}
     role_of = {id(model.model): role for role, model in models.items()}
@@ -242,7 +242,7 @@ def test_item_12_score_is_read_at_the_last_real_token_also_with_pad_inside_the_p
 
 
 def test_item_16_the_critic_starts_as_the_reward_model(make):
-    trainer = make(critic_from="reward")
+    trainer = make()
     critic, judge = trainer.roles.critic, find_judge(trainer).model
     weights = judge.state_dict()
     assert critic.state_dict().keys() == weights.keys()

@@ -157,7 +157,7 @@ def test_the_critic_starts_as_the_reward_adapter(share, paths):
     judge = RewardModel.from_pretrained(paths["reward"], device="cpu").model
     with torch.no_grad():
         expected = judge.score(judge.base_model(IDS).last_hidden_state)[:, :-1, 0].flatten()
-    assert torch.allclose(values_of(share(critic_from="reward")), expected, atol=1e-5)
+    assert torch.allclose(values_of(share()), expected, atol=1e-5)
 
 
 def test_what_is_trained_and_what_is_not(share, paths):
@@ -176,7 +176,7 @@ def test_what_is_trained_and_what_is_not(share, paths):
 
 def test_one_copy_of_the_base(share, paths):
     """Weights in the engine: the base, four adapters (B's and A's, of rank 6, 6, 4, 4) and the value head."""
-    trainer = share(critic_from="reward")
+    trainer = share()
     base = AutoModelForCausalLM.from_pretrained(paths["base"])
     sides = sum(sum(m.weight.shape) for n, m in base.named_modules() if n.endswith("_proj"))
     expected = base.num_parameters() + sides * (6 + 6 + 4 + 4) + 16
@@ -222,7 +222,7 @@ def test_it_learns_a_reward_that_can_be_had(share, paths, origin):
 
 def test_an_update_follows_that_of_the_full_factors(share, paths):
     """One step on one layer against autograd by hand: the gradient in B is scale * (dL/dW) A', of the plain model."""
-    trainer = share(rank=4, critic_from="reward")
+    trainer = share(rank=4)
     layer = trainer.roles.trained.layers["model.layers.1.mlp.down_proj"]
     batch = batch_of(trainer)
     plain = AutoModelForCausalLM.from_pretrained(paths["base"])
@@ -324,13 +324,13 @@ def test_tied_embeddings_stay_tied(share, tmp_path):
 
 
 def test_a_full_reward_model_stands_beside_the_base(share, paths):
-    trainer = share(reward=str(paths["full"]))
+    trainer = share(reward=str(paths["full"]), critic_from="trunk")
     assert not trainer.roles.rewards
     run_updates(trainer)
     with pytest.raises(
         UserError, match=r"critic_from: .*full is no adapter of the policy's base .*; choose --critic_from"
     ):
-        share(reward=str(paths["full"]), critic_from="reward")
+        share(reward=str(paths["full"]))
 
 
 def test_what_does_not_share_the_base_is_named(share, paths, tmp_path):

@@ -111,13 +111,13 @@ def step_loss(trainer, rollout):
         ({"clip": 0.1, "clip_high": 0.6}, {"low": 0.1, "high": 0.6}),
         ({"dual_clip": 1.5}, {"dual": 1.5}),
         ({"value_coef": 0.7}, {"value": 0.7}),
-        ({"value_coef": 0.7, "critic_from": "reward"}, {"value": 0.7}),
+        ({"value_coef": 0.7, "critic_from": "trunk"}, {"value": 0.7}),
         *[({"kl_in": "loss", "kl_coef": 0.4, "kl_kind": kind}, {"kl": 0.4, "kind": kind}) for kind in KL],
         ({"loss_mean": "sequence_mean"}, {"mean": "sequence_mean"}),
         ({"loss_mean": "constant_length"}, {"mean": "constant_length"}),
     ],
     ids=[
-        *("plain", "entropy_coef", "clip_high", "dual_clip", "value_coef", "own_critic", "kl_k1", "kl_k2", "kl_k3"),
+        *("plain", "entropy_coef", "clip_high", "dual_clip", "value_coef", "on_the_trunk", "kl_k1", "kl_k2", "kl_k3"),
         *("sequence_mean", "constant_length"),
     ],
 )

@@ -63,8 +63,7 @@ def test_every_step_boundary_of_a_run(make, runtime, tmp_path, ahead, updates):
 
 
 def test_what_the_next_update_depends_on_is_in_the_checkpoint(make, runtime, tmp_path):
-    trainer = make(**MOVING, critic_from="reward", rollouts_ahead=1)
-    store = CheckpointStore(tmp_path, runtime)
+    trainer, store = make(**MOVING, rollouts_ahead=1), CheckpointStore(tmp_path, runtime)
     trainer.sink = lambda number, metrics: number == 5 and trainer.save(store) and (_ for _ in ()).throw(Enough)
     with pytest.raises(Enough):
         trainer.train()

@@ -21,10 +21,8 @@ UPDATES = 10
 
 
 def words(inputs, out, **changes):
-    """The critic is a model of its own: that is two trained models in one engine, more than on the trunk."""
     policy, reward, prompts = inputs
     settings = dict(
-        critic_from="reward",
         policy=policy,
         reward=reward,
         prompts=prompts,
