@@ -17,10 +17,14 @@ def row(*cells):
     return f"| {' | '.join(cells)} |"
 
 
-def test_equivalence():
-    modes = result("ppo_equivalence")["modes"]
+CRITICS = {"a model of its own": "reward", "on the trunk": "trunk"}
+
+
+@pytest.mark.parametrize("critic", CRITICS)
+def test_equivalence(critic):
+    modes = result("ppo_equivalence")["critics"][CRITICS[critic]]
     shown = [f"{modes[mode]['largest_loss_difference']:.1e}" for mode in ("ddp", "zero1", "zero2", "zero3")]
-    assert row(*shown) in PAGE
+    assert row(critic, *shown) in PAGE
     assert max(mode["largest_loss_difference"] for mode in modes.values()) < 1e-5
 
 
@@ -45,18 +49,62 @@ def test_full_disks():
     assert f"{found['bytes_left']['jobs']} jobs whose disk filled up" in PAGE and found["faults"] == []
 
 
-CASES_OF_TRL = {
-    "vocabulary 1,024, fixed lengths, both fp32": "vocabulary 1024, fixed lengths, like for like",
-    "natural lengths (mean 15 of 64), both fp32": "vocabulary 1024, natural lengths, like for like",
-    "vocabulary 32,768, fixed lengths, both fp32": "vocabulary 32768, fixed lengths, like for like",
-    "natural lengths (mean 12 of 64), both fp32": "vocabulary 32768, natural lengths, like for like",
+PLACES = {
+    ("1024", "fixed"): "vocabulary 1,024, fixed lengths",
+    ("1024", "natural"): "natural lengths (mean 15 of 64)",
+    ("32768", "fixed"): "vocabulary 32,768, fixed lengths",
+    ("32768", "natural"): "natural lengths (mean 12 of 64)",
+}
+SETTINGS = {
+    "like for like": ", both fp32",
+    "defaults": ", each side's defaults",
+    "defaults, critic on the trunk": ", the same, critic on the trunk",
 }
 
 
-@pytest.mark.parametrize("title", CASES_OF_TRL)
-def test_speed_and_memory_against_trl(title):
-    ratios = result("ppo-xeon")["cases"][CASES_OF_TRL[title]]["ratios"]
-    (line,) = [line for line in PAGE.splitlines() if line.startswith(f"| {title} |")]
-    speed = ratios["speed"]
-    assert f"{speed['median']:.2f} [{speed['min']:.2f}, {speed['max']:.2f}]" in line.replace("**", "")
-    assert f" {ratios['memory']['median']:.2f} (" in line
+@pytest.mark.parametrize("file", ["ppo-xeon", "ppo"])
+def test_speed_and_memory_against_trl(file):
+    """Each row begins with its place (the first of three) or with its lengths."""
+    cases = result(file)["cases"]
+    for (vocabulary, lengths), place in PLACES.items():
+        for setting, what in SETTINGS.items():
+            case = cases.get(f"vocabulary {vocabulary}, {lengths} lengths, {setting}")
+            if case is None and file == "ppo-xeon" and "trunk" in setting:
+                continue  # not measured there
+            ratios = case["ratios"]
+            speed = ratios["speed"]
+            title = (place if setting == "like for like" else f"{lengths} lengths") + what
+            begin = f"| {title} | {speed['median']:.2f} [{speed['min']:.2f}, {speed['max']:.2f}] ("
+            (line,) = [line for line in PAGE.replace("**", "").splitlines() if line.startswith(begin)]
+            assert f" {ratios['memory']['median']:.2f} (" in line
+            assert f" {ratios['memory_above_imports']['median']:.2f} |" in line
+
+
+def test_reward_at_equal_time():
+    """Every number of both tables."""
+    for name in ("reward", "reward, critic on the trunk"):
+        found = result("ppo")[name]
+        for part in found["ours"]["reached"]:
+            cells = [f"{float(part[: part.index('%')]) / 100 * found['seconds']:.0f} s"]
+            for side in ("ours", "trl"):
+                reached = found[side]["reached"][part]
+                cells.append(f"{reached['score']:.2f}, {reached['kl']:.1f}, {reached['objective']:.2f}")
+            assert row(*cells) in PAGE
+
+
+CRITICS_ON_THE_DEMO = {
+    "reward model": "`reward` (default)",
+    "copy of the policy": "`policy`",
+    "trunk": "`trunk`",
+    "trunk, value_coef 1": "`trunk`, `value_coef: 1`",
+    "reward model, rewards times 10": "`reward`, rewards times 10",
+    "trunk, rewards times 10": "`trunk`, rewards times 10",
+}
+
+
+@pytest.mark.parametrize("critic", CRITICS_ON_THE_DEMO)
+def test_critics_on_the_demo(critic):
+    content = result("critics")
+    means, each = content["means"][critic], [f"{run['objective']:.2f}" for run in content["runs"][critic]]
+    numbers = [f"{means['win_rate']:.3f}", *(f"{means[key]:.2f}" for key in ("judge_reward", "kl_k1", "objective"))]
+    assert row(CRITICS_ON_THE_DEMO[critic], *numbers, ", ".join(each)) in PAGE
