@@ -3,9 +3,9 @@
     python -m benchmarks.critics --seeds 0 1 2    (20 minutes on two cores; writes benchmarks/results/critics.json)
 
 The lifecycle of `make demo` up to PPO is run once; then its PPO, samples on held-out prompts and the gold judge's verdict
-again for each critic and seed of PPO, all else the same. `rewards times 10`: with the KL weight times 10, too, so that
-nothing but the scale of rewards, values and value loss is another. `objective` is the gold judge's reward less the recipe's
-weight of the KL divergence times that.
+again for each critic and seed of PPO, all else the same. `rewards times 10`: the KL weight, the penalty for a missing EOS and
+the clip of values are 10 times as large, too, so that nothing but the unit of rewards is another. `objective` is the gold
+judge's reward less the recipe's weight of the KL divergence times that. For times see benchmarks.ppo.
 """
 
 from __future__ import annotations
@@ -20,13 +20,16 @@ from typing import Any
 from benchmarks.common import RESULTS, about, alignkit
 from launch.files import read_json, write_json
 
-KL_COEF, SCALE = 0.1, 10
-"""The recipe's weight, and by what rewards are multiplied."""
+KL_COEF, MISSING_EOS_PENALTY, VALUE_CLIP = 0.1, 1.0, 0.2
+"""What the demo has, by its recipe or by default."""
+SCALE = 10
 SCALED = {
     "reward": "null",
     "rewards.model.model": "@reward",
     "rewards.model.weight": SCALE,
     "kl_coef": SCALE * KL_COEF,
+    "missing_eos_penalty": SCALE * MISSING_EOS_PENALTY,
+    "value_clip": SCALE * VALUE_CLIP,
 }
 CRITICS: dict[str, dict[str, Any]] = {
     "reward model": {"critic_from": "reward"},
@@ -45,13 +48,12 @@ FIGURES = ("win_rate", "win_rate_length_controlled", "judge_reward", "proxy_rewa
 
 
 def run(folder: Path, changes: dict[str, Any]) -> dict[str, float]:
-    """One PPO run of the demo: its seconds, and its figures on the held-out prompts."""
+    """The figures of one PPO run of the demo on the held-out prompts."""
     words = [word for key, value in changes.items() for word in (f"--ppo.{key}", value)]
     alignkit("run", "demo", "--output_dir", folder, "--stages", STAGES, *words)
     metrics = read_json(folder / "win_ppo" / "results.json")["metrics"]
     found = {metric["name"]: metric["value"] for metric in metrics if metric["name"] in FIGURES}
-    objective = found["judge_reward"] - KL_COEF * found["kl_k1"]
-    return {**found, "objective": objective, "seconds": read_json(folder / "ppo" / "provenance.json")["seconds"]}
+    return {**found, "objective": found["judge_reward"] - KL_COEF * found["kl_k1"]}
 
 
 def main() -> None:
@@ -65,10 +67,10 @@ def main() -> None:
         alignkit("run", "demo", "--output_dir", Path(name) / "demo", "--stages", NEEDED)
         for seed, (critic, changes) in itertools.product(options.seeds, CRITICS.items()):
             row = run(Path(name) / "demo", {**changes, "seed": seed})
-            runs[critic].append({"seed": seed, **row})
+            runs[critic].append(row)
             print(critic, seed, {key: round(value, 3) for key, value in row.items()}, flush=True)
             means = {c: {k: statistics.fmean(r[k] for r in rows) for k in rows[0]} for c, rows in runs.items() if rows}
-            write_json(RESULTS / "critics.json", {**measured, "means": means, "runs": runs})
+            write_json(RESULTS / "critics.json", {**measured, "seeds": options.seeds, "means": means, "runs": runs})
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ process; in each round the two take turns, the order changing, so that ratios ar
   `precision: auto`, which measures).
 - `defaults, critic on the trunk`: the same, but alignkit has `critic_from: trunk`, which is cheaper and may learn less.
 - `reward`: both by their defaults with a learning rate that learns, for the same wall-clock time; `reward, critic on the
-  trunk` with that.
+  trunk`: with alignkit's critic there.
 
 A GPU is used where there is one; peak memory is then its own. There, run
 
@@ -32,6 +32,7 @@ import contextlib
 import itertools
 import json
 import os
+import shlex
 import statistics
 import subprocess
 import sys
@@ -187,7 +188,8 @@ def main() -> None:
     options = parser.parse_args()
     sizes: dict[str, Any] = MODELS[options.model]
     path = result_file("ppo", options.model)
-    measured = about("python -m benchmarks.ppo " + " ".join(sys.argv[1:]).replace(options.trl_python, "ENV/bin/python"))
+    words = shlex.join(sys.argv[1:]).replace(options.trl_python, "ENV/bin/python")
+    measured = about(f"python -m benchmarks.ppo {words}")
     result: dict[str, Any] = {
         **measured,
         "protocol": "median over the updates of a run, ratios of runs side by side, median and range over rounds",
@@ -210,8 +212,8 @@ def main() -> None:
     if options.reward_seconds:
         case = Case(1024, False, updates=10_000, warmup=0, learning_rate=3e-4, seconds=options.reward_seconds)
         for name, setting in REWARDS.items():
-            case = replace(case, learnable=True, **{**SETTINGS[setting], **sizes})
-            result[name] = {**measured, **compare_rewards(case, options.trl_python)}
+            learnable = replace(case, learnable=True, **{**SETTINGS[setting], **sizes})
+            result[name] = {**measured, **compare_rewards(learnable, options.trl_python)}
             write_json(path, result)
 
 

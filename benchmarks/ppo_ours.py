@@ -88,7 +88,7 @@ def time_bare_passes(trainer: PPOTrainer, case: Case) -> dict[str, float]:
     positions: a policy's with its loss, the values of a critic, which is a model of its own or a new one of the reward model's size.
     """
     rollout, roles = trainer.rollout(trainer.next_prompts()), trainer.roles
-    critic = roles.critic or load_critic(trainer.config, roles.tokenizer)
+    critic = roles.critic or load_critic(trainer.config, roles.tokenizer).to(trainer.runtime.device)
     batches = [
         make_batch(rollout, range(part.start, part.stop), PAD).tokens_bS
         for part in equal_slices(case.batch, case.micro_batch)
@@ -112,6 +112,7 @@ def time_bare_passes(trainer: PPOTrainer, case: Case) -> dict[str, float]:
             key = f"{name}, {'training' if trains else 'forward'}"
             seconds[key] = min(time.perf_counter() - start, seconds.get(key, math.inf))
             trainer.engine.module.zero_grad()
+            critic.zero_grad()
     return seconds
 
 

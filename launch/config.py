@@ -471,9 +471,7 @@ def describe(cls: type, prefix: str = "", said: set[str] | None = None) -> str:
         if field.default_factory is not dataclasses.MISSING:
             default = field.default_factory()
         text = docs.get(field.name) or (" ".join((hint.__doc__ or "").split()) if group else "")
-        said_default = (
-            "no default" if default == "" else f"default {default!r}"
-        )  # an empty text is one that was not given
+        said_default = "empty unless given" if default == "" else f"default {default!r}"
         lines.append(f"  --{name}.*" if group else f"  --{name}  ({_type_name(hint)}; {said_default})")
         if text not in said:
             lines.extend(textwrap.wrap(text, 100, initial_indent="      ", subsequent_indent="      "))

@@ -163,6 +163,7 @@ def test_identity_leaves_out_operational_fields_and_help_shows_documentation():
     assert artefact_paths(config) == {"model": "m"}
     text = describe(Example)
     assert "--learning_rate  (a number; default 0.001)" in text
+    assert "--model  (text; empty unless given)" in text
     assert "Step size." in text
 
 
