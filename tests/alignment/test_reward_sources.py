@@ -95,7 +95,9 @@ def test_nonsense_is_named_with_its_source_count_and_first_row(values, message):
 
 def test_a_model_with_the_policys_tokenizer_reads_the_sampled_ids(folders):
     source = ModelSource("helpful", RewardModel.from_pretrained(folders[0]), word_tokenizer())
-    plain = AutoModelForSequenceClassification.from_pretrained(folders[0]).double()  # in float32 it is off by 7e-7 itself
+    plain = AutoModelForSequenceClassification.from_pretrained(
+        folders[0]
+    ).double()  # in float32 it is off by 7e-7 itself
     data = episodes()
     expected = [
         float(plain(torch.tensor([[*p, *c]])).logits.detach())
