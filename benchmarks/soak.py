@@ -1,6 +1,6 @@
 """PPO jobs are killed at random moments, resumed, killed again, and run to their end: is anything lost, is anything different?
 
-python -m benchmarks.soak --kills 200    (about a quarter of an hour on two cores; writes benchmarks/results/soak.json)
+python -m benchmarks.soak --kills 200    (5 to 15 minutes on two cores; writes benchmarks/results/soak.json)
 
 SIGKILL to one rank or to all of them: half of the kills at a moment drawn from the time that the run takes, half at the
 beginning of, or somewhere in, a phase that is drawn (the steps of a save take too short a time to be hit otherwise). After

@@ -106,5 +106,6 @@ CRITICS_ON_THE_DEMO = {
 def test_critics_on_the_demo(critic):
     content = result("critics")
     means, each = content["means"][critic], [f"{run['objective']:.2f}" for run in content["runs"][critic]]
-    numbers = [f"{means['win_rate']:.3f}", *(f"{means[key]:.2f}" for key in ("judge_reward", "kl_k1", "objective"))]
+    numbers = [f"{means[key]:.3f}" for key in ("win_rate", "win_rate_length_controlled")]
+    numbers += [f"{means[key]:.2f}" for key in ("judge_reward", "kl_k1", "objective")]
     assert row(CRITICS_ON_THE_DEMO[critic], *numbers, ", ".join(each)) in PAGE
