@@ -43,7 +43,8 @@ Row = dict[str, Any]
 class HeldOut:
     """What a policy is measured on: prompts that it is not trained on, and a judge that it is not trained against."""
 
-    rows: list[Prompt]
+    rows: Sequence[Prompt | str]
+    """Rows with `prompt_ids`, or texts; the trainer makes rows of them."""
     gold: RewardSource | None = None
     """Without a judge the training reward decides who wins."""
     lexicon: Lexicon | None = None

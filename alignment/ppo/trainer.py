@@ -99,6 +99,7 @@ class PPOTrainer:
         if self.replay is not None:
             self.update_number, self.updates = self.replay.begin(self.kl, self.normaliser)
         self.held_out, self.history = held_out, History()
+        self._held_out_rows = self.as_rows(held_out.rows) if held_out else []
         self.room = self.replay.room if self.replay else self._longest_episode(source)
         """Tokens of the longest episode there can be."""
         ptx = load_ptx(config, tokenizer, self.room)
@@ -145,8 +146,9 @@ class PPOTrainer:
 
     def _longest_episode(self, source: RewardSource | None) -> int:
         """Tokens of the longest prompt with its response; refused where a role or a judge cannot read so many."""
-        gold, rows = (self.held_out.gold, self.held_out.rows) if self.held_out else (None, [])
-        check_contexts(self.roles, [source, gold], [*self.prompts, *rows], self.config.max_new_tokens)
+        gold = self.held_out.gold if self.held_out else None
+        rows = [*self.prompts, *self._held_out_rows]
+        check_contexts(self.roles, [source, gold], rows, self.config.max_new_tokens)
         return max((len(row["prompt_ids"]) for row in self.prompts), default=0) + self.config.max_new_tokens
 
     def _make_sampler(self) -> Sampler:
@@ -395,15 +397,14 @@ class PPOTrainer:
 
         Each rank samples and scores its share of the prompts; numbers and intervals are those of all of them.
         """
-        held_out, runtime = self.held_out, self.runtime
-        if held_out is None or len(held_out.rows) < runtime.world:
+        held_out, rows, runtime = self.held_out, self._held_out_rows, self.runtime
+        n = len(rows)
+        if held_out is None or n < runtime.world:
             raise UserError(
-                f"evaluation.prompts: there are {len(held_out.rows) if held_out else 0} held-out prompts for "
-                f"{runtime.world} processes; give at least one for each"
+                f"evaluation.prompts: there are {n} held-out prompts for {runtime.world} processes; give at least one for each"
             )
-        n = len(held_out.rows)
         mine = list(range(runtime.rank * n // runtime.world, (runtime.rank + 1) * n // runtime.world))
-        share = Share([held_out.rows[i] for i in mine], mine)
+        share = Share([rows[i] for i in mine], mine)
         model = self.sampler.sync()
         sampled = self._sample(
             lambda: draw(model, share, self.sampling, self.config, 0, None, PURPOSE, self.tell, self.graphs)

@@ -111,6 +111,15 @@ def test_samples_are_the_same_while_the_policy_is(make):
     assert [tuple(r) for r in rollout.responses] != [s.completion.completion_ids for s in first.samples[:8]]
 
 
+def test_held_out_prompts_may_be_texts(make):
+    tokenizer = word_tokenizer()
+    texts = [tokenizer.decode(row["prompt_ids"]) for row in prompt_rows()]
+    found, expected = (make(held_out=HeldOut(rows)).evaluate() for rows in (texts, prompt_rows()))
+    assert found.row == expected.row and found.samples[0].completion.prompt_ids == tuple(prompt_rows()[0]["prompt_ids"])
+    with pytest.raises(UserError, match="is one text; give a list"):
+        make(held_out=HeldOut(texts[0]))
+
+
 def test_history_is_in_the_checkpoint(make, tmp_path, runtime):
     settings = dict(evaluation=EvaluationOptions(every=2), **LEARNS)
     whole = make(TokenReward(), held_out=held_out(Disliked()), **settings)
