@@ -15,7 +15,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.distributed as dist
@@ -82,6 +82,10 @@ class Runtime:
         total = tensor.detach().clone().to(self.device)
         dist.all_reduce(total)
         return total.to(tensor.device)
+
+    def gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The rows of all ranks, which have as many each, in rank order, on every rank."""
+        return cast(torch.Tensor, self.accelerator.gather(tensor.contiguous()))
 
     def gather_objects(self, value: Any) -> list[Any]:
         """`value` of every rank, in rank order, on every rank."""

@@ -1,6 +1,6 @@
 """A rollout: the episodes of one update, whole on every rank.
 
-Each rank samples and scores its own episodes; then they are gathered, so that whitening, advantages and minibatches
+Each rank samples its own episodes and asks for their rewards; all are gathered, so that whitening, advantages and minibatches
 are those of the GLOBAL batch on any number of ranks. They are small beside one micro-batch of activations.
 
 Token ids are ragged lists; per-token numbers are (B, T) tensors, T the longest response of the global batch, 0 after
@@ -9,8 +9,7 @@ a response's end.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -59,6 +58,8 @@ class Rollout:
     returns_BT: Tensor | None = None
     counted: tuple[dict[str, float], dict[str, float]] | None = None
     """State of the normaliser of scores before and after it took in this rollout's."""
+    gathered: bool = False
+    """Whether it holds the episodes of several ranks."""
     early: Future[Any] | None = None
     """Rewards that were asked for while it was being sampled (scoring.EarlyScores)."""
     logged: dict[str, float] = field(default_factory=dict)
@@ -103,31 +104,43 @@ class Rollout:
         return torch.zeros_like(mask_BT).masked_scatter(mask_BT.bool(), values_N.to(mask_BT.dtype))
 
     def gather(self, runtime: Runtime) -> Rollout:
-        """The episodes of all ranks, in rank order, on every rank.
+        """The episodes of all ranks, in rank order, on every rank; with `take_scores` to come."""
+        if runtime.world == 1 or self.gathered:
+            return self
+        own = (self.prompts, self.responses, self.groups)
+        prompts, responses, groups = (
+            [item for part in parts for item in part] for parts in zip(*runtime.gather_objects(own), strict=True)
+        )
+        logprobs_BT = self.engine_logprobs_BT
+        return Rollout(
+            prompts,
+            responses,
+            groups,
+            runtime.gather(self.mask_BT),
+            runtime.gather(self.finished_B),
+            None if logprobs_BT is None else runtime.gather(logprobs_BT),
+            gathered=True,
+            logged=self.logged,
+            seconds=self.seconds,
+        )
+
+    def take_scores(self, own: Rollout, runtime: Runtime) -> None:
+        """Set what sources gave to all episodes from what each rank was given for its `own` ones.
 
         Ranks may have been given other things by their sources: of the components those stay that all have, and where
         only some have token rewards those of the others are 0.
         """
-        if runtime.world == 1:
-            return self
-        own = (self.prompts, self.responses, self.groups, list(self.components), self.token_scores_BT is not None)
-        *lists, names, tokens = zip(*runtime.gather_objects(own), strict=True)
-        prompts, responses, groups = ([item for part in parts for item in part] for parts in lists)
+        if self is own:
+            return
+        assert own.scores_B is not None
+        given = (list(own.components), own.token_scores_BT is not None)
+        names, tokens = zip(*runtime.gather_objects(given), strict=True)
         common = [name for name in names[0] if all(name in others for others in names)]
-        alike = dataclasses.replace(self, components={name: self.components[name] for name in common})
-        if any(tokens) and alike.token_scores_BT is None:
-            alike.token_scores_BT = torch.zeros_like(self.mask_BT)
-        whole = alike._map(lambda tensor: runtime.accelerator.gather(tensor.contiguous()))
-        return dataclasses.replace(whole, prompts=prompts, responses=responses, groups=groups)
-
-    def _map(self, change: Callable[[Tensor], Tensor]) -> Rollout:
-        changed: dict[str, Any] = {}
-        for item in dataclasses.fields(self):
-            value = getattr(self, item.name)
-            if isinstance(value, Tensor):
-                changed[item.name] = change(value)
-        changed["components"] = {name: change(value) for name, value in self.components.items()}
-        return dataclasses.replace(self, **changed)
+        self.scores_B = runtime.gather(own.scores_B)
+        self.components = {name: runtime.gather(own.components[name]) for name in common}
+        if any(tokens):
+            mine_BT = torch.zeros_like(own.mask_BT) if own.token_scores_BT is None else own.token_scores_BT
+            self.token_scores_BT = runtime.gather(mine_BT)
 
 
 def make_rollout(

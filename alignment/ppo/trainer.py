@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from alignment.cuda_graphs import recorder_for
 from alignment.generation import DecodeGraphs, Sampling, VLLMEngine
@@ -255,10 +256,11 @@ class PPOTrainer:
 
     @torch.no_grad()
     def score(self, rollout: Rollout) -> Rollout:
-        """Add old log-probabilities, values, reference log-probabilities and scores; gather the ranks' episodes.
+        """Gather the ranks' episodes; add old log-probabilities, values, reference log-probabilities and scores.
 
-        The old log-probabilities come from the training forward pass, not from generation: the kernels differ, and
-        the ratio would not be 1 at the first step (checklist item 11). A rollout that has its scores (of this rank's
+        The passes are shared out to the ranks by length; each asks its source for the rewards of its own episodes. The old
+        log-probabilities come from the training forward pass, not from generation: the kernels differ, and the ratio
+        would not be 1 at the first step (checklist item 11). A rollout that has its scores (of this rank's
         episodes, and before it is gathered) keeps them: no source is asked. One that has all, as of a replay, is whole.
         """
         if rollout.scores_B is not None and rollout.logprobs_BT is not None:
@@ -269,48 +271,60 @@ class PPOTrainer:
             raise UserError(
                 "score: the trainer has no source of reward; give PPOTrainer a source, or set the rollout's scores_B"
             )
+        if rollout.scores_B is None and rollout.gathered:
+            raise UserError(
+                "score: the rollout holds the episodes of all processes, and each asks for rewards of its own ones alone; set its scores_B, "
+                "or make a new rollout"
+            )
+        runtime = self.runtime
         with self._timed() as clock:
-            follow_changes(rollout, self.sampling.eos_id, self.runtime)
-            self._score_tokens(rollout)
+            follow_changes(rollout, self.sampling.eos_id, runtime)
+            whole = rollout.gather(runtime)
+            plan = self.learner.plan(range(len(whole)), whole.lengths, self._scoring_room(), runtime.world)
+            parts = [runtime.sum(of_mine_BT) for of_mine_BT in self._score_tokens(whole, plan[runtime.rank])]
+            whole.logprobs_BT, whole.ref_logprobs_BT = parts[:2]
+            whole.values_BT = parts[2] if self.config.needs_critic else None
             if rollout.scores_B is None:
                 self._score_episodes(rollout)
             rollout.early = None
-            gathered = rollout.gather(self.runtime)
-        gathered.seconds["score"] = clock()
-        return gathered
+            whole.take_scores(rollout, runtime)
+        whole.seconds["score"] = clock()
+        return whole
 
-    def _score_tokens(self, rollout: Rollout) -> None:
-        """Log-probabilities of policy and reference, and values, of this rank's response tokens; once each."""
+    def _score_tokens(self, rollout: Rollout, parts: list[list[int]]) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-probabilities of policy and reference, and values, of the response tokens of some episodes, once each; 0 elsewhere.
+
+        `parts`: the episodes of each pass of this rank. Under ZeRO-3 all ranks make as many, and the last may be empty.
+        """
         assert self.reference is not None
-        plan = self.learner.plan(range(len(rollout)), rollout.lengths, self._scoring_room(), 1)[0]
-        passes = max(self.runtime.gather_objects(len(plan)))  # under ZeRO-3 all ranks must make as many
         logprobs_BT, ref_logprobs_BT, values_BT = (torch.zeros_like(rollout.mask_BT) for _ in range(3))
-        for number, part in enumerate(plan + [plan[0]] * (passes - len(plan))):
-            self.tell(f"log-probabilities: pass {number + 1} of {passes}")
-            batch = make_batch(rollout, part, self.sampling.pad_id)
+        for number, part in enumerate(parts):
+            self.tell(f"log-probabilities: pass {number + 1} of {len(parts)}")
+            batch = make_batch(rollout, part or [0], self.sampling.pad_id)
             logprobs_N, _, values_N = self.learner.forward(batch)
             with self.runtime.autocast():
                 ref_logprobs_N = self.reference(
                     batch.tokens_bS, batch.before_N, batch.targets_N, self.config.temperature
                 )
+            if not part:
+                continue
             logprobs_BT[part] = rollout.spread(logprobs_N, part)
             ref_logprobs_BT[part] = rollout.spread(ref_logprobs_N, part)
             if values_N is not None:
                 values_BT[part] = rollout.spread(values_N, part)
-        rollout.logprobs_BT, rollout.ref_logprobs_BT = logprobs_BT, ref_logprobs_BT
-        rollout.values_BT = values_BT if self.config.needs_critic else None
+        return logprobs_BT, ref_logprobs_BT, values_BT
 
     def _scoring_room(self) -> int:
         """Padded tokens of a forward-only pass: as `forward_batch_size` allows.
 
         But products round otherwise in another batch shape, so that the ratio would be off 1 (in bf16 up to 1.04 on a tiny
-        model): where the first optimizer step has the rows that this process scores, the passes are cut as that step's are,
-        and the ratio is exactly 1. The reference's too: rounding apart would be a KL. Not in fp32 on a GPU, where larger passes
+        model): where the first optimizer step has all rows, the passes are shared out and cut as that step's are, and the
+        ratio is exactly 1. The reference's too: rounding apart would be a KL. Not in fp32 on a GPU, where larger passes
         are faster and the rounding is some 1e-6; on a CPU they are not faster, and `states_at` cuts them anyway.
         """
         config, runtime = self.config, self.runtime
         rounds = runtime.precision == "bf16" or runtime.device.type == "cpu"
-        alike = rounds and config.minibatches == runtime.world == 1
+        alike = rounds and config.minibatches == 1
         return (config.micro_batch_size if alike else config.forward_batch_size) * self.room
 
     def _score_episodes(self, rollout: Rollout) -> None:
@@ -410,7 +424,10 @@ class PPOTrainer:
             lambda: draw(model, share, self.sampling, self.config, 0, None, PURPOSE, self.tell, self.graphs)
         )
         rollout = make_rollout(share.prompts, sampled.responses, mine, self.sampling.eos_id, runtime)
-        self._score_tokens(rollout)
+        plan = self.learner.plan(range(len(rollout)), rollout.lengths, self._scoring_room(), 1)[0]
+        passes = max(runtime.gather_objects(len(plan)))
+        empty: list[list[int]] = [[]] * (passes - len(plan))
+        rollout.logprobs_BT, rollout.ref_logprobs_BT, _ = self._score_tokens(rollout, plan + empty)
         episodes = Episodes.decode(self.roles.tokenizer, rollout.prompts, rollout.responses)
         judges = [self.source, held_out.gold] if held_out.gold else [self.source]
         asked = in_background(lambda: [judge.score(episodes).total_B for judge in judges], runtime, daemon=True)

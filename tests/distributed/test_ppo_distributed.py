@@ -1,18 +1,21 @@
 """PPO on one process, on two under DDP, and under DeepSpeed ZeRO 1, 2 and 3: the same trajectory, and resumable."""
 
+import dataclasses
 import json
 import shutil
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from launch.errors import UserError
 from launch.files import sha256_file
-from tests.forked import run_forked, run_whole
+from tests.forked import ForkedJob, run_forked, run_whole
 from tests.support import environment, launch_command, read_metrics
 
 pytestmark = pytest.mark.distributed
@@ -80,6 +83,66 @@ def test_two_processes_follow_the_trajectory_of_one(whole, mode, critic):
         ids = torch.tensor([[3, 4, 5, 6]])
         with torch.no_grad():
             assert torch.allclose(ours(ids).logits, theirs(ids).logits, atol=1e-3)
+
+
+def note_forward_passes(marks):
+    """In a rank: a line for each forward pass of policy and critic, of what it is for and what it reads."""
+    from alignment.ppo.learner import Learner
+
+    plain = Learner.forward
+
+    def forward(learner, batch):
+        with open(marks, "a") as stream:
+            stream.write(f"{'training' if torch.is_grad_enabled() else 'scoring'} {batch.tokens_bS.tolist()}\n")
+        return plain(learner, batch)
+
+    Learner.forward = forward
+
+
+@pytest.mark.parametrize("mode", ZERO_STAGES)
+def test_the_first_ratio_of_two_processes_is_exactly_one(inputs, tmp_path, mode):
+    """With one optimizer step an update: scoring passes are shared out and cut as those of the step are."""
+    settings = dict(minibatches=1, epochs=1, updates=3, precision="bf16", learning_rate=1e-2)
+    job = ForkedJob(
+        words(inputs, tmp_path / "out", **settings), tmp_path / "logs", 2, ZERO_STAGES[mode], note_forward_passes
+    )
+    assert job.wait(120) == [0, 0], [job.say(rank)[-3000:] for rank in (0, 1)]
+    for rank in (0, 1):
+        marks = [line.split(" ", 1) for line in job.marks(rank)]
+        scored, trained = ([read for kind, read in marks if kind == kinds] for kinds in ("scoring", "training"))
+        assert scored == trained and len(scored) > 3
+    rows = read_metrics(tmp_path / "out")
+    assert [(row["policy/ratio_max"], row["policy/approx_kl"]) for row in rows] == [(1, 0)] * 3
+    assert rows[0]["kl/k1"] == rows[0]["kl/k3"] == 0 < rows[2]["kl/k3"]
+
+
+def score_twice(marks):
+    """In a rank: what is scored is scored again, as a user may want it."""
+    from alignment.ppo.trainer import PPOTrainer
+
+    plain = PPOTrainer.score
+
+    def score(trainer, rollout):
+        whole = plain(trainer, rollout)
+        numbers = {name: getattr(whole, name) for name in ("logprobs_BT", "ref_logprobs_BT", "values_BT", "scores_B")}
+        whole.logprobs_BT = None
+        again = plain(trainer, whole)
+        same = all(torch.equal(getattr(again, name), values) for name, values in numbers.items())
+        try:
+            plain(trainer, dataclasses.replace(again, scores_B=None))
+        except UserError as error:
+            Path(marks).write_text(f"{same} {len(again)} {error}\n")
+        return again
+
+    PPOTrainer.score = score
+
+
+def test_a_rollout_can_be_scored_again_on_two_processes(inputs, tmp_path):
+    """It holds the episodes of both by then: they are not gathered once more, and no source is asked for them all by each."""
+    job = ForkedJob(words(inputs, tmp_path / "out", updates=1), tmp_path / "logs", 2, 0, score_twice)
+    assert job.wait(120) == [0, 0], [job.say(rank)[-3000:] for rank in (0, 1)]
+    for rank in (0, 1):
+        assert job.marks(rank)[0].startswith("True 10 score: the rollout holds the episodes of all processes")
 
 
 def test_the_ptx_ratio_of_two_processes_is_that_of_one(inputs, tmp_path):

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from launch.files import sha256_text
 from tests.distributed.test_ppo_distributed import words
 from tests.forked import ForkedJob, run_whole
 from tests.services import FakeService
@@ -49,15 +50,15 @@ def test_ranks_that_are_given_other_columns_and_kinds_of_reward_go_on_together(i
         assert together[0][name] == pytest.approx(alone[0][name], abs=1e-5), name
 
 
-def note_scoring_passes(marks):
-    """In a rank: a line for each rollout of how many passes score this rank's episodes."""
+def note_evaluation_passes(marks):
+    """In a rank: a line for each evaluation of how many passes score this rank's episodes."""
     from alignment.ppo.learner import Learner
 
     plain = Learner.plan
 
     def plan(learner, rows, lengths, room, world):
         parts = plain(learner, rows, lengths, room, world)
-        if world == 1:  # a plan for this rank alone; optimizer steps are planned for all
+        if world == 1:  # a plan for this rank alone; those of rollouts and optimizer steps are for all
             with open(marks, "a") as stream:
                 stream.write(f"{len(parts[0])}\n")
         return parts
@@ -65,11 +66,22 @@ def note_scoring_passes(marks):
     Learner.plan = plan
 
 
-def test_ranks_that_need_other_numbers_of_scoring_passes_go_on_together_under_zero3(inputs, tmp_path):
-    """One rank has the four samples of a prompt of 30 words, the other those of one word: they fit into one pass."""
-    prompts = tmp_path / "prompts.jsonl"
-    texts = [" ".join((WORDS * 2)[:30]), WORDS[0]]
-    prompts.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
+def held_out_prompts():
+    """Of eight, in the order of their hashes, the first four have 30 words and the others three. None is trained on."""
+    starts = range(1, len(WORDS))
+    long = [" ".join((WORDS * 3)[start : start + 30]) for start in starts]
+    short = [" ".join((WORDS * 2)[start : start + 3]) for start in starts]
+    by_hash = sorted((sha256_text(text), text) for text in [*long, *short])
+    early = [text for _, text in by_hash if text in long][:4]
+    return early + [text for _, text in by_hash if text in short and sha256_text(text) > sha256_text(early[-1])][:4]
+
+
+def test_ranks_that_need_other_numbers_of_passes_go_on_together_under_zero3(inputs, tmp_path):
+    """One rank samples for a prompt of 30 words, the other for one of one word; of held-out prompts one rank has the long ones,
+    each of which fills a pass, and the other three or four that fit into one."""
+    files = {name: tmp_path / f"{name}.jsonl" for name in ("prompts", "held_out")}
+    for file, texts in zip(files.values(), ([" ".join((WORDS * 2)[:30]), WORDS[0]], held_out_prompts()), strict=True):
+        file.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
     settings = {
         "updates": 2,
         "batch_size": 8,
@@ -77,11 +89,13 @@ def test_ranks_that_need_other_numbers_of_scoring_passes_go_on_together_under_ze
         "forward_batch_size": 1,
         "max_new_tokens": 4,
         "watchdog_minutes": 0.5,
+        "evaluation.every": 1,
+        "evaluation.prompts": files["held_out"],
     }
-    call = words((*inputs[:2], prompts), tmp_path / "two", **settings)
-    job = ForkedJob(call, tmp_path / "logs", 2, 3, note_scoring_passes)
+    call = words((*inputs[:2], files["prompts"]), tmp_path / "two", **settings)
+    job = ForkedJob(call, tmp_path / "logs", 2, 3, note_evaluation_passes)
     assert job.wait(120) == [0, 0], [job.say(rank)[-3000:] for rank in (0, 1)]
-    assert [set(passes) for passes in zip(job.marks(0), job.marks(1), strict=True)] == [{"1", "4"}] * 2
-    run_whole(words((*inputs[:2], prompts), tmp_path / "one", **settings), tmp_path / "logs")
+    assert list(zip(job.marks(0), job.marks(1), strict=True)) == [("4", "1")] * 3
+    run_whole(words((*inputs[:2], files["prompts"]), tmp_path / "one", **settings), tmp_path / "logs")
     for ours, theirs in zip(read_metrics(tmp_path / "two"), read_metrics(tmp_path / "one"), strict=True):
         assert ours == pytest.approx(theirs, abs=1e-4, rel=1e-4)
