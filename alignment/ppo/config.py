@@ -196,6 +196,13 @@ class PPOConfig(StageConfig):
             raise UserError(f"estimator: {self.estimator!r} is not one of {', '.join(ESTIMATORS)}; give one of them")
         return ESTIMATORS[self.estimator].needs_critic
 
+    @property
+    def first_pass_is_old(self) -> bool:
+        """Whether the first training pass gives the old log-probabilities: it makes them anyway, and nothing needs them before."""
+        in_rewards = self.kl_in == "reward" and self.kl_coef > 0
+        elsewhere = bool(self.rollouts_ahead or self.vllm or self.replay) or self.dump_rollouts != "none"
+        return self.minibatches == 1 and not (self.needs_critic or in_rewards or elsewhere)
+
     def check(self) -> None:
         for name in ("policy",) if self.replay else ("policy", "prompts"):
             if not getattr(self, name):

@@ -54,7 +54,10 @@ class Learner:
         return plan_parts(rows, [self.width_of(length) for length in lengths], room, world)
 
     def update(self, rollout: Rollout, number: int, kl_coef: float) -> Metrics:
-        """`epochs` passes over the rollout in `minibatches` optimizer steps each. Returns token-weighted means over all of them."""
+        """`epochs` passes over the rollout in `minibatches` optimizer steps each. Returns token-weighted means over all of them.
+
+        Old log-probabilities that are not there are those of the first step's own pass: the policy has not moved by then.
+        """
         config = self.config
         if number >= config.updates:
             raise UserError(
@@ -86,6 +89,7 @@ class Learner:
         if self.ptx is not None and not warming:
             _add(sums, self._ptx_passes(self.ptx, counter), tokens)
             of_ptx = self.engine.set_aside("policy") if self.engine.can_set_aside else None
+        first_BT = torch.zeros_like(rollout.mask_BT) if rollout.logprobs_BT is None else None
         weights_BT = torch.zeros_like(rollout.mask_BT)
         weights_BT[minibatch] = ppo.token_weights(rollout.mask_BT[minibatch], config.loss_mean, config.max_new_tokens)
         parts = self.plan(minibatch, rollout.lengths, self.room, runtime.world)[runtime.rank]
@@ -97,22 +101,27 @@ class Learner:
             with self.engine.accumulating(last):
                 # A rank that has run out passes a row whose tokens weigh nothing: all must make the same passes.
                 rows, idle = (part, False) if part else (minibatch[:1], True)
-                loss, measured = self._losses(rollout, rows, weights_BT, kl_coef, idle, warming)
+                logprobs_N, loss, measured = self._losses(rollout, rows, weights_BT, kl_coef, idle, warming)
                 self.engine.backward(loss, last)
             _add(sums, measured, tokens)
+            if first_BT is not None and not idle:
+                first_BT[rows] = rollout.spread(logprobs_N.detach(), rows)
+        if first_BT is not None:
+            rollout.logprobs_BT = runtime.sum(first_BT)
         if of_ptx is not None:
             _add(sums, self._join_ptx(of_ptx), tokens)
         return self.engine.step()
 
     def _losses(
         self, rollout: Rollout, rows: Sequence[int], weights_BT: Tensor, kl_coef: float, idle: bool, warming: bool
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The micro-batch's share of the minibatch's loss, and sums over its tokens of what is logged."""
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Log-probabilities (N,); the micro-batch's share of the minibatch's loss; sums over its tokens of what is logged."""
         config = self.config
         logprobs_N, entropy_N, values_N = self.forward(make_batch(rollout, rows, self.pad_id))
-        assert rollout.logprobs_BT is not None and rollout.advantages_BT is not None
+        assert rollout.advantages_BT is not None
         weights_N = rollout.flat(weights_BT, rows) * (0.0 if idle else 1.0)
-        log_ratio_N = logprobs_N - rollout.flat(rollout.logprobs_BT, rows)
+        old_BT = rollout.logprobs_BT
+        log_ratio_N = logprobs_N - (logprobs_N.detach() if old_BT is None else rollout.flat(old_BT, rows))
         losses_N, clipped_N = ppo.policy_losses(
             log_ratio_N,
             rollout.flat(rollout.advantages_BT, rows),
@@ -147,7 +156,7 @@ class Learner:
         if values_N is not None:
             value, part = self._value_loss(rollout, rows, values_N, weights_N, real_N)
             loss, measured = loss + config.value_coef * value, measured | part
-        return loss, measured
+        return logprobs_N, loss, measured
 
     def _value_loss(
         self, rollout: Rollout, rows: Sequence[int], values_N: Tensor, weights_N: Tensor, real_N: Tensor

@@ -43,6 +43,7 @@ class Rollout:
     engine_logprobs_BT: Tensor | None = None
     """Of the weights or the engine that sampled them, when that is not the policy itself."""
     logprobs_BT: Tensor | None = None
+    """The old ones of the ratio; the update sets them where nothing needs them before (PPOConfig.first_pass_is_old)."""
     ref_logprobs_BT: Tensor | None = None
     values_BT: Tensor | None = None
     scores_B: Tensor | None = None
@@ -203,7 +204,7 @@ def check_scored(rollout: Rollout, phase: str) -> None:
     lengths = rollout.mask_BT.sum(1).long().tolist()
     if [len(response) for response in rollout.responses] != lengths:
         raise UserError(
-            f"{phase}: responses have other lengths than when they were scored; change them before score, or set logprobs_BT to None and "
+            f"{phase}: responses have other lengths than when they were scored; change them before score, or set ref_logprobs_BT to None and "
             "score again"
         )
     check_scores(rollout, phase)

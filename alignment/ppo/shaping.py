@@ -75,8 +75,8 @@ def count_scores(rollout: Rollout, normaliser: RewardNormaliser) -> None:
 
 
 def kl_penalty(rollout: Rollout, config: PPOConfig) -> Tensor:
-    """KL of each token as it goes into the rewards, before its weight; 0 when it is in the loss."""
-    if config.kl_in == "loss":
+    """KL of each token as it goes into the rewards, before its weight; 0 when it is in the loss, or weighs nothing."""
+    if config.kl_in == "loss" or config.kl_coef == 0:
         return torch.zeros_like(rollout.mask_BT)
     assert rollout.logprobs_BT is not None and rollout.ref_logprobs_BT is not None
     return ppo.kl_estimate(rollout.logprobs_BT, rollout.ref_logprobs_BT, config.kl_kind)

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from alignment.cuda_graphs import recorder_for
 from alignment.generation import DecodeGraphs, Sampling, VLLMEngine
@@ -34,12 +33,13 @@ from alignment.ppo.monitors import Alarm, Monitors
 from alignment.ppo.ptx import load_ptx
 from alignment.ppo.replay import Replay
 from alignment.ppo.roles import Roles
-from alignment.ppo.rollout import Prompt, Rollout, check_scored, follow_changes, make_batch, make_rollout
+from alignment.ppo.rollout import Prompt, Rollout, check_scored, follow_changes, make_rollout
 from alignment.ppo.samplers import Sampler, ServedPolicy
 from alignment.ppo.sampling import Sampled, Share, draw, share_of
 from alignment.ppo.scoring import Scorer
 from alignment.ppo.shaping import correct_importance, shape_rewards
 from alignment.ppo.shared import SharedRoles
+from alignment.ppo.token_passes import TokenPasses
 from alignment.prompts import prompt_rows
 from alignment.reward.sources.protocol import Episodes, RewardSource
 from launch.checkpoint import Checkpoint, CheckpointStore
@@ -108,6 +108,7 @@ class PPOTrainer:
         self.learner = Learner(config, roles.module(), groups, runtime, self.sampling.pad_id, self.room, ptx)
         self.engine = self.learner.engine
         self.reference = None if self.replay else roles.place_reference(self.engine)
+        self.passes = TokenPasses(self.learner, self.reference)
         self.served = served
         self.scorer = None if source is None else Scorer(source, tokenizer, runtime, config.overlap_scoring)
         self._capture_passes()
@@ -260,10 +261,11 @@ class PPOTrainer:
 
         The passes are shared out to the ranks by length; each asks its source for the rewards of its own episodes. The old
         log-probabilities come from the training forward pass, not from generation: the kernels differ, and the ratio
-        would not be 1 at the first step (checklist item 11). A rollout that has its scores (of this rank's
-        episodes, and before it is gathered) keeps them: no source is asked. One that has all, as of a replay, is whole.
+        would not be 1 at the first step (checklist item 11). Where nothing needs them before it, that step's own pass gives
+        them (`PPOConfig.first_pass_is_old`). A rollout that has its scores (of this rank's episodes, and before it is gathered)
+        keeps them: no source is asked. One that has all, as of a replay, is whole.
         """
-        if rollout.scores_B is not None and rollout.logprobs_BT is not None:
+        if rollout.scores_B is not None and self.passes.has_all(rollout):
             return rollout
         if self.reference is None:
             raise UserError("score: a replay loads no reference, so it cannot score a rollout; take next_rollout()")
@@ -280,52 +282,13 @@ class PPOTrainer:
         with self._timed() as clock:
             follow_changes(rollout, self.sampling.eos_id, runtime)
             whole = rollout.gather(runtime)
-            plan = self.learner.plan(range(len(whole)), whole.lengths, self._scoring_room(), runtime.world)
-            parts = [runtime.sum(of_mine_BT) for of_mine_BT in self._score_tokens(whole, plan[runtime.rank])]
-            whole.logprobs_BT, whole.ref_logprobs_BT = parts[:2]
-            whole.values_BT = parts[2] if self.config.needs_critic else None
+            self.passes.read_shared(whole)
             if rollout.scores_B is None:
                 self._score_episodes(rollout)
             rollout.early = None
             whole.take_scores(rollout, runtime)
         whole.seconds["score"] = clock()
         return whole
-
-    def _score_tokens(self, rollout: Rollout, parts: list[list[int]]) -> tuple[Tensor, Tensor, Tensor]:
-        """Log-probabilities of policy and reference, and values, of the response tokens of some episodes, once each; 0 elsewhere.
-
-        `parts`: the episodes of each pass of this rank. Under ZeRO-3 all ranks make as many, and the last may be empty.
-        """
-        assert self.reference is not None
-        logprobs_BT, ref_logprobs_BT, values_BT = (torch.zeros_like(rollout.mask_BT) for _ in range(3))
-        for number, part in enumerate(parts):
-            self.tell(f"log-probabilities: pass {number + 1} of {len(parts)}")
-            batch = make_batch(rollout, part or [0], self.sampling.pad_id)
-            logprobs_N, _, values_N = self.learner.forward(batch)
-            with self.runtime.autocast():
-                ref_logprobs_N = self.reference(
-                    batch.tokens_bS, batch.before_N, batch.targets_N, self.config.temperature
-                )
-            if not part:
-                continue
-            logprobs_BT[part] = rollout.spread(logprobs_N, part)
-            ref_logprobs_BT[part] = rollout.spread(ref_logprobs_N, part)
-            if values_N is not None:
-                values_BT[part] = rollout.spread(values_N, part)
-        return logprobs_BT, ref_logprobs_BT, values_BT
-
-    def _scoring_room(self) -> int:
-        """Padded tokens of a forward-only pass: as `forward_batch_size` allows.
-
-        But products round otherwise in another batch shape, so that the ratio would be off 1 (in bf16 up to 1.04 on a tiny
-        model): where the first optimizer step has all rows, the passes are shared out and cut as that step's are, and the
-        ratio is exactly 1. The reference's too: rounding apart would be a KL. Not in fp32 on a GPU, where larger passes
-        are faster and the rounding is some 1e-6; on a CPU they are not faster, and `states_at` cuts them anyway.
-        """
-        config, runtime = self.config, self.runtime
-        rounds = runtime.precision == "bf16" or runtime.device.type == "cpu"
-        alike = rounds and config.minibatches == 1
-        return (config.micro_batch_size if alike else config.forward_batch_size) * self.room
 
     def _score_episodes(self, rollout: Rollout) -> None:
         """Rewards of this rank's episodes from the source, by component. It may be away for long, see `while_waiting`."""
@@ -340,7 +303,7 @@ class PPOTrainer:
     def advantages(self, rollout: Rollout) -> Rollout:
         """Turn scores into token rewards, advantages (whitened over the global batch) and returns."""
         config, mask_BT = self.config, rollout.mask_BT
-        if rollout.scores_B is None or rollout.logprobs_BT is None:
+        if rollout.scores_B is None or not self.passes.has_all(rollout):
             raise UserError("advantages: the rollout has no scores and log-probabilities; call score(rollout) before")
         check_scored(rollout, "advantages")
         rollout.rewards_BT = shape_rewards(rollout, config, self.normaliser, self.kl.coef)
@@ -357,7 +320,7 @@ class PPOTrainer:
 
     def update(self, rollout: Rollout) -> Metrics:
         """The optimizer steps on a rollout with advantages, and the step of the KL controller."""
-        if rollout.advantages_BT is None:
+        if rollout.advantages_BT is None or not self.passes.has_all(rollout):
             raise UserError("update: the rollout has no advantages; call advantages(rollout) before")
         check_scored(rollout, "update")
         if len(rollout) % self.config.minibatches:
@@ -424,10 +387,7 @@ class PPOTrainer:
             lambda: draw(model, share, self.sampling, self.config, 0, None, PURPOSE, self.tell, self.graphs)
         )
         rollout = make_rollout(share.prompts, sampled.responses, mine, self.sampling.eos_id, runtime)
-        plan = self.learner.plan(range(len(rollout)), rollout.lengths, self._scoring_room(), 1)[0]
-        passes = max(runtime.gather_objects(len(plan)))
-        empty: list[list[int]] = [[]] * (passes - len(plan))
-        rollout.logprobs_BT, rollout.ref_logprobs_BT, _ = self._score_tokens(rollout, plan + empty)
+        self.passes.read_own(rollout)
         episodes = Episodes.decode(self.roles.tokenizer, rollout.prompts, rollout.responses)
         judges = [self.source, held_out.gold] if held_out.gold else [self.source]
         asked = in_background(lambda: [judge.score(episodes).total_B for judge in judges], runtime, daemon=True)

@@ -1,0 +1,88 @@
+"""Scoring's forward passes: log-probabilities of policy and reference, and values, of a rollout's response tokens.
+
+Shapes: B episodes, T response tokens; N response tokens of a pass.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from alignment.ppo.learner import Learner
+from alignment.ppo.rollout import Rollout, make_batch
+
+
+class TokenPasses:
+    """Each model reads each episode once. `reference` is None in a replay, whose rollouts have it all."""
+
+    def __init__(self, learner: Learner, reference: Any) -> None:
+        self.learner, self.reference = learner, reference
+        self.config, self.runtime = learner.config, learner.runtime
+
+    def left_to_training(self, rollout: Rollout) -> bool:
+        """Whether the old log-probabilities of a rollout are those of the first training pass."""
+        return self.config.first_pass_is_old and rollout.engine_logprobs_BT is None
+
+    def has_all(self, rollout: Rollout) -> bool:
+        """Whether a rollout has the log-probabilities that advantages and update need."""
+        own = rollout.logprobs_BT is not None or self.left_to_training(rollout)
+        return own and rollout.ref_logprobs_BT is not None
+
+    @torch.no_grad()
+    def read_shared(self, rollout: Rollout) -> None:
+        """Set what `has_all` asks for, and values, of the episodes of all ranks, which share the passes as a step's are shared."""
+        rank, world = self.runtime.rank, self.runtime.world
+        parts = self.learner.plan(range(len(rollout)), rollout.lengths, self._room(), world)[rank]
+        found = self._read(rollout, parts, not self.left_to_training(rollout))
+        self._set(rollout, {name: self.runtime.sum(values_BT) for name, values_BT in found.items()})
+
+    @torch.no_grad()
+    def read_own(self, rollout: Rollout) -> None:
+        """Set all of them of this rank's own episodes. All ranks call this; they may have other numbers of episodes."""
+        parts = self.learner.plan(range(len(rollout)), rollout.lengths, self._room(), 1)[0]
+        most = max(self.runtime.gather_objects(len(parts)))
+        self._set(rollout, self._read(rollout, [*parts, *([] for _ in range(most - len(parts)))], True))
+
+    @staticmethod
+    def _set(rollout: Rollout, found: dict[str, Tensor]) -> None:
+        rollout.ref_logprobs_BT = found["reference"]
+        rollout.logprobs_BT, rollout.values_BT = found.get("policy"), found.get("values")
+
+    def _read(self, rollout: Rollout, parts: list[list[int]], with_policy: bool) -> dict[str, Tensor]:
+        """What the models say of the response tokens of some episodes, (B, T) each; 0 elsewhere.
+
+        `parts`: the episodes of each pass of this rank. Under ZeRO-3 all ranks make as many, and the last may be empty.
+        """
+        found: dict[str, Tensor] = {}
+        for number, part in enumerate(parts):
+            self.learner.tell(f"log-probabilities: pass {number + 1} of {len(parts)}")
+            batch = make_batch(rollout, part or [0], self.learner.pad_id)
+            given: dict[str, Tensor | None] = {}
+            if with_policy:
+                given["policy"], _, given["values"] = self.learner.forward(batch)
+            with self.runtime.autocast():
+                where = batch.tokens_bS, batch.before_N, batch.targets_N
+                given["reference"] = self.reference(*where, self.config.temperature)
+            for name, values_N in given.items():
+                if values_N is None:
+                    continue
+                into_BT = found.setdefault(name, torch.zeros_like(rollout.mask_BT))
+                if part:
+                    into_BT[part] = rollout.spread(values_N, part)
+        return found
+
+    def _room(self) -> int:
+        """Padded tokens of a forward-only pass: as `forward_batch_size` allows.
+
+        But products round otherwise in another batch shape, so that the ratio would be off 1 (in bf16 up to 1.04 on a tiny
+        model): where the first optimizer step has all rows, the passes are shared out and cut as that step's are, and the
+        ratio is exactly 1. The reference's too: rounding apart would be a KL. Not in fp32 on a GPU, where larger passes
+        are faster and the rounding is some 1e-6; on a CPU they are not faster, and `states_at` cuts them anyway.
+        """
+        config, runtime = self.config, self.runtime
+        rounds = runtime.precision == "bf16" or runtime.device.type == "cpu"
+        if rounds and config.minibatches == 1:
+            return self.learner.room
+        return self.learner.room // config.micro_batch_size * config.forward_batch_size
