@@ -74,7 +74,8 @@ class PPOConfig(StageConfig):
     micro_batch_size: PositiveInt = 16
     """Room of a forward and backward pass on each process, in episodes of the full length; of shorter ones more fit."""
     forward_batch_size: PositiveInt = 32
-    """Episodes in one generation pass on each process, and room of a forward-only pass as in `micro_batch_size`."""
+    """Episodes in one generation pass on each process, and room of a forward-only pass as in `micro_batch_size` (which decides itself
+    where that makes the first ratio exactly 1: with minibatches 1, in bf16 or on a CPU)."""
 
     # ---------------------------------------------------------------- rollouts
     max_prompt_tokens: PositiveInt = 96

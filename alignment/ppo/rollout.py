@@ -9,6 +9,7 @@ a response's end.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -25,6 +26,10 @@ from launch.runtime import Runtime
 
 Prompt = dict[str, Any]
 """A row of the prompts: `prompt_ids` and whatever else its source says of it (`prompt`, `reference`, ...)."""
+
+
+SCORES = ("scores_B", "token_scores_BT")
+"""What a source gave, to each rank for its own episodes."""
 
 
 @dataclass
@@ -60,7 +65,7 @@ class Rollout:
     counted: tuple[dict[str, float], dict[str, float]] | None = None
     """State of the normaliser of scores before and after it took in this rollout's."""
     gathered: bool = False
-    """Whether it holds the episodes of several ranks."""
+    """Whether it was put together from the episodes of several ranks."""
     early: Future[Any] | None = None
     """Rewards that were asked for while it was being sampled (scoring.EarlyScores)."""
     logged: dict[str, float] = field(default_factory=dict)
@@ -105,25 +110,21 @@ class Rollout:
         return torch.zeros_like(mask_BT).masked_scatter(mask_BT.bool(), values_N.to(mask_BT.dtype))
 
     def gather(self, runtime: Runtime) -> Rollout:
-        """The episodes of all ranks, in rank order, on every rank; with `take_scores` to come."""
+        """The episodes of all ranks, in rank order, on every rank, without their scores: those come by `take_scores`."""
         if runtime.world == 1 or self.gathered:
             return self
         own = (self.prompts, self.responses, self.groups)
         prompts, responses, groups = (
             [item for part in parts for item in part] for parts in zip(*runtime.gather_objects(own), strict=True)
         )
-        logprobs_BT = self.engine_logprobs_BT
-        return Rollout(
-            prompts,
-            responses,
-            groups,
-            runtime.gather(self.mask_BT),
-            runtime.gather(self.finished_B),
-            None if logprobs_BT is None else runtime.gather(logprobs_BT),
-            gathered=True,
-            logged=self.logged,
-            seconds=self.seconds,
-        )
+        own_BT = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+        all_BT = {
+            name: runtime.gather(value)
+            for name, value in own_BT.items()
+            if isinstance(value, Tensor) and name not in SCORES
+        }
+        changed: dict[str, Any] = {**dict.fromkeys(SCORES), **all_BT, "components": {}, "early": None}
+        return dataclasses.replace(self, prompts=prompts, responses=responses, groups=groups, gathered=True, **changed)
 
     def take_scores(self, own: Rollout, runtime: Runtime) -> None:
         """Set what sources gave to all episodes from what each rank was given for its `own` ones.
@@ -184,19 +185,44 @@ def outline_of(responses: Sequence[Sequence[int]], eos_id: int, runtime: Runtime
 def follow_changes(rollout: Rollout, eos_id: int, runtime: Runtime) -> None:
     """Before it is scored: what follows from responses and scores that the user may have changed. UserError, on all ranks, where it cannot."""
     fault: UserError | None = None
+    given = {"scores_B": rollout.scores_B is not None, "engine_logprobs_BT": rollout.engine_logprobs_BT is not None}
     mask_BT, finished_B = outline_of(rollout.responses, eos_id, runtime)
     try:
-        if rollout.engine_logprobs_BT is not None and not torch.equal(mask_BT, rollout.mask_BT):
-            raise UserError(
-                "score: responses have other lengths than when they were sampled, and what sampled them gave log-probabilities of "
-                "their tokens; leave the lengths, or set the rollout's engine_logprobs_BT to None"
-            )
+        _check_alike(runtime.gather_objects({"episodes": len(rollout), **given}))
+        if not torch.equal(mask_BT, rollout.mask_BT):
+            _check_lengths(rollout)
         check_scores(rollout, "score")
     except UserError as error:
         fault = error
     if any(runtime.gather_objects(fault is not None)):
         raise_everywhere(fault, runtime)
     rollout.mask_BT, rollout.finished_B = mask_BT, finished_B
+
+
+def _check_alike(of_ranks: list[dict[str, int]]) -> None:
+    """What is there decides which collective calls a rank makes."""
+    for name in of_ranks[0]:
+        values = [found[name] for found in of_ranks]
+        if len(set(values)) > 1:
+            raise UserError(
+                f"score: processes have other numbers of episodes: {', '.join(map(str, values))}; give each as many"
+                if name == "episodes"
+                else f"score: some processes have {name} and others have none; set it on all of them, or on none"
+            )
+
+
+def _check_lengths(rollout: Rollout) -> None:
+    """Of a rollout whose responses have other lengths than before: what was given to their tokens is of no use."""
+    if rollout.engine_logprobs_BT is not None:
+        raise UserError(
+            "score: responses have other lengths than when they were sampled, and what sampled them gave log-probabilities of "
+            "their tokens; leave the lengths, or set the rollout's engine_logprobs_BT to None on all processes"
+        )
+    if rollout.token_scores_BT is not None:
+        raise UserError(
+            "score: responses have other lengths than when their tokens were given rewards; leave the lengths, or set the rollout's "
+            "scores_B and token_scores_BT to None"
+        )
 
 
 def check_scored(rollout: Rollout, phase: str) -> None:

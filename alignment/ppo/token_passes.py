@@ -34,14 +34,14 @@ class TokenPasses:
     def read_shared(self, rollout: Rollout) -> None:
         """Set what `has_all` asks for, and values, of the episodes of all ranks, which share the passes as a step's are shared."""
         rank, world = self.runtime.rank, self.runtime.world
-        parts = self.learner.plan(range(len(rollout)), rollout.lengths, self._room(), world)[rank]
+        parts = self.learner.plan(range(len(rollout)), rollout.lengths, self._room(self._cut_alike()), world)[rank]
         found = self._read(rollout, parts, not self.left_to_training(rollout))
         self._set(rollout, {name: self.runtime.sum(values_BT) for name, values_BT in found.items()})
 
     @torch.no_grad()
     def read_own(self, rollout: Rollout) -> None:
         """Set all of them of this rank's own episodes. All ranks call this; they may have other numbers of episodes."""
-        parts = self.learner.plan(range(len(rollout)), rollout.lengths, self._room(), 1)[0]
+        parts = self.learner.plan(range(len(rollout)), rollout.lengths, self._room(alike=False), 1)[0]
         most = max(self.runtime.gather_objects(len(parts)))
         self._set(rollout, self._read(rollout, [*parts, *([] for _ in range(most - len(parts)))], True))
 
@@ -73,16 +73,18 @@ class TokenPasses:
                     into_BT[part] = rollout.spread(values_N, part)
         return found
 
-    def _room(self) -> int:
-        """Padded tokens of a forward-only pass: as `forward_batch_size` allows.
+    def _cut_alike(self) -> bool:
+        """Whether a rollout's passes are shared out and cut as those of the first optimizer step are.
 
-        But products round otherwise in another batch shape, so that the ratio would be off 1 (in bf16 up to 1.04 on a tiny
-        model): where the first optimizer step has all rows, the passes are shared out and cut as that step's are, and the
-        ratio is exactly 1. The reference's too: rounding apart would be a KL. Not in fp32 on a GPU, where larger passes
-        are faster and the rounding is some 1e-6; on a CPU they are not faster, and `states_at` cuts them anyway.
+        Products round otherwise in another batch shape, so that the ratio would be off 1 (in bf16 up to 1.04 on a tiny
+        model): where that step has all rows, it is exactly 1 like this. The reference's too: rounding apart would be a KL. Not in
+        fp32 on a GPU, where larger passes are faster and the rounding is some 1e-6; on a CPU they are not faster, and
+        `states_at` cuts them anyway.
         """
-        config, runtime = self.config, self.runtime
-        rounds = runtime.precision == "bf16" or runtime.device.type == "cpu"
-        if rounds and config.minibatches == 1:
-            return self.learner.room
-        return self.learner.room // config.micro_batch_size * config.forward_batch_size
+        rounds = self.runtime.precision == "bf16" or self.runtime.device.type == "cpu"
+        return rounds and self.config.minibatches == 1
+
+    def _room(self, alike: bool) -> int:
+        """Padded tokens of a pass: those of a micro-batch, or as `forward_batch_size` allows."""
+        of_one = self.learner.room // self.config.micro_batch_size
+        return of_one * (self.config.micro_batch_size if alike else self.config.forward_batch_size)

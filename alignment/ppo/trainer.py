@@ -100,7 +100,6 @@ class PPOTrainer:
         if self.replay is not None:
             self.update_number, self.updates = self.replay.begin(self.kl, self.normaliser)
         self.held_out, self.history = held_out, History()
-        self._held_out_rows = self.as_rows(held_out.rows) if held_out else []
         self.room = self.replay.room if self.replay else self._longest_episode(source)
         """Tokens of the longest episode there can be."""
         ptx = load_ptx(config, tokenizer, self.room)
@@ -149,7 +148,7 @@ class PPOTrainer:
     def _longest_episode(self, source: RewardSource | None) -> int:
         """Tokens of the longest prompt with its response; refused where a role or a judge cannot read so many."""
         gold = self.held_out.gold if self.held_out else None
-        rows = [*self.prompts, *self._held_out_rows]
+        rows = [*self.prompts, *self._held_out_rows()]
         check_contexts(self.roles, [source, gold], rows, self.config.max_new_tokens)
         return max((len(row["prompt_ids"]) for row in self.prompts), default=0) + self.config.max_new_tokens
 
@@ -262,8 +261,9 @@ class PPOTrainer:
         The passes are shared out to the ranks by length; each asks its source for the rewards of its own episodes. The old
         log-probabilities come from the training forward pass, not from generation: the kernels differ, and the ratio
         would not be 1 at the first step (checklist item 11). Where nothing needs them before it, that step's own pass gives
-        them (`PPOConfig.first_pass_is_old`). A rollout that has its scores (of this rank's episodes, and before it is gathered)
-        keeps them: no source is asked. One that has all, as of a replay, is whole.
+        them (`PPOConfig.first_pass_is_old`). A rollout that has its scores (of this rank's episodes, or once it is gathered of
+        all) keeps them: no source is asked. One that has all, as of a replay, is whole. Go on with what is returned: on several
+        processes it is another rollout.
         """
         if rollout.scores_B is not None and self.passes.has_all(rollout):
             return rollout
@@ -374,7 +374,7 @@ class PPOTrainer:
 
         Each rank samples and scores its share of the prompts; numbers and intervals are those of all of them.
         """
-        held_out, rows, runtime = self.held_out, self._held_out_rows, self.runtime
+        held_out, rows, runtime = self.held_out, self._held_out_rows(), self.runtime
         n = len(rows)
         if held_out is None or n < runtime.world:
             raise UserError(
@@ -433,6 +433,12 @@ class PPOTrainer:
     def as_rows(self, prompts: Sequence[Prompt | str]) -> list[Prompt]:
         """Rows with `prompt_ids`: as they are, or of texts."""
         return prompt_rows(self.roles.tokenizer, prompts, self.roles.policy.get_input_embeddings().num_embeddings)
+
+    def _held_out_rows(self) -> list[Prompt]:
+        try:
+            return self.as_rows(self.held_out.rows) if self.held_out else []
+        except UserError as error:
+            raise UserError(f"held_out: {error}") from None
 
     @contextmanager
     def _timed(self) -> Iterator[Callable[[], float]]:

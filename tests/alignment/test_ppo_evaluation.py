@@ -116,8 +116,14 @@ def test_held_out_prompts_may_be_texts(make):
     texts = [tokenizer.decode(row["prompt_ids"]) for row in prompt_rows()]
     found, expected = (make(held_out=HeldOut(rows)).evaluate() for rows in (texts, prompt_rows()))
     assert found.row == expected.row and found.samples[0].completion.prompt_ids == tuple(prompt_rows()[0]["prompt_ids"])
-    with pytest.raises(UserError, match="is one text; give a list"):
+    with pytest.raises(UserError, match=r"held_out: prompts: .* is one text; give a list"):
         make(held_out=HeldOut(texts[0]))
+
+
+def test_other_held_out_prompts_may_be_given_later(make):
+    trainer = make()
+    trainer.held_out = HeldOut(prompt_rows()[3:5])
+    assert trainer.evaluate().row["n"] == 2
 
 
 def test_history_is_in_the_checkpoint(make, tmp_path, runtime):

@@ -50,6 +50,41 @@ def test_ranks_that_are_given_other_columns_and_kinds_of_reward_go_on_together(i
         assert together[0][name] == pytest.approx(alone[0][name], abs=1e-5), name
 
 
+def note_scoring_passes(marks):
+    """In a rank: a line for each pass of scoring, of the episodes that it is for."""
+    from alignment.ppo.token_passes import TokenPasses
+
+    plain = TokenPasses._read
+
+    def read(passes, rollout, parts, with_policy):
+        with open(marks, "a") as stream:
+            stream.writelines(f"{part}\n" for part in parts)
+        return plain(passes, rollout, parts, with_policy)
+
+    TokenPasses._read = read
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_a_rank_without_episodes_left_scores_nothing_in_as_many_passes(inputs, tmp_path, stage):
+    """Of 33, 16, 15 and 14 tokens, in passes of 34: one rank has the first and the last, each in a pass, and the other the rest in one."""
+    prompts = tmp_path / "prompts.jsonl"
+    texts = [" ".join((WORDS * 3)[:count]) for count in (33, 16, 15, 14)]
+    prompts.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
+    settings = {
+        **{"updates": 3, "epochs": 1, "batch_size": 4, "minibatches": 1, "micro_batch_size": 1, "max_new_tokens": 1},
+        "watchdog_minutes": 0.5,
+        "learning_rate": 1e-2,
+    }
+    call = words((*inputs[:2], prompts), tmp_path / "two", **settings)
+    job = ForkedJob(call, tmp_path / "logs", 2, stage, note_scoring_passes)
+    assert job.wait(120) == [0, 0], [job.say(rank)[-3000:] for rank in (0, 1)]
+    assert len(job.marks(0)) == len(job.marks(1)) == 6 and job.marks(1)[1::2] == ["[]"] * 3
+    run_whole(words((*inputs[:2], prompts), tmp_path / "one", **settings), tmp_path / "logs")
+    for ours, theirs in zip(read_metrics(tmp_path / "two"), read_metrics(tmp_path / "one"), strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-4, rel=1e-4)
+        assert (ours["policy/ratio_max"], ours["policy/approx_kl"]) == (1, 0)
+
+
 def note_evaluation_passes(marks):
     """In a rank: a line for each evaluation of how many passes score this rank's episodes."""
     from alignment.ppo.learner import Learner
