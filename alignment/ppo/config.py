@@ -74,8 +74,8 @@ class PPOConfig(StageConfig):
     micro_batch_size: PositiveInt = 16
     """Room of a forward and backward pass on each process, in episodes of the full length; of shorter ones more fit."""
     forward_batch_size: PositiveInt = 32
-    """Episodes in one generation pass on each process, and room of a forward-only pass as in `micro_batch_size` (which decides itself
-    where that makes the first ratio exactly 1: with minibatches 1, in bf16 or on a CPU)."""
+    """Episodes in one generation pass on each process, and room of a forward-only pass as in `micro_batch_size`. With minibatches 1,
+    in bf16 or on a CPU, the passes of scoring go by `micro_batch_size` instead."""
 
     # ---------------------------------------------------------------- rollouts
     max_prompt_tokens: PositiveInt = 96
@@ -200,9 +200,7 @@ class PPOConfig(StageConfig):
     @property
     def first_pass_is_old(self) -> bool:
         """Whether the first training pass gives the old log-probabilities: it makes them anyway, and nothing needs them before."""
-        in_rewards = self.kl_in == "reward" and self.kl_coef > 0
-        elsewhere = bool(self.rollouts_ahead or self.vllm or self.replay) or self.dump_rollouts != "none"
-        return self.minibatches == 1 and not (self.needs_critic or in_rewards or elsewhere)
+        return self.minibatches == 1 and self.kl_in == "loss" and not self.needs_critic and self.dump_rollouts == "none"
 
     def check(self) -> None:
         for name in ("policy",) if self.replay else ("policy", "prompts"):

@@ -15,6 +15,7 @@ from alignment.ppo import objectives as ppo
 from alignment.ppo.config import PPOConfig
 from alignment.ppo.ptx import PTXData
 from alignment.ppo.rollout import Batch, Rollout, make_batch, plan_parts
+from alignment.ppo.shaping import OF_POLICY, check_sizes
 from launch.engine import Engine
 from launch.errors import UserError
 from launch.runtime import Runtime
@@ -41,6 +42,8 @@ class Learner:
         """Padded tokens of a micro-batch."""
         self.width_of: Callable[[int], int] = lambda length: length
         """Of a row of so many tokens: what it takes of that room."""
+        self.moves = 0
+        """Steps and loads so far: whether the policy is still that of before."""
         self.rate_factor = 1.0
         """Of the learning rates, besides their schedule."""
         self.tell: Callable[[str], Any] = lambda text: None
@@ -56,7 +59,7 @@ class Learner:
     def update(self, rollout: Rollout, number: int, kl_coef: float) -> Metrics:
         """`epochs` passes over the rollout in `minibatches` optimizer steps each. Returns token-weighted means over all of them.
 
-        Old log-probabilities that are not there are those of the first step's own pass: the policy has not moved by then.
+        Old log-probabilities that are not there are those of the first step's own pass, for which it must have all rows.
         """
         config = self.config
         if number >= config.updates:
@@ -71,6 +74,7 @@ class Learner:
             for step, minibatch in enumerate(order.reshape(config.minibatches, -1)):
                 counter = (number, epoch * config.minibatches + step)
                 norms.append(self._step(rollout, minibatch.tolist(), counter, kl_coef, sums))
+                self.moves += 1
         return self._metrics(sums, norms)
 
     def _step(
@@ -89,7 +93,7 @@ class Learner:
         if self.ptx is not None and not warming:
             _add(sums, self._ptx_passes(self.ptx, counter), tokens)
             of_ptx = self.engine.set_aside("policy") if self.engine.can_set_aside else None
-        first_BT = torch.zeros_like(rollout.mask_BT) if rollout.logprobs_BT is None else None
+        found: list[tuple[list[int], Tensor]] = []
         weights_BT = torch.zeros_like(rollout.mask_BT)
         weights_BT[minibatch] = ppo.token_weights(rollout.mask_BT[minibatch], config.loss_mean, config.max_new_tokens)
         parts = self.plan(minibatch, rollout.lengths, self.room, runtime.world)[runtime.rank]
@@ -104,13 +108,27 @@ class Learner:
                 logprobs_N, loss, measured = self._losses(rollout, rows, weights_BT, kl_coef, idle, warming)
                 self.engine.backward(loss, last)
             _add(sums, measured, tokens)
-            if first_BT is not None and not idle:
-                first_BT[rows] = rollout.spread(logprobs_N.detach(), rows)
-        if first_BT is not None:
-            rollout.logprobs_BT = runtime.sum(first_BT)
+            if not idle:
+                found.append((rows, logprobs_N.detach()))
+        if rollout.logprobs_BT is None:
+            assert len(minibatch) == len(rollout), "of the other rows there are no old log-probabilities"
+            self._keep_as_old(rollout, found)
         if of_ptx is not None:
             _add(sums, self._join_ptx(of_ptx), tokens)
         return self.engine.step()
+
+    def _keep_as_old(self, rollout: Rollout, found: list[tuple[list[int], Tensor]]) -> None:
+        """Make the log-probabilities of the first step, which this rank `found` a part of, the old ones. UserError, before the step, for NaN."""
+        mine_BT = torch.zeros_like(rollout.mask_BT)
+        for rows, logprobs_N in found:
+            mine_BT[rows] = rollout.spread(logprobs_N, rows)
+        logprobs_BT = self.runtime.sum(mine_BT)
+        try:
+            check_sizes({OF_POLICY: logprobs_BT}, "update")
+        except UserError:
+            self.engine.module.zero_grad(set_to_none=True)
+            raise
+        rollout.logprobs_BT = logprobs_BT
 
     def _losses(
         self, rollout: Rollout, rows: Sequence[int], weights_BT: Tensor, kl_coef: float, idle: bool, warming: bool

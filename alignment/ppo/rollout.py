@@ -28,8 +28,9 @@ Prompt = dict[str, Any]
 """A row of the prompts: `prompt_ids` and whatever else its source says of it (`prompt`, `reference`, ...)."""
 
 
-SCORES = ("scores_B", "token_scores_BT")
-"""What a source gave, to each rank for its own episodes."""
+TOKEN_SCORES = "token_scores_BT"
+OF_SOURCE = ("scores_B", TOKEN_SCORES)
+"""What each rank is given for its own episodes; rewards of tokens perhaps on some ranks alone."""
 
 
 @dataclass
@@ -49,6 +50,8 @@ class Rollout:
     """Of the weights or the engine that sampled them, when that is not the policy itself."""
     logprobs_BT: Tensor | None = None
     """The old ones of the ratio; the update sets them where nothing needs them before (PPOConfig.first_pass_is_old)."""
+    left_at: int | None = None
+    """How often the policy had moved when they were left to the update: they are those of that policy."""
     ref_logprobs_BT: Tensor | None = None
     values_BT: Tensor | None = None
     scores_B: Tensor | None = None
@@ -121,9 +124,9 @@ class Rollout:
         all_BT = {
             name: runtime.gather(value)
             for name, value in own_BT.items()
-            if isinstance(value, Tensor) and name not in SCORES
+            if isinstance(value, Tensor) and name not in OF_SOURCE
         }
-        changed: dict[str, Any] = {**dict.fromkeys(SCORES), **all_BT, "components": {}, "early": None}
+        changed: dict[str, Any] = {**dict.fromkeys(OF_SOURCE), **all_BT, "components": {}, "early": None}
         return dataclasses.replace(self, prompts=prompts, responses=responses, groups=groups, gathered=True, **changed)
 
     def take_scores(self, own: Rollout, runtime: Runtime) -> None:
@@ -185,7 +188,7 @@ def outline_of(responses: Sequence[Sequence[int]], eos_id: int, runtime: Runtime
 def follow_changes(rollout: Rollout, eos_id: int, runtime: Runtime) -> None:
     """Before it is scored: what follows from responses and scores that the user may have changed. UserError, on all ranks, where it cannot."""
     fault: UserError | None = None
-    given = {"scores_B": rollout.scores_B is not None, "engine_logprobs_BT": rollout.engine_logprobs_BT is not None}
+    given = {name: True for name, value in vars(rollout).items() if isinstance(value, Tensor) and name != TOKEN_SCORES}
     mask_BT, finished_B = outline_of(rollout.responses, eos_id, runtime)
     try:
         _check_alike(runtime.gather_objects({"episodes": len(rollout), **given}))
@@ -201,13 +204,15 @@ def follow_changes(rollout: Rollout, eos_id: int, runtime: Runtime) -> None:
 
 def _check_alike(of_ranks: list[dict[str, int]]) -> None:
     """What is there decides which collective calls a rank makes."""
-    for name in of_ranks[0]:
-        values = [found[name] for found in of_ranks]
-        if len(set(values)) > 1:
+    counts = [found["episodes"] for found in of_ranks]
+    if len(set(counts)) > 1:
+        raise UserError(
+            f"score: processes have other numbers of episodes: {', '.join(map(str, counts))}; give each as many"
+        )
+    for name in sorted({name for found in of_ranks for name in found}):
+        if not all(name in found for found in of_ranks):
             raise UserError(
-                f"score: processes have other numbers of episodes: {', '.join(map(str, values))}; give each as many"
-                if name == "episodes"
-                else f"score: some processes have {name} and others have none; set it on all of them, or on none"
+                f"score: some processes have {name} and others have none; set it on all of them, or on none"
             )
 
 
@@ -221,7 +226,7 @@ def _check_lengths(rollout: Rollout) -> None:
     if rollout.token_scores_BT is not None:
         raise UserError(
             "score: responses have other lengths than when their tokens were given rewards; leave the lengths, or set the rollout's "
-            "scores_B and token_scores_BT to None"
+            "token_scores_BT to None and its scores_B anew"
         )
 
 

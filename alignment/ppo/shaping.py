@@ -17,6 +17,8 @@ from launch.errors import UserError
 LARGEST = 1e15
 """Of a reward or a value. Losses and variances sum squares over a batch: those of larger ones leave float32 (3.4e38)."""
 
+OF_POLICY = "log-probability under the policy"
+
 
 def shape_rewards(rollout: Rollout, config: PPOConfig, normaliser: RewardNormaliser, kl_coef: float) -> Tensor:
     """The reward of each token, (B, T): the KL penalty everywhere, the score on the last one, token rewards on theirs."""
@@ -26,7 +28,7 @@ def shape_rewards(rollout: Rollout, config: PPOConfig, normaliser: RewardNormali
         {
             "reward": scores_B,
             "reward of a single token": tokens_BT,
-            "log-probability under the policy": rollout.logprobs_BT,
+            OF_POLICY: rollout.logprobs_BT,
             "log-probability under the reference": rollout.ref_logprobs_BT,
             "KL penalty of a token": ppo.on_mask(kl_coef * penalty_BT, rollout.mask_BT),
             "value (of the critic)": rollout.values_BT,
@@ -75,8 +77,8 @@ def count_scores(rollout: Rollout, normaliser: RewardNormaliser) -> None:
 
 
 def kl_penalty(rollout: Rollout, config: PPOConfig) -> Tensor:
-    """KL of each token as it goes into the rewards, before its weight; 0 when it is in the loss, or weighs nothing."""
-    if config.kl_in == "loss" or config.kl_coef == 0:
+    """KL of each token as it goes into the rewards, before its weight; 0 when it is in the loss."""
+    if config.kl_in == "loss":
         return torch.zeros_like(rollout.mask_BT)
     assert rollout.logprobs_BT is not None and rollout.ref_logprobs_BT is not None
     return ppo.kl_estimate(rollout.logprobs_BT, rollout.ref_logprobs_BT, config.kl_kind)
@@ -91,7 +93,7 @@ REMEDIES = {
 """By how the names of what is at fault begin."""
 
 
-def check_sizes(parts: dict[str, Tensor | None]) -> None:
+def check_sizes(parts: dict[str, Tensor | None], phase: str = "advantages") -> None:
     """UserError that names the first of them with a number that is not finite, or beyond `LARGEST`.
 
     Of a larger one the losses would be infinite, or, once whitened or over the deviation of its group, all others 0.
@@ -102,7 +104,7 @@ def check_sizes(parts: dict[str, Tensor | None]) -> None:
         worst = values.flatten()[values.abs().nan_to_num(torch.inf, torch.inf).argmax()]
         remedy = next(remedy for start, remedy in REMEDIES.items() if name.startswith(start))
         raise UserError(
-            f"advantages: a {name} is {float(worst):.4g}, and beyond {LARGEST:g} nothing can be learned from a batch; "
+            f"{phase}: a {name} is {float(worst):.4g}, and beyond {LARGEST:g} nothing can be learned from a batch; "
             f"{remedy} (no weights were changed)"
         )
 

@@ -21,34 +21,31 @@ class TokenPasses:
         self.learner, self.reference = learner, reference
         self.config, self.runtime = learner.config, learner.runtime
 
-    def left_to_training(self, rollout: Rollout) -> bool:
-        """Whether the old log-probabilities of a rollout are those of the first training pass."""
-        return self.config.first_pass_is_old and rollout.engine_logprobs_BT is None
-
     def has_all(self, rollout: Rollout) -> bool:
-        """Whether a rollout has the log-probabilities that advantages and update need."""
-        own = rollout.logprobs_BT is not None or self.left_to_training(rollout)
-        return own and rollout.ref_logprobs_BT is not None
+        """Whether a rollout has the log-probabilities that advantages and update need, or its own are left to the update."""
+        waits = self._leaves_policy(rollout) and rollout.left_at == self.learner.moves
+        return rollout.ref_logprobs_BT is not None and (waits or rollout.logprobs_BT is not None)
+
+    def _leaves_policy(self, rollout: Rollout) -> bool:
+        """Whether the old log-probabilities are to be those of the first training pass. Importance weights need them before."""
+        return self.config.first_pass_is_old and rollout.engine_logprobs_BT is None
 
     @torch.no_grad()
     def read_shared(self, rollout: Rollout) -> None:
         """Set what `has_all` asks for, and values, of the episodes of all ranks, which share the passes as a step's are shared."""
-        rank, world = self.runtime.rank, self.runtime.world
-        parts = self.learner.plan(range(len(rollout)), rollout.lengths, self._room(self._cut_alike()), world)[rank]
-        found = self._read(rollout, parts, not self.left_to_training(rollout))
-        self._set(rollout, {name: self.runtime.sum(values_BT) for name, values_BT in found.items()})
+        rank, world, leaves = self.runtime.rank, self.runtime.world, self._leaves_policy(rollout)
+        room = self._room(leaves or self._cut_alike())
+        parts = self.learner.plan(range(len(rollout)), rollout.lengths, room, world)[rank]
+        found = self._read(rollout, parts, not leaves)
+        _set(rollout, {name: self.runtime.sum(values_BT) for name, values_BT in found.items()})
+        rollout.left_at = self.learner.moves if leaves else None
 
     @torch.no_grad()
     def read_own(self, rollout: Rollout) -> None:
         """Set all of them of this rank's own episodes. All ranks call this; they may have other numbers of episodes."""
         parts = self.learner.plan(range(len(rollout)), rollout.lengths, self._room(alike=False), 1)[0]
         most = max(self.runtime.gather_objects(len(parts)))
-        self._set(rollout, self._read(rollout, [*parts, *([] for _ in range(most - len(parts)))], True))
-
-    @staticmethod
-    def _set(rollout: Rollout, found: dict[str, Tensor]) -> None:
-        rollout.ref_logprobs_BT = found["reference"]
-        rollout.logprobs_BT, rollout.values_BT = found.get("policy"), found.get("values")
+        _set(rollout, self._read(rollout, [*parts, *([] for _ in range(most - len(parts)))], True))
 
     def _read(self, rollout: Rollout, parts: list[list[int]], with_policy: bool) -> dict[str, Tensor]:
         """What the models say of the response tokens of some episodes, (B, T) each; 0 elsewhere.
@@ -88,3 +85,8 @@ class TokenPasses:
         """Padded tokens of a pass: those of a micro-batch, or as `forward_batch_size` allows."""
         of_one = self.learner.room // self.config.micro_batch_size
         return of_one * (self.config.micro_batch_size if alike else self.config.forward_batch_size)
+
+
+def _set(rollout: Rollout, found: dict[str, Tensor]) -> None:
+    rollout.ref_logprobs_BT = found["reference"]
+    rollout.logprobs_BT, rollout.values_BT = found.get("policy"), found.get("values")

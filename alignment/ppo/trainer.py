@@ -269,18 +269,10 @@ class PPOTrainer:
             return rollout
         if self.reference is None:
             raise UserError("score: a replay loads no reference, so it cannot score a rollout; take next_rollout()")
-        if rollout.scores_B is None and self.scorer is None:
-            raise UserError(
-                "score: the trainer has no source of reward; give PPOTrainer a source, or set the rollout's scores_B"
-            )
-        if rollout.scores_B is None and rollout.gathered:
-            raise UserError(
-                "score: the rollout holds the episodes of all processes, and each asks for rewards of its own ones alone; set its scores_B, "
-                "or make a new rollout"
-            )
         runtime = self.runtime
         with self._timed() as clock:
             follow_changes(rollout, self.sampling.eos_id, runtime)
+            self._check_source(rollout)
             whole = rollout.gather(runtime)
             self.passes.read_shared(whole)
             if rollout.scores_B is None:
@@ -289,6 +281,18 @@ class PPOTrainer:
             whole.take_scores(rollout, runtime)
         whole.seconds["score"] = clock()
         return whole
+
+    def _check_source(self, rollout: Rollout) -> None:
+        """UserError for a rollout without scores that no source can be asked for."""
+        if rollout.scores_B is None and self.scorer is None:
+            raise UserError(
+                "score: the trainer has no source of reward; give PPOTrainer a source, or set the rollout's scores_B"
+            )
+        if rollout.scores_B is None and rollout.gathered:
+            raise UserError(
+                "score: the rollout holds the episodes of all processes, and each asks for rewards of its own ones alone; set its "
+                "scores_B, or make a new rollout"
+            )
 
     def _score_episodes(self, rollout: Rollout) -> None:
         """Rewards of this rank's episodes from the source, by component. It may be away for long, see `while_waiting`."""
@@ -320,8 +324,13 @@ class PPOTrainer:
 
     def update(self, rollout: Rollout) -> Metrics:
         """The optimizer steps on a rollout with advantages, and the step of the KL controller."""
-        if rollout.advantages_BT is None or not self.passes.has_all(rollout):
+        if rollout.advantages_BT is None:
             raise UserError("update: the rollout has no advantages; call advantages(rollout) before")
+        if not self.passes.has_all(rollout):
+            raise UserError(
+                "update: the rollout has no old log-probabilities, or the policy has moved since they were left to the update; call "
+                "score(rollout) again and advantages, or score and update each rollout before the next one"
+            )
         check_scored(rollout, "update")
         if len(rollout) % self.config.minibatches:
             raise UserError(
@@ -344,6 +353,8 @@ class PPOTrainer:
 
     def log(self, rollout: Rollout | None, metrics: Metrics) -> Metrics:
         """Everything there is to say of the update that was just made (None: before the first), given to `sink`."""
+        if rollout and rollout.logprobs_BT is None:
+            raise UserError("log: the rollout has no log-probabilities yet; call update(rollout) before")
         metrics = {**(rollout_metrics(rollout) if rollout else {}), **metrics}
         row = None
         if self._evaluation_due():
@@ -420,6 +431,7 @@ class PPOTrainer:
     def load(self, checkpoint: Checkpoint) -> None:
         """Go on after a checkpoint."""
         extra = self.engine.load(checkpoint)
+        self.learner.moves += 1
         self.update_number = extra["update_number"]
         self.kl.load_state_dict(extra["kl"])
         self.normaliser.load_state_dict(extra["normaliser"])

@@ -35,6 +35,9 @@ SETTINGS = {
     "wider scoring": dict(forward_batch_size=16),
     "ptx": dict(ptx_data="rows.jsonl", ptx_batch_size=6, ptx_coef=1.0),
     "no critic": dict(estimator="rloo", samples_per_prompt=2, entropy_coef=0.01),
+    "old log-probabilities of the first step": dict(
+        estimator="rloo", samples_per_prompt=2, kl_in="loss", minibatches=1
+    ),
 }
 
 

@@ -1,9 +1,14 @@
 """Old log-probabilities that the first training pass gives, where nothing needs them before it: no pass, the same numbers."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from alignment.ppo.config import PPOConfig
+from alignment.ppo.config import PPOConfig, SharedLora
+from alignment.ppo.evaluation import HeldOut
+from launch.checkpoint import CheckpointStore
+from launch.errors import UserError
 from tests.alignment import ppo_support as support
 from tests.alignment.ppo_support import TokenReward, run_updates, weights
 
@@ -11,7 +16,10 @@ folders, runtime, make = support.folders, support.runtime, support.make
 WITHOUT = {
     "grpo, KL in the loss": dict(estimator="grpo", samples_per_prompt=4, kl_in="loss", kl_kind="k3"),
     "rloo, KL in the loss": dict(estimator="rloo", samples_per_prompt=2, kl_in="loss", kl_target=0.1),
-    "reinforce++, no KL": dict(estimator="reinforce++", kl_coef=0.0),
+    "reinforce++, no KL": dict(estimator="reinforce++", kl_in="loss", kl_coef=0.0),
+    "bf16": dict(estimator="reinforce++", kl_in="loss", normalise_scores=True, entropy_coef=0.01),
+    "PTX": dict(estimator="reinforce++", kl_in="loss", ptx_data="rows.jsonl", ptx_batch_size=6),
+    "LoRA": dict(estimator="reinforce++", kl_in="loss", lora=SharedLora(rank=2)),
 }
 WITH = {
     "a critic": dict(estimator="gae", kl_in="loss"),
@@ -40,7 +48,10 @@ def count_passes(trainer, monkeypatch):
 
 
 @pytest.mark.parametrize("case", WITHOUT)
-def test_updates_are_the_same_to_the_bit_without_a_pass_of_its_own(make, monkeypatch, case):
+def test_updates_are_the_same_to_the_bit_without_a_pass_of_its_own(make, runtime, tmp_path, monkeypatch, case):
+    monkeypatch.chdir(tmp_path)
+    Path("rows.jsonl").write_text('{"prompt": "the of", "completion": "and to in"}\n' * 3)
+    monkeypatch.setattr(runtime, "precision", "bf16" if case == "bf16" else "fp32")
     trainer = build(make, WITHOUT[case])
     passes = count_passes(trainer, monkeypatch)
     history = run_updates(trainer)
@@ -82,13 +93,49 @@ def test_what_another_engine_drew_is_read_before(make):
     trainer.update(rollout)
 
 
-def test_evaluation_reads_them(make):
-    from alignment.ppo.evaluation import HeldOut
-
-    trainer = make(
-        TokenReward(),
-        held_out=HeldOut(support.prompt_rows()),
-        **{"minibatches": 1, "learning_rate": 1e-2, **WITHOUT["grpo, KL in the loss"]},
-    )
+def test_evaluation_reads_them_in_larger_passes(make, monkeypatch):
+    settings = {"minibatches": 1, "learning_rate": 1e-2, "micro_batch_size": 1, "forward_batch_size": 8}
+    held_out = HeldOut(support.prompt_rows())
+    trainer = make(TokenReward(), held_out=held_out, **{**settings, **WITHOUT["grpo, KL in the loss"]})
     run_updates(trainer)
+    passes = count_passes(trainer, monkeypatch)
     assert trainer.evaluate().row["kl_k3"] > 0
+    assert max(len(batch.tokens_bS) for batch in passes) >= 6
+
+
+def test_a_rollout_whose_policy_has_moved_is_not_taken_for_its_own(make, tmp_path, runtime):
+    trainer = build(make, WITHOUT["grpo, KL in the loss"])
+    first, second = (trainer.advantages(trainer.score(trainer.rollout(trainer.next_prompts()))) for _ in range(2))
+    trainer.update(first)
+    with pytest.raises(
+        UserError, match=r"update: .* the policy has moved since they were left to the update; call score"
+    ):
+        trainer.update(second)
+    third = trainer.advantages(trainer.score(second))
+    assert trainer.update(third)["policy/approx_kl"] > 0
+    store = CheckpointStore(tmp_path, runtime)
+    trainer.save(store)
+    fourth = trainer.advantages(trainer.score(trainer.rollout(trainer.next_prompts(0))))
+    trainer.load(store.latest())
+    with pytest.raises(UserError, match="the policy has moved"):
+        trainer.update(fourth)
+
+
+def test_damaged_weights_are_named_before_any_is_changed(make):
+    trainer = build(make, WITHOUT["grpo, KL in the loss"])
+    rollout = trainer.advantages(trainer.score(trainer.rollout(trainer.next_prompts())))
+    with torch.no_grad():
+        trainer.roles.policy.lm_head.weight[3] = torch.nan
+    with pytest.raises(UserError, match=r"update: a log-probability under the policy is nan.*damaged.*no weights were"):
+        trainer.update(rollout)
+    damaged = [name for name, p in trainer.engine.module.named_parameters() if not p.isfinite().all()]
+    assert damaged == ["policy.lm_head.weight"] and trainer.roles.policy.lm_head.weight.isnan().any(1).sum() == 1
+    assert all(p.grad is None for p in trainer.engine.module.parameters())
+
+
+def test_it_is_logged_after_its_update(make):
+    trainer = build(make, WITHOUT["grpo, KL in the loss"])
+    rollout = trainer.advantages(trainer.score(trainer.rollout(trainer.next_prompts())))
+    with pytest.raises(UserError, match=r"log: the rollout has no log-probabilities yet; call update"):
+        trainer.log(rollout, {})
+    assert trainer.log(rollout, trainer.update(rollout))["kl/k3"] == 0

@@ -59,13 +59,16 @@ def test_all_tensors_but_scores_are_gathered_and_the_rest_is_kept():
     ("theirs", "message"),
     [
         ({"episodes": 3}, "score: processes have other numbers of episodes: 2, 3; give each as many"),
-        ({"scores_B": False}, "score: some processes have scores_B and others have none; set it on all of them"),
-        ({"engine_logprobs_BT": False}, "score: some processes have engine_logprobs_BT and others have none"),
+        ({"scores_B": None}, "score: some processes have scores_B and others have none; set it on all of them"),
+        ({"importance_BT": None}, "score: some processes have importance_BT and others have none"),
+        ({"engine_logprobs_BT": None}, "score: some processes have engine_logprobs_BT and others have none"),
     ],
 )
 def test_what_only_some_ranks_have_is_named_before_any_of_them_waits(theirs, message):
     def gather_objects(value):
-        return [value, {**value, **theirs}] if isinstance(value, dict) else [value, value]
+        if not isinstance(value, dict):
+            return [value, value]
+        return [value, {name: given for name, given in {**value, **theirs}.items() if given is not None}]
 
     runtime = SimpleNamespace(**{**vars(TWICE), "gather_objects": gather_objects, "rank": 0})
     rollout = full_rollout()

@@ -116,16 +116,6 @@ def test_the_first_ratio_of_two_processes_is_exactly_one(inputs, tmp_path, mode)
     assert rows[0]["kl/k1"] == rows[0]["kl/k3"] == 0 < rows[2]["kl/k3"]
 
 
-@pytest.mark.parametrize("mode", ZERO_STAGES)
-def test_old_log_probabilities_of_the_first_step_are_put_together_from_two_processes(inputs, tmp_path, mode):
-    """Without a critic, and with the KL in the loss, no pass gives them but the step's own; ten rows in unequal micro-batches."""
-    settings = dict(estimator="reinforce++", kl_in="loss", kl_kind="k3", minibatches=1, updates=UPDATES)
-    run_whole(words(inputs, tmp_path / "alone", **settings), tmp_path / "logs")
-    run_whole(words(inputs, tmp_path / "out", **settings), tmp_path / "logs", 2, ZERO_STAGES[mode])
-    assert largest_difference(tmp_path / "alone", tmp_path / "out") < 1e-5
-    assert read_metrics(tmp_path / "out")[0]["policy/approx_kl"] > 1e-5  # the second epoch starts from another policy
-
-
 def score_twice(marks):
     """In a rank: what is scored is scored again, as a user may want it."""
     from alignment.ppo.trainer import PPOTrainer

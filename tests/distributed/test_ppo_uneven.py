@@ -64,25 +64,40 @@ def note_scoring_passes(marks):
     TokenPasses._read = read
 
 
-@pytest.mark.parametrize("stage", [0, 3])
-def test_a_rank_without_episodes_left_scores_nothing_in_as_many_passes(inputs, tmp_path, stage):
-    """Of 33, 16, 15 and 14 tokens, in passes of 34: one rank has the first and the last, each in a pass, and the other the rest in one."""
+def uneven_words(inputs, tmp_path, out, **changes):
+    """Episodes of 34, 17, 16 and 15 tokens in passes of 34: one rank has the first and the last, each in a pass, the other the rest in one."""
     prompts = tmp_path / "prompts.jsonl"
     texts = [" ".join((WORDS * 3)[:count]) for count in (33, 16, 15, 14)]
     prompts.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
-    settings = {
-        **{"updates": 3, "epochs": 1, "batch_size": 4, "minibatches": 1, "micro_batch_size": 1, "max_new_tokens": 1},
-        "watchdog_minutes": 0.5,
-        "learning_rate": 1e-2,
-    }
-    call = words((*inputs[:2], prompts), tmp_path / "two", **settings)
+    sizes = dict(updates=3, batch_size=4, minibatches=1, micro_batch_size=1, max_new_tokens=1, learning_rate=1e-2)
+    return words((*inputs[:2], prompts), tmp_path / out, **{**sizes, "watchdog_minutes": 0.5, **changes})
+
+
+def assert_like_alone(inputs, tmp_path, out, **changes):
+    run_whole(uneven_words(inputs, tmp_path, "alone", **changes), tmp_path / "logs")
+    for ours, theirs in zip(read_metrics(tmp_path / out), read_metrics(tmp_path / "alone"), strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-4, rel=1e-4)
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_a_rank_without_episodes_left_scores_nothing_in_as_many_passes(inputs, tmp_path, stage):
+    call = uneven_words(inputs, tmp_path, "two", epochs=1)
     job = ForkedJob(call, tmp_path / "logs", 2, stage, note_scoring_passes)
     assert job.wait(120) == [0, 0], [job.say(rank)[-3000:] for rank in (0, 1)]
     assert len(job.marks(0)) == len(job.marks(1)) == 6 and job.marks(1)[1::2] == ["[]"] * 3
-    run_whole(words((*inputs[:2], prompts), tmp_path / "one", **settings), tmp_path / "logs")
-    for ours, theirs in zip(read_metrics(tmp_path / "two"), read_metrics(tmp_path / "one"), strict=True):
-        assert ours == pytest.approx(theirs, abs=1e-4, rel=1e-4)
-        assert (ours["policy/ratio_max"], ours["policy/approx_kl"]) == (1, 0)
+    assert_like_alone(inputs, tmp_path, "two", epochs=1)
+    assert [(row["policy/ratio_max"], row["policy/approx_kl"]) for row in read_metrics(tmp_path / "two")] == [
+        (1, 0)
+    ] * 3
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_old_log_probabilities_of_the_first_step_are_put_together_from_two_processes(inputs, tmp_path, stage):
+    """Without a critic, and with the KL in the loss, no pass gives them but the step's own; that of an idle rank counts for nothing."""
+    changes = dict(estimator="reinforce++", kl_in="loss", kl_kind="k3", epochs=2)
+    run_whole(uneven_words(inputs, tmp_path, "two", **changes), tmp_path / "logs", 2, stage)
+    assert_like_alone(inputs, tmp_path, "two", **changes)
+    assert read_metrics(tmp_path / "two")[0]["policy/approx_kl"] > 1e-5  # the second epoch starts from another policy
 
 
 def note_evaluation_passes(marks):
