@@ -50,6 +50,8 @@ class Replay:
         self.files = find_dumps(Path(config.replay or ""))
         self.first = min(self.files)
         rows = self._rows(self.first)
+        for number in range(self.first + 1, min(config.updates, max(self.files)) + 1):
+            check_length(self.files[number])  # now, not after the updates before it; the rest is read when it is due
         self.room = int(rows[0]["room"])
         """Tokens of the longest episode that the dumping run allowed for; it decides how micro-batches are cut."""
         self._state = rows[0]["kl"], rows[0]["normaliser"]
@@ -271,6 +273,41 @@ def find_dumps(path: Path) -> dict[int, Path]:
     return found
 
 
+def check_length(path: Path) -> None:
+    """UserError for a dump that is cut off, by a look at its ends: it holds as many rows as each of them says."""
+    try:
+        if path.suffix == ".parquet":
+            import pyarrow.parquet
+
+            file = pyarrow.parquet.ParquetFile(path)  # whose own index stands at its end
+            count, told = file.metadata.num_rows, []
+            if "episodes" in file.schema_arrow.names:
+                told = file.read(columns=["episodes"])["episodes"].to_pylist()
+        else:
+            count, ends = 0, ["{}", "{}"]
+            with path.open(encoding="utf-8") as stream:
+                for line in filter(str.strip, stream):
+                    ends = [line if count == 0 else ends[0], line]
+                    count += 1
+            told = [json.loads(line).get("episodes") for line in ends]
+    except (OSError, ValueError, AttributeError) as error:
+        raise _unreadable(path, error) from None
+    if not count:
+        raise _empty(path)
+    if others := sorted({n for n in told if type(n) is int} - {count}):
+        raise UserError(
+            f"replay: {path}: holds {count} episodes, where its update had {others[0]}; restore the file, or dump the run again"
+        )
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    return UserError(f"replay: {path}: cannot be read ({error}); dump the run again")
+
+
+def _empty(path: Path) -> UserError:
+    return UserError(f"replay: {path}: is empty; dump the run again")
+
+
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a dump. UserError when it cannot be read or is empty."""
     try:
@@ -282,9 +319,9 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
             lines = path.read_text(encoding="utf-8").split("\n")
             rows = [json.loads(line) for line in lines if line]
     except (OSError, ValueError) as error:  # pyarrow's errors are both
-        raise UserError(f"replay: {path}: cannot be read ({error}); dump the run again") from None
+        raise _unreadable(path, error) from None
     if not rows:
-        raise UserError(f"replay: {path}: is empty; dump the run again")
+        raise _empty(path)
     return rows
 
 

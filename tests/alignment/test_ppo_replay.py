@@ -231,6 +231,26 @@ def test_a_dump_that_cannot_be_used_is_named(make, common_dump, spoil, changes, 
     assert str(folder) in str(caught.value)
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_a_later_dump_that_is_cut_off_is_named_before_anything_is_trained(make, both_dumps, kind):
+    path = both_dumps(kind) / f"update-000003.{kind}"
+    whole = path.read_bytes()
+    if kind == "jsonl":
+        lines = whole.splitlines(keepends=True)
+        broken = {b"".join(lines[:-1]): "holds 7 episodes, where its update had 8", whole[:-9]: "cannot be read"}
+        broken |= {b"".join([*lines, lines[0]]): "holds 9 episodes, where its update had 8", b"": "is empty"}
+    else:
+        broken = {whole[:-9]: "cannot be read", parquet_bytes(read_rows(path)[1:]): "holds 7 episodes"}
+    for content, message in broken.items():
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=message) as caught:
+            replay(make, path.parent)
+        assert str(path) in str(caught.value)
+    replay(make, path.parent, updates=2)  # which does not read it
+    path.write_bytes(whole)
+    assert len(run_updates(replay(make, path.parent))) == 3
+
+
 def test_a_single_file_or_a_folder(common_dump):
     assert list(find_dumps(common_dump)) == [1, 2, 3]
     assert list(find_dumps(common_dump / "update-000002.jsonl")) == [2]
