@@ -51,7 +51,8 @@ class Replay:
         self.first = min(self.files)
         rows = self._rows(self.first)
         for number in range(self.first + 1, min(config.updates, max(self.files)) + 1):
-            check_length(self.files[number])  # now, not after the updates before it; the rest is read when it is due
+            if not looks_whole(self.files[number]):
+                self._rows(number)  # says what is wrong with it now, not after the updates before it
         self.room = int(rows[0]["room"])
         """Tokens of the longest episode that the dumping run allowed for; it decides how micro-batches are cut."""
         self._state = rows[0]["kl"], rows[0]["normaliser"]
@@ -273,39 +274,26 @@ def find_dumps(path: Path) -> dict[int, Path]:
     return found
 
 
-def check_length(path: Path) -> None:
-    """UserError for a dump that is cut off, by a look at its ends: it holds as many rows as each of them says."""
+def looks_whole(path: Path) -> bool:
+    """Whether a dump holds as many rows as those at its ends say; old dumps do not say. The rest is read when it is due."""
     try:
         if path.suffix == ".parquet":
             import pyarrow.parquet
 
-            file = pyarrow.parquet.ParquetFile(path)  # whose own index stands at its end
-            count, told = file.metadata.num_rows, []
+            file = pyarrow.parquet.ParquetFile(path)  # whose index stands at its end
+            told, count = [None], file.metadata.num_rows
             if "episodes" in file.schema_arrow.names:
                 told = file.read(columns=["episodes"])["episodes"].to_pylist()
         else:
-            count, ends = 0, ["{}", "{}"]
+            count, ends = 0, ["", ""]
             with path.open(encoding="utf-8") as stream:
                 for line in filter(str.strip, stream):
                     ends = [line if count == 0 else ends[0], line]
                     count += 1
             told = [json.loads(line).get("episodes") for line in ends]
-    except (OSError, ValueError, AttributeError) as error:
-        raise _unreadable(path, error) from None
-    if not count:
-        raise _empty(path)
-    if others := sorted({n for n in told if type(n) is int} - {count}):
-        raise UserError(
-            f"replay: {path}: holds {count} episodes, where its update had {others[0]}; restore the file, or dump the run again"
-        )
-
-
-def _unreadable(path: Path, error: Exception) -> UserError:
-    return UserError(f"replay: {path}: cannot be read ({error}); dump the run again")
-
-
-def _empty(path: Path) -> UserError:
-    return UserError(f"replay: {path}: is empty; dump the run again")
+    except (OSError, ValueError, AttributeError):
+        return False
+    return count > 0 and all(n in (None, count) for n in told)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -319,9 +307,9 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
             lines = path.read_text(encoding="utf-8").split("\n")
             rows = [json.loads(line) for line in lines if line]
     except (OSError, ValueError) as error:  # pyarrow's errors are both
-        raise _unreadable(path, error) from None
+        raise UserError(f"replay: {path}: cannot be read ({error}); dump the run again") from None
     if not rows:
-        raise _empty(path)
+        raise UserError(f"replay: {path}: is empty; dump the run again")
     return rows
 
 
