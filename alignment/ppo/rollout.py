@@ -188,7 +188,10 @@ def outline_of(responses: Sequence[Sequence[int]], eos_id: int, runtime: Runtime
 def follow_changes(rollout: Rollout, eos_id: int, runtime: Runtime) -> None:
     """Before it is scored: what follows from responses and scores that the user may have changed. UserError, on all ranks, where it cannot."""
     fault: UserError | None = None
-    given = {name: True for name, value in vars(rollout).items() if isinstance(value, Tensor) and name != TOKEN_SCORES}
+    fields = {
+        name: value for name, value in vars(rollout).items() if name.endswith(("_B", "_BT")) and name != TOKEN_SCORES
+    }
+    given = {name: True for name, value in fields.items() if value is not None}
     mask_BT, finished_B = outline_of(rollout.responses, eos_id, runtime)
     try:
         _check_alike(runtime.gather_objects({"episodes": len(rollout), **given}))

@@ -72,6 +72,7 @@ def test_what_only_some_ranks_have_is_named_before_any_of_them_waits(theirs, mes
 
     runtime = SimpleNamespace(**{**vars(TWICE), "gather_objects": gather_objects, "rank": 0})
     rollout = full_rollout()
+    rollout.scores_B = [0.5, 2]  # as a user may give them
     with pytest.raises(UserError, match=message):
         follow_changes(rollout, EOS, runtime)
     assert torch.equal(rollout.mask_BT, MASK)
