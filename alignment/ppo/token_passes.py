@@ -71,7 +71,7 @@ class TokenPasses:
         return found
 
     def _cut_alike(self) -> bool:
-        """Whether a rollout's passes are shared out and cut as those of the first optimizer step are.
+        """Whether a rollout's passes are cut as those of the first optimizer step are. (They are shared out alike in any case.)
 
         Products round otherwise in another batch shape, so that the ratio would be off 1 (in bf16 up to 1.04 on a tiny
         model): where that step has all rows, it is exactly 1 like this. The reference's too: rounding apart would be a KL. Not in
